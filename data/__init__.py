@@ -1,0 +1,1 @@
+"""From the files of a release to a corpus of utterances with raw votes."""

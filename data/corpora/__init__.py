@@ -1,0 +1,1 @@
+"""One module per corpus; the docstring of each shows the tree it expects."""

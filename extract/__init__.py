@@ -1,0 +1,1 @@
+"""Stage 1: a corpus goes in, a feature cache comes out."""

@@ -1,0 +1,1 @@
+"""The systems that stage 2 can train, one module each."""
