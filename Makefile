@@ -1,0 +1,62 @@
+# Everything needs only Python >= 3.11, make and pip: each target sets up .venv first, once.
+.DEFAULT_GOAL := help
+SHELL := /bin/sh
+.DELETE_ON_ERROR:
+
+# settings that may be given on the command line, as in `make test PYTHON=python3.12`
+PYTHON ?= python3
+AUDIO_MODEL ?=
+TEXT_MODEL ?=
+DEVICE ?= cpu
+PYTEST_ARGS ?=
+
+BIN := .venv/bin
+INSTALLED := .venv/.installed
+
+.PHONY: help
+help:  ## list the targets
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{printf "%-17s %s\n", $$1, $$2}'
+	@echo 'Settings: PYTHON=python3.12; for demo AUDIO_MODEL=facebook/wav2vec2-base TEXT_MODEL=bert-base-uncased DEVICE=cuda;'
+	@echo '          for test PYTEST_ARGS="tests/test_losses.py -x", and AMBER2_TEST_DATA=FOLDER with real recordings.'
+
+.PHONY: setup
+setup: $(INSTALLED)  ## create .venv and install amber2 and its tools at the versions of constraints.txt
+
+# Debian's python3 has no ensurepip without python3-venv; there pip installs pip.
+$(INSTALLED): setup.cfg pyproject.toml requirements.txt constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+	  echo "amber2 needs Python 3.11 or newer; '$(PYTHON) --version' says: $$($(PYTHON) --version 2>&1 | head -n 1)." \
+	    "Name another one: make $(MAKECMDGOALS) PYTHON=/path/to/python3.12" >&2; exit 1; }
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 \
+	  || $(PYTHON) -m venv --clear .venv >/dev/null 2>&1 \
+	  || { $(PYTHON) -m venv --clear --without-pip .venv && $(PYTHON) -m pip --python $(BIN)/python install pip; }
+	$(BIN)/python -m pip install --constraint constraints.txt --editable '.[test,develop]'
+	@touch $@
+
+.PHONY: test
+test: $(INSTALLED)  ## run the tests
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+.PHONY: lint
+lint: $(INSTALLED)  ## check style and format with ruff
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+
+.PHONY: types
+types: $(INSTALLED)  ## check types with mypy (strict)
+	$(BIN)/mypy
+
+.PHONY: bench
+bench: $(INSTALLED)  ## run every benchmark
+	@set -e; for benchmark in benchmarks/*.py; do \
+	  test -e "$$benchmark" || { echo 'There is no benchmark yet.'; break; }; \
+	  echo "== $$benchmark"; $(BIN)/python "$$benchmark"; done
+
+.PHONY: clean
+clean:  ## remove what make and the tools made, except .venv
+	rm -rf demo build dist amber2.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +
+
+.PHONY: clean-all
+clean-all: clean  ## remove .venv, too
+	rm -rf .venv

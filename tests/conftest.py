@@ -1,0 +1,34 @@
+"""What every test stands on: no network, few threads, and where the real recordings are, if they are anywhere."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+# Set before any test imports torch or transformers, and inherited by the commands that tests start.
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+os.environ["MPLBACKEND"] = "Agg"
+# The tests' matrices are small: more threads than two only wait for each other.
+os.environ.setdefault("OMP_NUM_THREADS", "2")
+
+
+@pytest.fixture(scope="session")
+def test_data() -> Path:
+    """The folder with real recordings and votes; whoever asks for it is skipped where there is none."""
+    folder = os.environ.get("AMBER2_TEST_DATA", "")
+    if not folder:
+        pytest.skip("AMBER2_TEST_DATA is not set: it names the folder with the real recordings")
+    path = Path(folder).expanduser().resolve()
+    if not path.is_dir():
+        pytest.fail(f"AMBER2_TEST_DATA={folder} is not a folder")
+    return path
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the tests that need the real recordings, so that `-m "not recordings"` leaves them out."""
+    for item in items:
+        if "test_data" in getattr(item, "fixturenames", ()):
+            item.add_marker("recordings")
