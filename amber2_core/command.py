@@ -1,0 +1,73 @@
+"""What every command does alike: --quiet and --verbose set up its log, a user's error becomes one line and exit 1."""
+
+from __future__ import annotations
+
+import functools
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import click
+
+from .errors import Amber2Error
+
+# exit codes; click itself exits with 2 on bad usage
+DONE, FAILED, INCOMPLETE = 0, 1, 3
+
+_log = logging.getLogger(__name__)
+
+
+def command_body(callback: Callable[..., int | None]) -> Callable[..., None]:
+    """Decorate the function under ``@click.command()`` and its options.
+
+    Adds ``--quiet`` and ``--verbose``, and sends the log to standard error. An exit code may be returned; None is 0.
+    An `Amber2Error`, or an `OSError` such as a full disk, is printed in one line, and the command exits with 1.
+
+    Example:
+        >>> @click.command()
+        ... @click.argument("cache")
+        ... @command_body
+        ... def show(cache: str) -> None:
+        ...     '''Show a cache.'''
+    """
+
+    @click.option("--quiet", is_flag=True, help="Say nothing but warnings, errors and the result.")
+    @click.option("--verbose", is_flag=True, help="Say everything, tracebacks of errors included.")
+    @functools.wraps(callback)
+    def body(*args: Any, quiet: bool, verbose: bool, **options: Any) -> None:
+        _set_up_log(logging.WARNING if quiet else logging.DEBUG if verbose else logging.INFO)
+        try:
+            code = callback(*args, **options)
+        except Amber2Error as error:
+            _fail(str(error))
+        except BrokenPipeError:
+            raise  # click ends quietly when the reader of a pipe has gone
+        except OSError as error:
+            reason = error.strerror or str(error)
+            _fail(f"{error.filename}: {reason}" if error.filename else reason)
+        click.get_current_context().exit(code or DONE)
+
+    return body
+
+
+def _fail(line: str) -> None:
+    _log.debug("the error came from here", exc_info=True)
+    click.echo(f"error: {' '.join(line.split())}", err=True)
+    click.get_current_context().exit(FAILED)
+
+
+class _StandardError(logging.Handler):
+    """Writes each record as one plain line, to what is standard error at that moment."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        line = self.format(record)
+        click.echo(f"warning: {line}" if record.levelno >= logging.WARNING else line, err=True)
+
+
+def _set_up_log(level: int) -> None:
+    """Our own packages speak at `level`, all others only when they warn."""
+    root = logging.getLogger()
+    root.handlers = [_StandardError()]
+    root.setLevel(logging.WARNING)
+    for package in ("amber2_core", "amber2_data", "amber2_extract", "amber2_train", "amber2_report", "amber2_predict"):
+        logging.getLogger(package).setLevel(level)

@@ -1,0 +1,73 @@
+"""Commands tell a user's error in one line, and nothing else."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+
+import click
+import pytest
+from click.testing import CliRunner, Result
+
+from amber2_core.command import INCOMPLETE, command_body
+from amber2_core.errors import CacheError
+
+
+@click.command()
+@click.argument("event")
+@command_body
+def _example(event: str) -> int | None:
+    log = logging.getLogger("amber2_core.example")
+    log.debug("details")
+    log.info("a stage")
+    log.warning("a doubt")
+    logging.getLogger("another.library").info("chatter")
+    if event == "mistake":
+        raise CacheError("No cache\nanywhere: make one")
+    if event == "full disk":
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "out.h5")
+    if event == "bug":
+        raise ZeroDivisionError
+    click.echo("result")
+    return INCOMPLETE if event == "failures" else None
+
+
+def _run(*arguments: str) -> Result:
+    return CliRunner().invoke(_example, list(arguments))
+
+
+def test_the_result_goes_to_standard_output_and_the_log_to_standard_error() -> None:
+    result = _run("nothing")
+    assert (result.exit_code, result.stdout, result.stderr) == (0, "result\n", "a stage\nwarning: a doubt\n")
+
+
+def test_quiet_leaves_warnings_and_verbose_adds_details() -> None:
+    assert _run("nothing", "--quiet").stderr == "warning: a doubt\n"
+    assert _run("nothing", "--verbose").stderr == "details\na stage\nwarning: a doubt\n"
+
+
+def test_a_returned_code_is_the_exit_code() -> None:
+    assert _run("failures").exit_code == 3
+
+
+@pytest.mark.parametrize(
+    ("event", "line"),
+    [
+        ("mistake", "error: No cache anywhere: make one\n"),
+        ("full disk", "error: out.h5: No space left on device\n"),
+    ],
+)
+def test_an_error_of_the_user_or_of_the_world_is_one_line_and_exit_1(event: str, line: str) -> None:
+    result = _run(event, "--quiet")
+    assert result.exit_code == 1
+    assert result.stderr == "warning: a doubt\n" + line
+
+
+def test_verbose_shows_where_an_error_came_from() -> None:
+    assert "Traceback" in _run("mistake", "--verbose").stderr
+    assert "Traceback" not in _run("mistake").stderr
+
+
+def test_a_bug_is_not_hidden() -> None:
+    assert isinstance(_run("bug").exception, ZeroDivisionError)
