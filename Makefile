@@ -46,6 +46,10 @@ lint: $(INSTALLED)  ## check style and format with ruff
 types: $(INSTALLED)  ## check types with mypy (strict)
 	$(BIN)/mypy
 
+.PHONY: docs
+docs: $(INSTALLED)  ## put the commands' own help into docs/commands.md
+	$(BIN)/python docs/help_texts.py
+
 .PHONY: bench
 bench: $(INSTALLED)  ## run every benchmark
 	@set -e; for benchmark in benchmarks/*.py; do \

@@ -1,0 +1,97 @@
+"""The documents say what the commands do: every option is explained, and none is mentioned that does not exist."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from functools import cache
+from pathlib import Path
+
+import click
+import help_texts
+import pytest
+from house import ROOT, console_scripts, setup_cfg
+
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
+# options of other people's programs that the pages mention
+FOREIGN = {"--constraint", "--editable", "--strict", "--extra"}
+
+
+@cache
+def commands() -> dict[str, click.Command]:
+    return help_texts.commands()
+
+
+def options(command: click.Command) -> list[click.Option]:
+    return [parameter for parameter in command.params if isinstance(parameter, click.Option)]
+
+
+def flags(command: click.Command) -> set[str]:
+    return {"--help", *(flag for option in options(command) for flag in [*option.opts, *option.secondary_opts])}
+
+
+def shell_lines(page: Path) -> list[str]:
+    """The lines of a page's shell blocks, continued lines joined, comments and prompts removed."""
+    blocks = re.findall(r"```(?:sh|bash|console)\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
+    lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
+    return [bare for line in lines if (bare := re.sub(r"(^|\s)#.*", "", line).removeprefix("$ ").strip())]
+
+
+def test_the_installed_commands_are_those_of_setup_cfg() -> None:
+    assert sorted(commands()) == sorted(console_scripts())
+
+
+@pytest.mark.parametrize("name", sorted(console_scripts()))
+def test_every_command_and_every_option_says_what_it_does(name: str) -> None:
+    assert (commands()[name].help or "").strip()
+    assert [option.name for option in options(commands()[name]) if not (option.help or "").strip()] == []
+
+
+def test_the_page_of_the_commands_quotes_their_help_of_today() -> None:
+    page = help_texts.PAGE.read_text(encoding="utf-8")
+    assert sorted(match["command"] for match in help_texts.BLOCK.finditer(page)) == sorted(commands())
+    assert page == help_texts.refreshed(page), "run `make docs`"
+
+
+@pytest.mark.parametrize("name", sorted(console_scripts()))
+def test_every_option_is_on_the_page_of_the_commands(name: str) -> None:
+    page = help_texts.PAGE.read_text(encoding="utf-8")
+    section = re.search(rf"^## {name}\n(.*?)(?=^## |\Z)", page, re.DOTALL | re.MULTILINE)
+    assert section is not None
+    missing = flags(commands()[name]) - set(re.findall(r"--?[a-zA-Z][\w-]*", section[1]))
+    assert missing == set()
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_no_page_mentions_an_option_that_does_not_exist(page: Path) -> None:
+    mentioned = set(re.findall(r"(?<![\w-])--[a-z][\w-]*", page.read_text(encoding="utf-8")))
+    assert mentioned - FOREIGN - set().union(*map(flags, commands().values())) == set()
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_command_line_on_a_page_can_be_parsed(page: Path) -> None:
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
+    for line in shell_lines(page):
+        program, *arguments = shlex.split(line)
+        if program in commands():
+            parser = commands()[program].make_parser(click.Context(commands()[program]))
+            parser.parse_args(arguments)  # raises on an option that does not exist, or that misses its value
+        elif program == "make":
+            assert {word for word in arguments if "=" not in word} <= targets, line
+        else:
+            assert program.partition("=")[0] in {"git", "cd", "pip", "python", ".venv/bin/pip", "export", "pytest"}, (
+                line
+            )
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_link_into_the_project_leads_somewhere(page: Path) -> None:
+    targets = re.findall(r"\]\(([^)#\s]+)[^)]*\)", page.read_text(encoding="utf-8"))
+    assert [to for to in targets if "://" not in to and not (page.parent / to).exists()] == []
+
+
+def test_the_citation_is_of_this_version_under_this_licence() -> None:
+    citation = (ROOT / "CITATION.cff").read_text(encoding="utf-8")
+    metadata = setup_cfg()["metadata"]
+    assert re.findall(r"^version: (.+)", citation, re.MULTILINE) == [metadata["version"]]
+    assert re.findall(r"^license: (.+)", citation, re.MULTILINE) == [metadata["license"]]
