@@ -26,7 +26,7 @@ MAY_IMPORT: dict[str, set[str]] = {
 # All that core stands on, and click where it is what commands share; other rooms may use whatever is declared …
 CORE_STANDS_ON = {"numpy", "torch", "h5py", "safetensors"}
 # … except what hears and reads: a corpus may look at its recordings, only stage 1 and prediction encode them.
-ENCODING = {"transformers", "tokenizers", "torchaudio", "soundfile"}
+ENCODING = {"transformers", "tokenizers", "huggingface_hub", "torchaudio", "soundfile"}
 FORBIDDEN: dict[str, set[str]] = {
     "amber2_core": ENCODING,
     "amber2_data": ENCODING - {"soundfile"},
