@@ -21,6 +21,12 @@ def package_folders() -> dict[str, str]:
     return dict(line.split(" = ") for line in setup_cfg()["options"]["package_dir"].split("\n") if line)
 
 
+def module_names() -> list[str]:
+    """Every module of every package, by the name that it is imported under."""
+    paths = {package: sorted((ROOT / folder).glob("*.py")) for package, folder in package_folders().items()}
+    return [f"{package}.{path.stem}".removesuffix(".__init__") for package, some in paths.items() for path in some]
+
+
 def console_scripts() -> dict[str, str]:
     """Command → `module:function`."""
     scripts = setup_cfg()["options.entry_points"]["console_scripts"]

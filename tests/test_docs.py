@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import doctest
+import importlib
 import re
 import shlex
 from functools import cache
@@ -10,7 +12,7 @@ from pathlib import Path
 import click
 import help_texts
 import pytest
-from house import ROOT, console_scripts, setup_cfg
+from house import ROOT, console_scripts, module_names, setup_cfg
 
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
 # options of other people's programs that the pages mention
@@ -95,3 +97,8 @@ def test_the_citation_is_of_this_version_under_this_licence() -> None:
     metadata = setup_cfg()["metadata"]
     assert re.findall(r"^version: (.+)", citation, re.MULTILINE) == [metadata["version"]]
     assert re.findall(r"^license: (.+)", citation, re.MULTILINE) == [metadata["license"]]
+
+
+@pytest.mark.parametrize("name", module_names())
+def test_every_example_in_a_docstring_gives_what_it_shows(name: str) -> None:
+    assert doctest.testmod(importlib.import_module(name)).failed == 0

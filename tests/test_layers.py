@@ -99,9 +99,8 @@ def imports(module: Module) -> Iterator[Import]:
             names = [absolute(module, node)] if isinstance(node, ast.ImportFrom) else [a.name for a in node.names]
             yield from (Import(name, place, at_import) for name in names)
         inside = at_import and not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
-        typing_only = isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test)
-        children = ast.iter_child_nodes(node)
-        pending.extend((child, inside and not (typing_only and child in node.body)) for child in children)
+        asleep = node.body if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test) else []
+        pending.extend((child, inside and child not in asleep) for child in ast.iter_child_nodes(node))
 
 
 def absolute(module: Module, node: ast.ImportFrom) -> str:
