@@ -22,7 +22,7 @@
                          frames/values (ΣT, D), frames/offsets (N + 1,) int64: optional, the pooled sequence of each row
 /failures/               utterance (an id), stage, reason  (F,) utf-8
 ```
-Numbers are contiguous; text has a fixed length, padded with NUL, in gzip chunks (HDF5's variable-length text lives in a
+Numbers are contiguous; text has a fixed length, padded with NUL, in gzip chunks (HDF5 keeps text of variable length in a
 heap without checksums, and a damaged heap can hang a reader). Every dataset carries `crc32`: of its bytes, or, for text,
 of its strings joined by NUL in UTF-8. The file is written with HDF5's 1.10 object headers, which carry checksums of
 their own, and all attributes lie inside them: a flipped bit is an error, never another number and never a hang. A file
@@ -394,7 +394,7 @@ def _text(place: h5py.Group, name: str) -> str:
 def _crc32(values: npt.NDArray[Any]) -> int:
     if values.dtype == object:
         return zlib.crc32("\0".join(values).encode())
-    return zlib.crc32(memoryview(values.reshape(-1)).cast("B")) if values.size else zlib.crc32(b"")
+    return zlib.crc32(values.reshape(-1).data.cast("B")) if values.size else zlib.crc32(b"")
 
 
 def _json(value: Any) -> str:

@@ -1,0 +1,236 @@
+"""From raw ratings to label distributions, under a label policy in which every choice has a name."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, get_args
+
+import numpy as np
+import numpy.typing as npt
+
+from .errors import LabelError, bad_choice
+from .tables import AttributeColumns, RatingTable, attribute_of
+from .utterance import STIMULI, LabelDefaults, Stimulus
+
+Raters = Literal["external", "all"]
+MultiLabel = Literal["pooled", "split", "first"]
+OutOfSpace = Literal["drop", "other"]
+Keep = Literal["consensus", "plurality", "majority", "any-vote"]
+
+# Grammatical forms of one word: releases name a class by its noun or by its adjective.
+SAME_WORD = {
+    "anger": "angry",
+    "contemptuous": "contempt",
+    "disgusted": "disgust",
+    "excitement": "excited",
+    "fearful": "fear",
+    "frustration": "frustrated",
+    "happiness": "happy",
+    "sadness": "sad",
+    "surprised": "surprise",
+}
+OTHER = "other"
+CONSENSUS = "consensus"  # the attribute that holds a release's own consensus label
+
+
+@dataclass(frozen=True)
+class LabelPolicy:
+    """How ratings become a target y_c = n_c / N (Eq. 1); see `label_distributions` for what each value does.
+
+    Raises:
+        LabelError: a value outside its choices, fewer than two emotions, or one named twice.
+    """
+
+    emotions: tuple[str, ...]
+    # which ratings count: those given to the voice alone, to the face alone, or to both
+    stimulus: Stimulus = "audiovisual"
+    # external: other people's ratings; all: the speaker's own as well. Synthetic raters are in neither
+    raters: Raters = "external"
+    # a rater who ticks k labels gives k votes (pooled), 1/k of a vote to each (split), or the first tick alone
+    multi_label: MultiLabel = "pooled"
+    # a vote for a word outside the space is dropped, or counts for an extra class "other"
+    out_of_space: OutOfSpace = "drop"
+    # pairs (word, emotion): votes for the word count for the emotion
+    merge: tuple[tuple[str, str], ...] = ()
+    # consensus: the release's own consensus label is in the space; plurality: one emotion has more counting votes than
+    # any other; majority: one has more than half of them; any-vote: at least one vote counts
+    keep: Keep = "any-vote"
+
+    def __post_init__(self) -> None:
+        for name, value, choices in (
+            ("stimulus", self.stimulus, STIMULI),
+            ("raters", self.raters, get_args(Raters)),
+            ("multi-label", self.multi_label, get_args(MultiLabel)),
+            ("out-of-space", self.out_of_space, get_args(OutOfSpace)),
+            ("keep", self.keep, get_args(Keep)),
+        ):
+            if value not in choices:
+                raise LabelError(bad_choice(name, value, choices))
+        repeated = [word for word, count in Counter(map(canonical, self.emotions)).items() if count > 1]
+        if repeated:
+            raise LabelError(f"Bad emotions {list(self.emotions)}: {repeated[0]!r} is named twice")
+        if len(self.emotions) < 2:
+            raise LabelError(f"Bad emotions {list(self.emotions)}, expected at least two")
+        if self.out_of_space == "other" and OTHER in map(canonical, self.emotions):
+            raise LabelError(f"Bad out-of-space 'other': {OTHER!r} is already one of the emotions")
+        for word, emotion in self.merge:
+            if canonical(emotion) not in map(canonical, self.emotions):
+                raise LabelError(bad_choice(f"merge {word!r} into", emotion, self.emotions))
+
+    @classmethod
+    def of_corpus(cls, defaults: LabelDefaults) -> LabelPolicy:
+        """The policy that a corpus is used with by default."""
+        return cls(emotions=defaults.emotions, stimulus=defaults.stimulus, merge=defaults.merge, keep=defaults.keep)
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The names of the C columns of a target."""
+        return (*self.emotions, OTHER) if self.out_of_space == "other" else self.emotions
+
+
+@dataclass(frozen=True, eq=False)
+class Targets:
+    """The label distributions of the utterances that a policy keeps."""
+
+    rows: npt.NDArray[np.intp]  # (K,) rows of the utterance table, ascending
+    soft_labels: npt.NDArray[np.float64]  # (K, C), rows sum to one
+    votes: npt.NDArray[np.float64]  # (K, C) the counting votes behind them
+    emotions: tuple[str, ...]  # C names
+    dropped: Mapping[str, int] = field(default_factory=dict)  # utterances by reason
+    ignored: Mapping[str, int] = field(default_factory=dict)  # ratings by reason
+
+
+def canonical(word: str) -> str:
+    """The form in which words of raters and of label spaces are compared: lower case, noun = adjective.
+
+    >>> canonical("Happiness"), canonical(" Angry")
+    ('happy', 'angry')
+    """
+    word = word.strip().casefold()
+    return SAME_WORD.get(word, word)
+
+
+def label_distributions(ratings: RatingTable, attributes: AttributeColumns, count: int, policy: LabelPolicy) -> Targets:
+    """The targets of a corpus of `count` utterances under a policy.
+
+    Votes that do not count are ignored and the rest renormalised; utterances without a counting vote are dropped, then
+    those that `policy.keep` leaves out.
+
+    Raises:
+        LabelError: nobody rated the stimulus, nothing is kept, an emotion has no vote in what is kept, or
+            `keep="consensus"` where the corpus has no consensus label.
+    """
+    _check_stimulus(ratings, policy)
+    right_stimulus = ratings.stimulus == policy.stimulus
+    right_rater = ratings.source == "external"
+    if policy.raters == "all":
+        right_rater |= ratings.source == "self"
+    considered = right_stimulus & right_rater
+    class_of_rating = _classes(ratings.label, policy)
+    weight = ratings.weight.astype(np.float64) * considered
+    weight *= _share_of_rater(ratings, considered, policy.multi_label)
+    counting = (class_of_rating >= 0) & (weight > 0)
+
+    size = len(policy.classes)
+    cell = ratings.utterance[counting].astype(np.int64) * size + class_of_rating[counting]
+    votes = np.bincount(cell, weight[counting], count * size).reshape(count, size)  # (N, C)
+    total = votes.sum(axis=1)
+    voted = total > 0
+    kept = voted & _keep(votes, attributes, policy)
+    rows = np.flatnonzero(kept)
+    targets = Targets(
+        rows=rows,
+        soft_labels=votes[rows] / total[rows, None],
+        votes=votes[rows],
+        emotions=policy.classes,
+        dropped={"no counting vote": int((~voted).sum()), f"not keep={policy.keep}": int((voted & ~kept).sum())},
+        ignored={
+            "other stimulus": int((~right_stimulus).sum()),
+            "not raters=" + policy.raters: int((right_stimulus & ~right_rater).sum()),
+            "outside the label space": int((considered & (class_of_rating < 0)).sum()),
+            "not multi-label=" + policy.multi_label: int((considered & (class_of_rating >= 0) & (weight == 0)).sum()),
+        },
+    )
+    _check_targets(targets, ratings.label[considered], policy)
+    return targets
+
+
+def label_words(labels: Iterable[str]) -> list[str]:
+    """The distinct words of raters, the most frequent first."""
+    return [word for word, _ in Counter(labels).most_common()]
+
+
+def codes(column: Sequence[str] | npt.NDArray[np.object_]) -> tuple[npt.NDArray[np.int64], list[str]]:
+    """A column of text as (rows,) whole numbers and the words they stand for, in order of appearance."""
+    place: dict[str, int] = {}
+    numbers = [place.setdefault(word, len(place)) for word in column]
+    return np.array(numbers, dtype=np.int64), list(place)
+
+
+def _classes(labels: npt.NDArray[np.object_], policy: LabelPolicy) -> npt.NDArray[np.int64]:
+    """(R,) the class that each rating votes for, -1 where it votes for none."""
+    merged = {canonical(word): canonical(emotion) for word, emotion in policy.merge}
+    place = {canonical(emotion): index for index, emotion in enumerate(policy.emotions)}
+    outside = len(policy.emotions) if policy.out_of_space == "other" else -1
+    numbers, words = codes(labels)
+    class_of_word = [place.get(merged.get(canonical(word), canonical(word)), outside) for word in words]
+    return np.array(class_of_word, dtype=np.int64)[numbers] if words else numbers
+
+
+def _share_of_rater(
+    ratings: RatingTable, considered: npt.NDArray[np.bool_], multi_label: MultiLabel
+) -> npt.NDArray[np.float64]:
+    """(R,) how much of a vote each tick is, among the ticks of the same rater on the same utterance."""
+    shares = np.ones(len(ratings))
+    if multi_label == "pooled" or not considered.any():
+        return shares
+    ticks = np.flatnonzero(considered)
+    people, _ = codes([f"{source} {rater}" for source, rater in zip(ratings.source, ratings.rater, strict=True)])
+    ballot = ratings.utterance[ticks].astype(np.int64) * (people.max() + 1) + people[ticks]
+    _, first, group, size = np.unique(ballot, return_index=True, return_inverse=True, return_counts=True)
+    if multi_label == "split":
+        shares[ticks] = 1.0 / size[group]
+    else:
+        shares[ticks] = 0.0
+        shares[ticks[first]] = 1.0
+    return shares
+
+
+def _keep(votes: npt.NDArray[np.float64], attributes: AttributeColumns, policy: LabelPolicy) -> npt.NDArray[np.bool_]:
+    """(N,) which utterances `policy.keep` keeps."""
+    if policy.keep == "any-vote":
+        return np.ones(len(votes), dtype=bool)
+    if policy.keep == "consensus":
+        labels = attribute_of(attributes, CONSENSUS, len(votes))
+        if not any(labels):
+            raise LabelError(
+                "Bad keep 'consensus': this corpus has no consensus labels of its own; choose another --keep"
+            )
+        return _classes(labels, policy) >= 0
+    largest = votes.max(axis=1)
+    if policy.keep == "majority":
+        return largest > 0.5 * votes.sum(axis=1)
+    return (votes == largest[:, None]).sum(axis=1) == 1
+
+
+def _check_stimulus(ratings: RatingTable, policy: LabelPolicy) -> None:
+    rated = label_words(ratings.stimulus)
+    if not rated:
+        raise LabelError("The corpus holds no ratings: there is nothing to train on")
+    if policy.stimulus not in rated:
+        raise LabelError(bad_choice("stimulus", policy.stimulus, rated) + ": no rater was given that")
+
+
+def _check_targets(targets: Targets, labels: npt.NDArray[np.object_], policy: LabelPolicy) -> None:
+    heard = label_words(labels)[:12]
+    if not len(targets.rows):
+        raise LabelError(
+            f"No utterance has a label under emotions {list(policy.emotions)}, keep={policy.keep}: raters said {heard}"
+        )
+    unheard = [e for e, total in zip(targets.emotions, targets.votes.sum(axis=0), strict=True) if total == 0]
+    if unheard:
+        raise LabelError(
+            f"No kept utterance has a vote for {unheard[0]!r}: leave it out of --emotions (raters said {heard})"
+        )
