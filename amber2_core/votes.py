@@ -135,7 +135,7 @@ def label_distributions(ratings: RatingTable, attributes: AttributeColumns, coun
 
     size = len(policy.classes)
     cell = ratings.utterance[counting].astype(np.int64) * size + class_of_rating[counting]
-    votes = np.bincount(cell, weight[counting], count * size).reshape(count, size)  # (N, C)
+    votes = np.bincount(cell, weight[counting], count * size).astype(np.float64).reshape(count, size)  # (N, C)
     total = votes.sum(axis=1)
     voted = total > 0
     kept = voted & _keep(votes, attributes, policy)
@@ -211,8 +211,8 @@ def _keep(votes: npt.NDArray[np.float64], attributes: AttributeColumns, policy: 
         return _classes(labels, policy) >= 0
     largest = votes.max(axis=1)
     if policy.keep == "majority":
-        return largest > 0.5 * votes.sum(axis=1)
-    return (votes == largest[:, None]).sum(axis=1) == 1
+        return np.asarray(largest > 0.5 * votes.sum(axis=1))
+    return np.asarray((votes == largest[:, None]).sum(axis=1) == 1)
 
 
 def _check_stimulus(ratings: RatingTable, policy: LabelPolicy) -> None:
