@@ -1,0 +1,343 @@
+"""Scores of predicted against rated distributions: target (N, classes) and probs (…, N, classes) in, one per run out.
+
+numpy, float64. Leading axes of `probs` (runs, seeds) are scored together, so a score has the shape `probs.shape[:-2]`;
+`target` may carry leading axes of its own. Nothing is normalised or clipped into shape: NaN in, NaN out. Where there is
+no utterance to average over, a score is NaN. The label of a target is its largest share, the first of equal ones, and
+shares within 1e-6 of each other are equal. The predicted class is the argmax, the first of equals.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, get_args
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from amber2_core.errors import SettingError, bad_choice
+
+FloatArray = NDArray[np.float64]
+Metric = Callable[[ArrayLike, ArrayLike], FloatArray]
+BinEdges = Literal["equal-width", "quantiles"]
+BIN_EDGES: tuple[BinEdges, ...] = get_args(BinEdges)
+
+# the share of a few votes can be off by the rounding of single precision, but two different shares are never this near
+SHARE_TOLERANCE = 1e-6
+CALIBRATION_BINS = 10
+
+
+# one utterance each: (…, N, classes) → (…, N)
+
+
+def utterance_js(target: ArrayLike, probs: ArrayLike) -> FloatArray:
+    """JS(y‖p) = ½ KL(y‖m) + ½ KL(p‖m), m = (y + p) / 2, base 2, in [0, 1].
+
+    >>> utterance_js([[1, 0, 0, 0]], [[0.5, 0.5, 0, 0]]).round(6)
+    array([0.311278])
+    """
+    y, p = _arrays(target, probs)
+    summands = 0.5 * (_x_log2_x(y) + _x_log2_x(p)) - _x_log2_x(0.5 * (y + p))
+    divergence: FloatArray = np.maximum(_sum(summands), 0.0)  # rounding may leave −1e-17
+    return divergence
+
+
+def utterance_js_distance_nats(target: ArrayLike, probs: ArrayLike) -> FloatArray:
+    """√JS with JS in nats, at most √ln 2 = 0.8326. Some papers print it under the name of JS.
+
+    >>> utterance_js_distance_nats([[1, 0, 0, 0]], [[0.5, 0.5, 0, 0]]).round(6)
+    array([0.464501])
+    """
+    distance: FloatArray = np.sqrt(np.log(2.0) * utterance_js(target, probs))
+    return distance
+
+
+def utterance_bc(target: ArrayLike, probs: ArrayLike) -> FloatArray:
+    """Bhattacharyya coefficient Σ_c √(y_c p_c), in [0, 1].
+
+    >>> utterance_bc([[1, 0, 0, 0]], [[0.5, 0.5, 0, 0]]).round(6)
+    array([0.707107])
+    """
+    y, p = _arrays(target, probs)
+    return _sum(np.sqrt(y * p))
+
+
+def utterance_r2(target: ArrayLike, probs: ArrayLike) -> FloatArray:
+    """Squared Pearson correlation over the classes, cov² / (var·var + 1e-10) with ddof 0; 0 where either is uniform.
+
+    >>> utterance_r2([[1, 0, 0, 0]], [[0.5, 0.5, 0, 0]]).round(6)
+    array([0.333333])
+    """
+    y, p = _arrays(target, probs)
+    y = y - y.mean(-1, keepdims=True)
+    p = p - p.mean(-1, keepdims=True)
+    classes = y.shape[-1]
+    covariance = _sum(y * p) / classes
+    variances = _sum(y * y) * _sum(p * p) / classes**2
+    squared_correlation: FloatArray = covariance**2 / (variances + 1e-10)
+    return squared_correlation
+
+
+def utterance_accuracy(target: ArrayLike, probs: ArrayLike) -> FloatArray:
+    """1 where the predicted class is the label, else 0.
+
+    >>> utterance_accuracy([[0.5, 0.5, 0], [0, 0, 1]], [[0.6, 0.3, 0.1], [0.6, 0.3, 0.1]])
+    array([1., 0.])
+    """
+    y, p = _arrays(target, probs)
+    hits: FloatArray = np.equal(_label(y), p.argmax(-1)).astype(np.float64)
+    return hits
+
+
+# one test fold each: (…, N, classes) → (…)
+
+
+def js(target: ArrayLike, probs: ArrayLike) -> FloatArray:
+    """Mean Jensen–Shannon divergence, base 2: what the tables of AmbER² hold.
+
+    >>> js([[1, 0, 0, 0], [0, 0, 0.5, 0.5]], [[0.5, 0.5, 0, 0], [0, 0, 0.5, 0.5]]).round(6)
+    np.float64(0.155639)
+    """
+    return _mean(utterance_js(target, probs))
+
+
+def js_distance_nats(target: ArrayLike, probs: ArrayLike) -> FloatArray:
+    """Mean of √JS in nats: what some papers print as JS (it is not the root of the mean).
+
+    >>> js_distance_nats([[1, 0, 0, 0], [0, 0, 0.5, 0.5]], [[0.5, 0.5, 0, 0], [0, 0, 0.5, 0.5]]).round(6)
+    np.float64(0.232251)
+    """
+    return _mean(utterance_js_distance_nats(target, probs))
+
+
+def bc(target: ArrayLike, probs: ArrayLike) -> FloatArray:
+    """Mean Bhattacharyya coefficient.
+
+    >>> bc([[1, 0, 0, 0], [0, 0, 0.5, 0.5]], [[0.5, 0.5, 0, 0], [0, 0, 0.5, 0.5]]).round(6)
+    np.float64(0.853553)
+    """
+    return _mean(utterance_bc(target, probs))
+
+
+def r2(target: ArrayLike, probs: ArrayLike) -> FloatArray:
+    """Mean over utterances of the squared Pearson correlation over classes.
+
+    >>> r2([[1, 0, 0, 0], [0, 0, 0.5, 0.5]], [[0.5, 0.5, 0, 0], [0, 0, 0.5, 0.5]]).round(6)
+    np.float64(0.666667)
+    """
+    return _mean(utterance_r2(target, probs))
+
+
+def accuracy(target: ArrayLike, probs: ArrayLike) -> FloatArray:
+    """Share of utterances whose predicted class is the label.
+
+    >>> accuracy([[0.5, 0.5, 0], [0, 0, 1]], [[0.6, 0.3, 0.1], [0.6, 0.3, 0.1]])
+    np.float64(0.5)
+    """
+    return _mean(utterance_accuracy(target, probs))
+
+
+def accuracy_untied(target: ArrayLike, probs: ArrayLike) -> FloatArray:
+    """Accuracy over the utterances whose target has one largest share; NaN if there are none.
+
+    >>> accuracy_untied([[0.5, 0.5, 0], [0, 0, 1]], [[0.6, 0.3, 0.1], [0.6, 0.3, 0.1]])
+    np.float64(0.0)
+    """
+    y, p = _arrays(target, probs)
+    untied = _largest(y).sum(-1) == 1
+    hits = utterance_accuracy(y, p)
+    return _ratio((hits * untied).sum(-1), np.broadcast_to(untied, hits.shape).sum(-1), np.nan)
+
+
+def uar(target: ArrayLike, probs: ArrayLike) -> FloatArray:
+    """Unweighted average recall of the predicted class, over the classes that are some utterance's label.
+
+    >>> uar([[1, 0, 0], [1, 0, 0], [0, 1, 0]], [[0.6, 0.3, 0.1], [0.1, 0.8, 0.1], [0.1, 0.8, 0.1]])
+    np.float64(0.75)
+    """
+    counts = confusion(target, probs)
+    labelled = counts.sum(-1)
+    recall = _ratio(_hits(counts), labelled, 0.0)
+    return _ratio(recall.sum(-1), (labelled > 0).sum(-1), np.nan)
+
+
+def macro_f1(target: ArrayLike, probs: ArrayLike) -> FloatArray:
+    """F1 of the predicted class, averaged over the classes that occur as a label or as a prediction.
+
+    scikit-learn's `f1_score(…, average="macro", zero_division=0)` with its default labels.
+
+    >>> macro_f1([[1, 0, 0], [1, 0, 0], [0, 1, 0]], [[0.6, 0.3, 0.1], [0.1, 0.8, 0.1], [0.1, 0.8, 0.1]]).round(6)
+    np.float64(0.666667)
+    """
+    f1, occurs, _ = _f1(confusion(target, probs))
+    return _ratio(f1.sum(-1), occurs.sum(-1), np.nan)
+
+
+def weighted_f1(target: ArrayLike, probs: ArrayLike) -> FloatArray:
+    """F1 of the predicted class, averaged over the classes by how many utterances they label.
+
+    >>> weighted_f1([[1, 0, 0], [1, 0, 0], [0, 1, 0]], [[0.6, 0.3, 0.1], [0.6, 0.3, 0.1], [0.6, 0.3, 0.1]]).round(6)
+    np.float64(0.533333)
+    """
+    f1, _, labelled = _f1(confusion(target, probs))
+    return _ratio((f1 * labelled).sum(-1), labelled.sum(-1), np.nan)
+
+
+def macro_f1_threshold(target: ArrayLike, probs: ArrayLike) -> FloatArray:
+    """Multi-label macro F1 of EMO-SUPERB: a class is present where its share is above 1/C; mean over all C classes.
+
+    A class that is present in no target and no prediction counts as F1 = 0 (`zero_division=0`). "Above" means by more
+    than 1e-6, so that one vote of C, stored in single precision, stays exactly 1/C.
+
+    >>> macro_f1_threshold([[0.5, 0.5, 0], [0, 0, 1]], [[0.6, 0.2, 0.2], [0.2, 0.4, 0.4]]).round(6)
+    np.float64(0.666667)
+    """
+    y, p = _arrays(target, probs)
+    threshold = 1 / y.shape[-1] + SHARE_TOLERANCE
+    rated, predicted = y > threshold, p > threshold
+    hits = np.count_nonzero(rated & predicted, axis=-2)
+    f1 = _ratio(2 * hits, np.count_nonzero(rated, axis=-2) + np.count_nonzero(predicted, axis=-2), 0.0)
+    return _mean(f1) if y.shape[-2] else np.full(f1.shape[:-1], np.nan)
+
+
+def ece(target: ArrayLike, probs: ArrayLike) -> FloatArray:
+    """Expected calibration error Σ_b n_b/N |accuracy_b − confidence_b| of the predicted class.
+
+    Confidence is the largest probability; bins b are ten of equal width, (0, .1], (.1, .2], … (Guo et al. 2017).
+
+    >>> ece([[1, 0], [1, 0], [0, 1]], [[0.75, 0.25], [0.75, 0.25], [0.75, 0.25]]).round(6)
+    np.float64(0.083333)
+    """
+    y, p = _arrays(target, probs)
+    confidence = p.max(-1)
+    gap = utterance_accuracy(y, p) - confidence
+    inner_edges = np.linspace(0, 1, CALIBRATION_BINS + 1)[1:-1]
+    bins = np.broadcast_to(np.searchsorted(inner_edges, confidence), gap.shape)
+    sums = _grouped_sums(bins, CALIBRATION_BINS, gap)
+    return _ratio(np.abs(sums).sum(-1), np.full(gap.shape[:-1], gap.shape[-1]), np.nan)
+
+
+METRICS: Mapping[str, Metric] = {
+    metric.__name__: metric
+    for metric in (
+        js, js_distance_nats, bc, r2, accuracy, accuracy_untied, uar, macro_f1, weighted_f1, macro_f1_threshold, ece,
+    )
+}  # fmt: skip
+UTTERANCE_METRICS: Mapping[str, Metric] = {
+    "js": utterance_js,
+    "js_distance_nats": utterance_js_distance_nats,
+    "bc": utterance_bc,
+    "r2": utterance_r2,
+    "accuracy": utterance_accuracy,
+}
+
+
+def evaluate(target: ArrayLike, probs: ArrayLike) -> dict[str, FloatArray]:
+    """Every metric by name, in the order of `METRICS`.
+
+    >>> evaluate([[1, 0, 0, 0]], [[0.5, 0.5, 0, 0]])["bc"].round(6)
+    np.float64(0.707107)
+    """
+    y, p = _arrays(target, probs)
+    return {name: metric(y, p) for name, metric in METRICS.items()}
+
+
+def confusion(target: ArrayLike, probs: ArrayLike) -> FloatArray:
+    """Counts of utterances by label and predicted class → (…, classes, classes).
+
+    >>> confusion([[1, 0], [1, 0], [0, 1]], [[0.6, 0.4], [0.2, 0.8], [0.2, 0.8]])
+    array([[1., 1.],
+           [0., 1.]])
+    """
+    y, p = _arrays(target, probs)
+    classes = y.shape[-1]
+    cell = _label(y) * classes + p.argmax(-1)
+    return _grouped_sums(cell, classes**2).reshape(*cell.shape[:-1], classes, classes)
+
+
+def ambiguity(target: ArrayLike) -> FloatArray:
+    """Entropy of a target in bits, from 0 (all raters agree) to log₂ C (uniform): (…, N, classes) → (…, N).
+
+    >>> ambiguity([[1, 0, 0, 0], [0.5, 0.5, 0, 0], [0.25, 0.25, 0.25, 0.25]])
+    array([0., 1., 2.])
+    """
+    return np.maximum(-_sum(_x_log2_x(np.asarray(target, np.float64))), 0.0)
+
+
+def ambiguity_bins(
+    target: ArrayLike, *, count: int = 5, edges: BinEdges = "equal-width"
+) -> tuple[NDArray[np.intp], FloatArray]:
+    """The bin of each utterance (N,), and the bins' edges in bits (count + 1,), by ambiguity of targets (N, classes).
+
+    Bins are of equal width on [0, log₂ C], or lie between quantiles of the targets at hand; fewer than `count`, then,
+    where quantiles coincide. Bin b holds edges[b] ≤ ambiguity < edges[b + 1], the last one its upper edge too.
+    SettingError for edges that do not exist.
+
+    >>> ambiguity_bins([[1, 0, 0, 0], [0.5, 0.5, 0, 0], [0.25, 0.25, 0.25, 0.25]], count=2)
+    (array([0, 1, 1]), array([0., 1., 2.]))
+    """
+    if edges not in BIN_EDGES:
+        raise SettingError(bad_choice("bin edges", edges, BIN_EDGES))
+    bits = ambiguity(target).round(9)  # the order of summation must not part equal ambiguities
+    steps = np.linspace(0, 1, count + 1)
+    if edges == "equal-width":
+        limits = np.log2(np.shape(target)[-1]) * steps
+    else:
+        limits = np.unique(np.quantile(bits, steps, method="nearest")) if len(bits) else np.zeros(1)
+        limits = np.repeat(limits, 2) if len(limits) == 1 else limits
+    return np.searchsorted(limits[1:-1], bits, side="right"), limits
+
+
+def _arrays(target: ArrayLike, probs: ArrayLike) -> tuple[FloatArray, FloatArray]:
+    y, p = np.asarray(target, np.float64), np.asarray(probs, np.float64)
+    if y.ndim < 2 or p.ndim < 2 or y.shape[-2:] != p.shape[-2:]:
+        raise ValueError(f"Bad shapes: target {y.shape} and probs {p.shape}, expected (…, N, classes) alike")
+    return y, p
+
+
+def _x_log2_x(x: FloatArray) -> FloatArray:
+    """x log₂ x, 0 at 0."""
+    return x * np.log2(np.maximum(x, np.finfo(np.float64).tiny))
+
+
+def _sum(x: FloatArray) -> FloatArray:
+    """Sum over the classes; `sum` is made for long rows, einsum adds a few numbers several times faster."""
+    return np.asarray(np.einsum("...c->...", x))
+
+
+def _mean(x: FloatArray) -> FloatArray:
+    """Mean over the last axis; NaN, without a warning, where it is empty."""
+    mean: FloatArray = x.mean(-1) if x.shape[-1] else np.full(x.shape[:-1], np.nan)[()]
+    return mean
+
+
+def _ratio(part: FloatArray, whole: NDArray[Any], otherwise: float) -> FloatArray:
+    """part / whole, and `otherwise` where whole is 0."""
+    ratio: FloatArray = np.divide(part, whole, out=np.full(np.shape(part), otherwise), where=np.asarray(whole) > 0)[()]
+    return ratio
+
+
+def _largest(y: FloatArray) -> NDArray[np.bool_]:
+    return np.asarray(y >= y.max(-1, keepdims=True) - SHARE_TOLERANCE)
+
+
+def _label(y: FloatArray) -> NDArray[np.intp]:
+    return np.asarray(_largest(y).argmax(-1))
+
+
+def _grouped_sums(group: NDArray[np.intp], groups: int, values: FloatArray | None = None) -> FloatArray:
+    """Sums of values (…, N), or counts, by group number (…, N) → (…, groups)."""
+    lead = group.shape[:-1]
+    runs = int(np.prod(lead))
+    index = group.reshape(runs, -1) + groups * np.arange(runs)[:, None]
+    weights = None if values is None else values.ravel()
+    return np.bincount(index.ravel(), weights, runs * groups).reshape(*lead, groups).astype(np.float64)
+
+
+def _hits(counts: FloatArray) -> FloatArray:
+    return np.diagonal(counts, axis1=-2, axis2=-1)
+
+
+def _f1(counts: FloatArray) -> tuple[FloatArray, NDArray[np.bool_], FloatArray]:
+    """F1 of each class, whether it occurs at all, and how many utterances it labels, all (…, classes)."""
+    labelled, predicted = counts.sum(-1), counts.sum(-2)
+    return _ratio(2 * _hits(counts), labelled + predicted, 0.0), labelled + predicted > 0, labelled

@@ -1,0 +1,306 @@
+"""What the formulas say, written as slow loops, to check the fast code against. Imports nothing of ours.
+
+Distributions are sequences of floats, one utterance at a time; a data set is a list of them. Only the training loop at
+the end uses torch: plain `nn.functional` on one utterance after the other, and `torch.optim.AdamW`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+Distribution = Sequence[float]
+
+# --- one utterance: divergences, in bits ---
+
+
+def entropy(p: Distribution) -> float:
+    total = 0.0
+    for share in p:
+        if share > 0:
+            total -= share * math.log2(share)
+    return total
+
+
+def kl(p: Distribution, q: Distribution) -> float:
+    total = 0.0
+    for p_c, q_c in zip(p, q, strict=True):
+        if p_c > 0:
+            if q_c == 0:
+                return math.inf
+            total += p_c * math.log2(p_c / q_c)
+    return total
+
+
+def js(p: Distribution, q: Distribution) -> float:
+    middle = [(p_c + q_c) / 2 for p_c, q_c in zip(p, q, strict=True)]
+    return kl(p, middle) / 2 + kl(q, middle) / 2
+
+
+def js_distance_nats(p: Distribution, q: Distribution) -> float:
+    return math.sqrt(js(p, q) * math.log(2))
+
+
+def bhattacharyya(p: Distribution, q: Distribution) -> float:
+    return sum(math.sqrt(p_c * q_c) for p_c, q_c in zip(p, q, strict=True))
+
+
+def r2(p: Distribution, q: Distribution) -> float:
+    mean_p, mean_q = sum(p) / len(p), sum(q) / len(q)
+    covariance = variance_p = variance_q = 0.0
+    for p_c, q_c in zip(p, q, strict=True):
+        covariance += (p_c - mean_p) * (q_c - mean_q) / len(p)
+        variance_p += (p_c - mean_p) ** 2 / len(p)
+        variance_q += (q_c - mean_q) ** 2 / len(p)
+    return covariance**2 / (variance_p * variance_q + 1e-10)
+
+
+def argmax(p: Distribution) -> int:
+    best = 0
+    for c, share in enumerate(p):
+        if share > p[best]:
+            best = c
+    return best
+
+
+# --- a data set: metrics ---
+
+
+def accuracy(target: Sequence[Distribution], probs: Sequence[Distribution]) -> float:
+    return sum(argmax(y) == argmax(p) for y, p in zip(target, probs, strict=True)) / len(target)
+
+
+def accuracy_untied(target: Sequence[Distribution], probs: Sequence[Distribution]) -> float:
+    untied = [i for i, y in enumerate(target) if list(y).count(max(y)) == 1]
+    return accuracy([target[i] for i in untied], [probs[i] for i in untied]) if untied else math.nan
+
+
+def uar(target: Sequence[Distribution], probs: Sequence[Distribution]) -> float:
+    recalls = []
+    for c in range(len(target[0])):
+        found = [argmax(p) == c for y, p in zip(target, probs, strict=True) if argmax(y) == c]
+        if found:
+            recalls.append(sum(found) / len(found))
+    return sum(recalls) / len(recalls)
+
+
+def f1(rated: Sequence[bool], predicted: Sequence[bool]) -> float:
+    hits = sum(r and p for r, p in zip(rated, predicted, strict=True))
+    return 2 * hits / (sum(rated) + sum(predicted)) if sum(rated) + sum(predicted) else 0.0
+
+
+def macro_f1(target: Sequence[Distribution], probs: Sequence[Distribution]) -> float:
+    labels, predictions = [argmax(y) for y in target], [argmax(p) for p in probs]
+    occurring = sorted({*labels, *predictions})
+    return sum(f1([x == c for x in labels], [x == c for x in predictions]) for c in occurring) / len(occurring)
+
+
+def weighted_f1(target: Sequence[Distribution], probs: Sequence[Distribution]) -> float:
+    labels, predictions = [argmax(y) for y in target], [argmax(p) for p in probs]
+    total = 0.0
+    for c in set(labels):
+        total += labels.count(c) / len(labels) * f1([x == c for x in labels], [x == c for x in predictions])
+    return total
+
+
+def macro_f1_threshold(target: Sequence[Distribution], probs: Sequence[Distribution]) -> float:
+    classes = len(target[0])
+    return (
+        sum(f1([y[c] > 1 / classes for y in target], [p[c] > 1 / classes for p in probs]) for c in range(classes))
+        / classes
+    )
+
+
+def ece(target: Sequence[Distribution], probs: Sequence[Distribution], bins: int = 10) -> float:
+    total = 0.0
+    for b in range(bins):
+        members = [i for i, p in enumerate(probs) if b / bins < max(p) <= (b + 1) / bins]
+        if members:
+            hits = sum(argmax(target[i]) == argmax(probs[i]) for i in members) / len(members)
+            confidence = sum(max(probs[i]) for i in members) / len(members)
+            total += len(members) / len(probs) * abs(hits - confidence)
+    return total
+
+
+# --- losses ---
+
+
+def expert_weights(target: Distribution, experts: Sequence[Distribution], kappa: float) -> list[float]:
+    powers = [math.exp(-kappa * js(expert, target)) for expert in experts]
+    return [power / sum(powers) for power in powers]
+
+
+def mai(target: Distribution, student: Distribution, experts: Sequence[Distribution], kappa: float) -> float:
+    weights = expert_weights(target, experts, kappa)
+    return sum(weight * js(student, expert) for weight, expert in zip(weights, experts, strict=True))
+
+
+def amber(
+    target: Sequence[Distribution],
+    heads: Sequence[Sequence[Distribution]],
+    *,
+    student: int,
+    lambda_rai: float,
+    lambda_mai: float,
+    lambda_expert: float,
+    kappa: float,
+) -> float:
+    """Mean loss of a batch; heads[m][i] is what head m says of utterance i."""
+    total = 0.0
+    for i, y in enumerate(target):
+        experts = [head[i] for m, head in enumerate(heads) if m != student]
+        total += lambda_rai * js(y, heads[student][i])
+        total += lambda_mai * mai(y, heads[student][i], experts, kappa)
+        total += lambda_expert * sum(js(y, expert) for expert in experts)
+    return total / len(target)
+
+
+def class_balanced_weights(target: Sequence[Distribution]) -> list[float]:
+    classes, total = len(target[0]), len(target)
+    beta = (total - 1) / total
+    weights = []
+    for c in range(classes):
+        count = sum(y[c] > 1 / classes for y in target)
+        weights.append((1 - beta) / (1 - beta ** max(count, 1)))
+    return [classes * weight / sum(weights) for weight in weights]
+
+
+def class_balanced_cross_entropy(
+    target: Sequence[Distribution], probs: Sequence[Distribution], weights: Sequence[float]
+) -> float:
+    """Mean over the batch, in nats; every probability must be above 0."""
+    total = 0.0
+    for y, p in zip(target, probs, strict=True):
+        weight = sum(w_c * y_c for w_c, y_c in zip(weights, y, strict=True))
+        total -= weight * sum(y_c * math.log(p_c) for y_c, p_c in zip(y, p, strict=True))
+    return total / len(target)
+
+
+def smooth_labels(target: Distribution, epsilon: float) -> list[float]:
+    return [(1 - epsilon) * y_c + epsilon * (1 - y_c) / (len(target) - 1) for y_c in target]
+
+
+# --- one model, one training ---
+
+
+def fused_vector(parameters: Mapping[str, Tensor], vectors: Mapping[str, Tensor], fusion: str) -> Tensor:
+    """The fused vector of one utterance, from vectors (D_m,)."""
+    joined = torch.cat(list(vectors.values()))
+    if fusion == "concat":
+        return joined
+    if fusion == "self-gate":
+        return torch.sigmoid(functional.linear(joined, parameters["fusion.gate.weight"])) * joined
+    values = {
+        m: torch.tanh(functional.linear(h, parameters[f"fusion.projection.{m}.weight"])) for m, h in vectors.items()
+    }
+    fused = torch.zeros_like(next(iter(values.values())))
+    if fusion == "softmax-gate":
+        scores = [functional.linear(value, parameters["fusion.score.weight"]) for value in values.values()]
+        for share, value in zip(torch.softmax(torch.cat(scores), 0), values.values(), strict=True):
+            fused = fused + share * value
+        return fused
+    gate = torch.sigmoid(functional.linear(joined, parameters["fusion.gate.weight"]))
+    if len(values) == 2:
+        first, second = values.values()
+        return gate * first + (1 - gate) * second
+    width = len(fused)
+    for m, value in enumerate(values.values()):
+        fused = fused + gate[m * width : (m + 1) * width] * value
+    return fused
+
+
+def head_logits(parameters: Mapping[str, Tensor], vectors: Mapping[str, Tensor], fusion: str) -> dict[str, Tensor]:
+    """Logits (classes,) of one utterance by head: the modalities in the order of `vectors`, then "fusion".
+
+    Parameters are named `heads.<head>.{hidden,output}.{weight,bias}`, `fusion.projection.<modality>.weight`,
+    `fusion.gate.weight` and `fusion.score.weight`.
+    """
+    logits = {}
+    for head, h in {**vectors, "fusion": fused_vector(parameters, vectors, fusion)}.items():
+        name = f"heads.{head}"
+        hidden = functional.relu(
+            functional.linear(h, parameters[f"{name}.hidden.weight"], parameters[f"{name}.hidden.bias"])
+        )
+        logits[head] = functional.linear(hidden, parameters[f"{name}.output.weight"], parameters[f"{name}.output.bias"])
+    return logits
+
+
+def js_tensor(p: Tensor, q: Tensor) -> Tensor:
+    """JS in bits of two distributions (classes,), zeros allowed in p."""
+    middle = torch.log((p + q) / 2)
+    nats = functional.kl_div(middle, p, reduction="sum") / 2 + functional.kl_div(middle, q, reduction="sum") / 2
+    return nats / math.log(2)
+
+
+def amber_tensor(
+    target: Tensor,
+    logits: Mapping[str, Tensor],
+    *,
+    student: str,
+    lambda_rai: float,
+    lambda_mai: float,
+    lambda_expert: float,
+    kappa: float,
+    weight_gradient: Literal["detach", "flow"],
+) -> Tensor:
+    """The loss of one utterance, from logits (classes,) by head."""
+    probs = {head: functional.softmax(x, dim=-1) for head, x in logits.items()}
+    experts = [p for head, p in probs.items() if head != student]
+    distances = torch.stack([js_tensor(target, p) for p in experts])
+    weights = torch.softmax(-kappa * (distances.detach() if weight_gradient == "detach" else distances), dim=0)
+    disagreements = torch.stack([js_tensor(probs[student], p) for p in experts])
+    rai = js_tensor(target, probs[student])
+    return lambda_rai * rai + lambda_mai * (weights * disagreements).sum() + lambda_expert * distances.sum()
+
+
+def train_reference(
+    parameters: Mapping[str, Tensor],
+    vectors: Mapping[str, Tensor],
+    target: Tensor,
+    batches: Sequence[Sequence[Sequence[int]]],
+    *,
+    system: Literal["amber2", "cb-ce"] = "amber2",
+    fusion: str = "gmu",
+    student: str = "fusion",
+    lambda_rai: float = 1.0,
+    lambda_mai: float = 0.5,
+    lambda_expert: float = 0.0,
+    kappa: float = 4.0,
+    weight_gradient: Literal["detach", "flow"] = "detach",
+    class_weights: Sequence[float] | None = None,
+    learning_rate: float = 3e-4,
+    weight_decay: float = 1e-2,
+) -> list[dict[str, Tensor]]:
+    """Train one model from the given initial parameters; what it has become after each epoch, one dict per epoch.
+
+    `vectors` are (N, D_m) by modality, `target` (N, classes), `batches` one list per epoch of lists of rows, in the
+    order in which they are seen. Only "cb-ce" reads `class_weights`.
+    """
+    trained = {name: value.clone().requires_grad_() for name, value in parameters.items()}
+    optimizer = torch.optim.AdamW(trained.values(), lr=learning_rate, weight_decay=weight_decay)
+    epochs = []
+    for epoch in batches:
+        for rows in epoch:
+            loss = torch.zeros((), dtype=target.dtype)
+            for row in rows:
+                logits = head_logits(trained, {m: h[row] for m, h in vectors.items()}, fusion)
+                if system == "cb-ce":
+                    assert class_weights is not None
+                    utterance_weight = sum(w * y for w, y in zip(class_weights, target[row].tolist(), strict=True))
+                    for x in logits.values():
+                        loss = loss + utterance_weight * functional.cross_entropy(x, target[row])
+                else:
+                    loss = loss + amber_tensor(
+                        target[row], logits, student=student, lambda_rai=lambda_rai, lambda_mai=lambda_mai,
+                        lambda_expert=lambda_expert, kappa=kappa, weight_gradient=weight_gradient,
+                    )  # fmt: skip
+            optimizer.zero_grad()
+            (loss / len(rows)).backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+        epochs.append({name: value.detach().clone() for name, value in trained.items()})
+    return epochs
