@@ -62,6 +62,11 @@ def texts(values: Sequence[str]) -> Texts:
     return column
 
 
+def is_storable_name(name: str) -> bool:
+    """Whether a cache can call a column or a feature set so: HDF5 reads "/" and "." as places."""
+    return name not in ("", ".") and "/" not in name and "\0" not in name
+
+
 def utterance_table(corpus: Corpus) -> UtteranceTable:
     """The utterances of a corpus as columns.
 

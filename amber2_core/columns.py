@@ -1,0 +1,96 @@
+"""Numbers and text ↔ HDF5 datasets and attributes whose damage is an error, never another value and never a hang."""
+
+from __future__ import annotations
+
+import zlib
+from typing import Any
+
+import h5py
+import numpy as np
+import numpy.typing as npt
+
+from .errors import CacheError
+from .tables import Texts, texts
+
+TEXT_BLOCK = 1 << 22  # bytes of padded text in one chunk
+ATTRIBUTE_BYTES = 60_000  # what is longer would leave the object header, and with it the header's checksum
+
+
+def write_dataset(file: h5py.File, place: str, values: npt.NDArray[Any]) -> None:
+    """Write numbers of any shape, or a column of text, with their checksum.
+
+    Raises:
+        ValueError: text that holds a NUL character or half a surrogate pair, which a dataset cannot hold.
+    """
+    if values.dtype == object:
+        dataset = _write_text(file, place, values)
+    else:
+        values = np.ascontiguousarray(values)
+        dataset = file.create_dataset(place, data=values)
+    dataset.attrs["crc32"] = np.uint32(_crc32(values))
+
+
+def read_dataset(dataset: h5py.Dataset) -> npt.NDArray[Any]:
+    """The values of a dataset.
+
+    Raises:
+        CacheError: they do not match their checksum. Where HDF5 notices the damage, OSError and its like.
+    """
+    is_text = h5py.check_string_dtype(dataset.dtype) is not None
+    values: npt.NDArray[Any] = _read_text(dataset) if is_text else dataset[...]
+    if _crc32(values) != int(dataset.attrs["crc32"]):
+        raise CacheError(f"{dataset.name} does not match its checksum")
+    return values
+
+
+def write_attribute(place: h5py.Group, name: str, text: str) -> None:
+    """Write a text attribute.
+
+    Raises:
+        ValueError: it is too long to lie in the object header.
+    """
+    encoded = text.encode() or b"\0"
+    if len(encoded) > ATTRIBUTE_BYTES:
+        raise ValueError(f"{name} is {len(encoded):,} bytes long, more than {ATTRIBUTE_BYTES:,}")
+    place.attrs.create(name, encoded, dtype=h5py.string_dtype("utf-8", len(encoded)))
+
+
+def read_attribute(place: h5py.Group, name: str) -> str:
+    """A text attribute."""
+    value = place.attrs[name]
+    return value.decode() if isinstance(value, bytes) else str(value)
+
+
+def _write_text(file: h5py.File, place: str, values: Texts) -> h5py.Dataset:
+    encoded = [value.encode() for value in values]
+    if any(b"\0" in value for value in encoded):
+        raise ValueError(f"{place} holds a NUL character")
+    width = max(map(len, encoded), default=0) or 1
+    dtype = h5py.string_dtype("utf-8", width)
+    if not encoded:  # nothing has no chunks
+        return file.create_dataset(place, (0,), dtype)
+    rows = max(1, min(len(encoded), TEXT_BLOCK // width))
+    dataset = file.create_dataset(
+        place, (len(encoded),), dtype, chunks=(rows,), compression="gzip", compression_opts=1, fletcher32=True
+    )
+    for first in range(0, len(encoded), rows):
+        dataset[first : first + rows] = np.array(encoded[first : first + rows], dtype=dtype)
+    return dataset
+
+
+def _read_text(dataset: h5py.Dataset) -> Texts:
+    """A column of text, read block by block: one long transcript must not cost its length for every row."""
+    rows = max(1, TEXT_BLOCK // dataset.dtype.itemsize)
+    column: list[str] = []
+    for first in range(0, len(dataset), rows):
+        block = dataset[first : first + rows].tolist()
+        # a million ratings share a handful of words: one object for each
+        word_of = {word: word.decode() for word in set(block)}
+        column.extend(word_of[word] for word in block)
+    return texts(column)
+
+
+def _crc32(values: npt.NDArray[Any]) -> int:
+    if values.dtype == object:
+        return zlib.crc32("\0".join(values).encode())
+    return zlib.crc32(values.reshape(-1).data.cast("B")) if values.size else zlib.crc32(b"")

@@ -1,0 +1,166 @@
+"""What encoders made of a corpus, in memory: feature sets and failures beside the tables, as one feature cache."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from .errors import CacheError
+from .tables import AttributeColumns, RatingTable, Texts, UtteranceTable, is_storable_name
+from .utterance import LabelDefaults
+
+Recipe = Mapping[str, Any]  # JSON values only
+FeatureKey = tuple[str, str]  # (modality, name)
+CHECKED_ROWS = 4096  # looked at together when features are checked for NaN
+
+
+@dataclass(frozen=True, eq=False)
+class Frames:
+    """Sequences of all utterances behind one another; utterance i owns rows offsets[i]:offsets[i + 1]."""
+
+    values: npt.NDArray[np.floating[Any]]  # (ΣT, D)
+    offsets: npt.NDArray[np.int64]  # (N + 1,)
+
+
+@dataclass(frozen=True, eq=False)
+class Features:
+    """One feature set: what one encoder, under one recipe, made of one modality."""
+
+    modality: str  # audio | text | video
+    name: str
+    values: npt.NDArray[np.floating[Any]]  # (N, D) or (N, layers, D), NaN rows: not encoded
+    inputs: Texts  # (N,) sha256 of what each row was encoded from, "" for NaN rows
+    recipe: Recipe
+    frames: Frames | None = None
+
+    @property
+    def fingerprint(self) -> str:
+        """The cache key: sha256 of the recipe."""
+        return fingerprint(self.recipe)
+
+    @property
+    def encoded(self) -> npt.NDArray[np.bool_]:
+        """(N,) True where the row holds features."""
+        return np.array([digest != "" for digest in self.inputs], dtype=bool)
+
+
+@dataclass(frozen=True)
+class Failure:
+    """An utterance that could not be encoded."""
+
+    utterance: str
+    stage: str  # audio | text
+    reason: str
+
+
+@dataclass(frozen=True, eq=False)
+class FeatureCache:
+    """Everything that one cache file holds."""
+
+    corpus: str
+    utterances: UtteranceTable  # N rows
+    ratings: RatingTable
+    defaults: LabelDefaults
+    # a file gives them, and the attributes, back in the order of their names
+    features: tuple[Features, ...]
+    attributes: AttributeColumns = field(default_factory=dict)
+    failures: tuple[Failure, ...] = ()
+    corpus_version: str = ""
+    created: str = ""
+    versions: Mapping[str, str] = field(default_factory=dict)
+    summary: Mapping[str, Any] = field(default_factory=dict)
+
+    def feature_set(self, modality: str, name: str | None = None) -> Features:
+        """The feature set of a modality; `name` may be left out where there is only one.
+
+        Raises:
+            CacheError: there is none, or several and no name says which.
+        """
+        sets = [f for f in self.features if f.modality == modality]
+        if name is not None:
+            sets = [f for f in sets if f.name == name]
+        if len(sets) == 1:
+            return sets[0]
+        held = ", ".join(f"{f.modality}/{f.name}" for f in self.features) or "none"
+        wanted = f"{modality}/{name}" if name else modality
+        if sets:
+            raise CacheError(f"The cache holds several {wanted} feature sets ({held}): name one with --{modality}")
+        raise CacheError(f"The cache holds no {wanted} features (it holds {held}): encode them with extract-features")
+
+
+def fingerprint(recipe: Recipe) -> str:
+    """sha256 of a recipe's canonical JSON (sorted keys, no spaces), in hex."""
+    return hashlib.sha256(canonical_json(recipe).encode()).hexdigest()
+
+
+def canonical_json(value: Any) -> str:
+    """JSON that is the same text for the same value: sorted keys, no spaces.
+
+    Raises:
+        ValueError: NaN or infinity, which JSON does not have.
+    """
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+
+
+def check_fit(cache: FeatureCache) -> None:
+    """Check that the parts of a cache fit together, so that what is written can be read and trained on.
+
+    Raises:
+        CacheError: columns of different lengths, an id twice, a rating of no utterance, a name that HDF5 cannot hold,
+            features of a wrong shape or type, NaN or infinity in a row that was encoded, numbers in one that was not.
+    """
+    count = len(cache.utterances)
+    for what, table in (("utterances", cache.utterances), ("ratings", cache.ratings)):
+        lengths = {column.name: len(getattr(table, column.name)) for column in fields(table)}
+        if len(set(lengths.values())) > 1:
+            raise CacheError(f"the columns of the {what} have different lengths, {lengths}")
+    if len(set(cache.utterances.id)) < count:
+        raise CacheError("two utterances have the same id")
+    if len(cache.ratings) and not 0 <= cache.ratings.utterance.min() <= cache.ratings.utterance.max() < count:
+        raise CacheError(f"a rating belongs to none of the {count} utterances")
+    for name, column in cache.attributes.items():
+        if not is_storable_name(name):
+            raise CacheError(f"Bad attribute name {name!r}, expected one without '/'")
+        if column.shape != (count,) or column.dtype not in (np.dtype(np.float64), np.dtype(object)):
+            raise CacheError(f"attribute {name!r} must be ({count},) float64 or text, is {column.shape} {column.dtype}")
+    keys = [f"{features.modality}/{features.name}" for features in cache.features]
+    for key, features in zip(keys, cache.features, strict=True):
+        if not is_storable_name(features.modality) or not is_storable_name(features.name):
+            raise CacheError(f"Bad feature set name {key!r}, expected <modality>/<name> without another '/'")
+        if keys.count(key) > 1:
+            raise CacheError(f"two feature sets are called {key!r}")
+        for problem in _misfits(features, cache.utterances.id):
+            raise CacheError(f"{key} {problem}")
+
+
+def _misfits(features: Features, ids: Texts) -> Iterator[str]:
+    """What is wrong with a feature set of the utterances with these ids; nothing if it is well."""
+    values, count = features.values, len(ids)
+    if values.ndim not in (2, 3) or 0 in values.shape[1:] or values.dtype not in (np.float32, np.float16):
+        yield f"must be (N, D) or (N, layers, D) of float32 or float16, is {values.shape} {values.dtype}"
+    if len(values) != count or len(features.inputs) != count:
+        yield f"has {len(values)} rows and {len(features.inputs)} inputs for {count} utterances"
+    encoded = features.encoded
+    for first in range(0, count, CHECKED_ROWS):
+        block = values[first : first + CHECKED_ROWS].reshape(len(values[first : first + CHECKED_ROWS]), -1)  # (rows, ·)
+        right = np.where(
+            encoded[first : first + CHECKED_ROWS], np.isfinite(block).all(axis=1), np.isnan(block).all(axis=1)
+        )
+        if not right.all():
+            row = first + int(np.argmin(right))
+            held = "NaN or infinity" if encoded[row] else "numbers, though nothing was encoded"
+            yield f"holds {held} in the row of utterance {ids[row]!r}"
+    if features.frames is not None:
+        offsets, frames = features.frames.offsets, features.frames.values
+        if frames.ndim != 2 or frames.dtype not in (np.float32, np.float16) or not np.isfinite(frames).all():
+            yield f"frames must be (ΣT, D) of finite float32 or float16, are {frames.shape} {frames.dtype}"
+        if offsets.shape != (count + 1,) or offsets.dtype != np.int64:
+            yield f"frames need ({count + 1},) int64 offsets, have {offsets.shape} {offsets.dtype}"
+        if offsets[0] != 0 or offsets[-1] != len(frames) or (np.diff(offsets) < 0).any():
+            yield f"frames need offsets that rise from 0 to {len(frames)}"
