@@ -22,12 +22,13 @@
                          frames/values (ΣT, D), frames/offsets (N + 1,) int64: optional, the pooled sequence of each row
 /failures/               utterance (an id), stage, reason  (F,) utf-8
 ```
-Names of attributes, modalities and feature sets hold no "/". Numbers are contiguous; text has a fixed length, padded with
-NUL, in gzip chunks (HDF5 keeps text of variable length in a heap without checksums, and a damaged heap can hang a reader).
-Every dataset carries `crc32`: of its bytes, or, for text, of its strings joined by NUL in UTF-8. The file is written with
-HDF5's 1.10 object headers, which carry checksums of their own, and all attributes lie inside them, so none is longer than
-60,000 bytes: a flipped bit is an error, never another number and never a hang. A file stands under its final name only
-when it is complete. Readers accept this version alone; they ignore groups and attributes that they do not know.
+Names of attributes, modalities and feature sets hold no "/". Numbers are contiguous; text has a fixed length, padded
+with NUL, in gzip chunks (HDF5 keeps text of variable length in a heap without checksums, and a damaged heap can hang
+a reader). Every dataset carries `crc32`: of its bytes, or, for text, of its strings joined by NUL in UTF-8. The file
+is written with HDF5's 1.10 object headers, which carry checksums of their own, and all attributes lie inside them, so
+none is longer than 60,000 bytes: a flipped bit is an error, never another number and never a hang. A file stands
+under its final name only when it is complete. Readers accept this version alone; they ignore groups and attributes
+that they do not know.
 """
 
 from __future__ import annotations
