@@ -277,4 +277,5 @@ def _reason(problem: Exception) -> str:
     """Why something went wrong, in one line; HDF5 wraps the system's words in a paragraph of its own."""
     if isinstance(problem, OSError) and problem.errno is not None:
         return os.strerror(problem.errno)
-    return (str(problem) or type(problem).__name__).strip().splitlines()[0]
+    words = str(problem.args[0]) if problem.args else type(problem).__name__  # str(KeyError) has quotes of its own
+    return words.strip().partition("\n")[0]

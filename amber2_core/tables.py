@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any, TypeVar
 
 import numpy as np
@@ -97,8 +98,16 @@ def utterance_table(corpus: Corpus) -> UtteranceTable:
 
 
 def rating_table(corpus: Corpus) -> RatingTable:
-    """All ratings of a corpus as columns, in the order of its utterances."""
+    """All ratings of a corpus as columns, in the order of its utterances.
+
+    Raises:
+        CorpusError: a rating's weight is negative or not finite.
+    """
     utterances = corpus.utterances
+    for utterance in utterances:
+        for rating in utterance.ratings:
+            if not 0 <= rating.weight < math.inf:
+                raise CorpusError(f"Bad weight {rating.weight} of a rating of {utterance.id!r}, expected 0 or more")
     counts = [len(u.ratings) for u in utterances]
     return RatingTable(
         utterance=np.repeat(np.arange(len(utterances), dtype=np.int32), counts),
@@ -111,19 +120,27 @@ def rating_table(corpus: Corpus) -> RatingTable:
 
 
 def attribute_columns(corpus: Corpus) -> AttributeColumns:
-    """The attributes of all utterances, one column per name; a column that holds any text is all text."""
+    """The attributes of all utterances, one column per name; a column that holds any text is all text.
+
+    Raises:
+        CorpusError: a feature cache cannot hold an attribute of that name.
+    """
     names = dict.fromkeys(name for u in corpus.utterances for name in u.attributes)
+    for name in names:
+        if not is_storable_name(name):
+            raise CorpusError(f"Bad attribute name {name!r} in {corpus.root}, expected one without '/': rename it")
     return {name: _attribute_column(corpus.utterances, name) for name in names}
 
 
 def take_ratings(ratings: RatingTable, rows: npt.NDArray[np.intp], count: int) -> RatingTable:
-    """The ratings of some utterances, renumbered: utterance `rows[k]` of `count` becomes k."""
+    """The ratings of some distinct utterances, renumbered: utterance `rows[k]` of `count` becomes k."""
     place = np.full(count, -1, dtype=np.int32)
     place[rows] = np.arange(len(rows), dtype=np.int32)
-    kept = place[ratings.utterance] >= 0
-    chosen = take(ratings, np.flatnonzero(kept))
-    columns = {field.name: getattr(chosen, field.name) for field in fields(chosen)}
-    return RatingTable(**{**columns, "utterance": place[chosen.utterance]})
+    moved = place[ratings.utterance]
+    # stable: one utterance's ratings stay in their order, and utterances come in their new one
+    order = np.argsort(moved, kind="stable")
+    chosen = order[moved[order] >= 0]
+    return replace(take(ratings, chosen), utterance=moved[chosen])
 
 
 def take(table: TableType, rows: npt.NDArray[np.intp]) -> TableType:

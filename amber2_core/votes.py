@@ -32,7 +32,8 @@ SAME_WORD = {
     "surprised": "surprise",
 }
 OTHER = "other"
-CONSENSUS = "consensus"  # the attribute that holds a release's own consensus label
+CONSENSUS = "consensus"  # the attribute that holds a release's own consensus label, "" where raters did not agree
+ROUNDING = 1e-6  # shares of votes that differ by less, relative to the larger, are equal: weights are float32
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ class LabelPolicy:
     """How ratings become a target y_c = n_c / N (Eq. 1); see `label_distributions` for what each value does.
 
     Raises:
-        LabelError: a value outside its choices, fewer than two emotions, or one named twice.
+        LabelError: a value outside its choices, fewer than two emotions, one named twice, or a word merged twice.
     """
 
     emotions: tuple[str, ...]
@@ -48,7 +49,8 @@ class LabelPolicy:
     stimulus: Stimulus = "audiovisual"
     # external: other people's ratings; all: the speaker's own as well. Synthetic raters are in neither
     raters: Raters = "external"
-    # a rater who ticks k labels gives k votes (pooled), 1/k of a vote to each (split), or the first tick alone
+    # a rater who ticks k labels gives k votes (pooled), 1/k of a vote to each (split), or the first tick alone (first);
+    # words outside the space are among the k, and may be the first
     multi_label: MultiLabel = "pooled"
     # a vote for a word outside the space is dropped, or counts for an extra class "other"
     out_of_space: OutOfSpace = "drop"
@@ -68,7 +70,7 @@ class LabelPolicy:
         ):
             if value not in choices:
                 raise LabelError(bad_choice(name, value, choices))
-        repeated = [word for word, count in Counter(map(canonical, self.emotions)).items() if count > 1]
+        repeated = _repeated(self.emotions)
         if repeated:
             raise LabelError(f"Bad emotions {list(self.emotions)}: {repeated[0]!r} is named twice")
         if len(self.emotions) < 2:
@@ -78,6 +80,9 @@ class LabelPolicy:
         for word, emotion in self.merge:
             if canonical(emotion) not in map(canonical, self.emotions):
                 raise LabelError(bad_choice(f"merge {word!r} into", emotion, self.emotions))
+        twice = _repeated(word for word, _ in self.merge)
+        if twice:
+            raise LabelError(f"Bad merge: {twice[0]!r} is merged twice")
 
     @classmethod
     def of_corpus(cls, defaults: LabelDefaults) -> LabelPolicy:
@@ -119,15 +124,16 @@ def label_distributions(ratings: RatingTable, attributes: AttributeColumns, coun
     those that `policy.keep` leaves out.
 
     Raises:
-        LabelError: nobody rated the stimulus, nothing is kept, an emotion has no vote in what is kept, or
-            `keep="consensus"` where the corpus has no consensus label.
+        LabelError: nobody rated the stimulus, none of the wanted raters did, nothing is kept, an emotion has no vote in
+            what is kept, or `keep="consensus"` where the corpus has no consensus label.
     """
     _check_stimulus(ratings, policy)
     right_stimulus = ratings.stimulus == policy.stimulus
     right_rater = ratings.source == "external"
     if policy.raters == "all":
         right_rater |= ratings.source == "self"
-    considered = right_stimulus & right_rater
+    has_weight = ratings.weight > 0
+    considered = right_stimulus & right_rater & has_weight
     class_of_rating = _classes(ratings.label, policy)
     weight = ratings.weight.astype(np.float64) * considered
     weight *= _share_of_rater(ratings, considered, policy.multi_label)
@@ -149,6 +155,7 @@ def label_distributions(ratings: RatingTable, attributes: AttributeColumns, coun
         ignored={
             "other stimulus": int((~right_stimulus).sum()),
             "not raters=" + policy.raters: int((right_stimulus & ~right_rater).sum()),
+            "of weight 0": int((right_stimulus & right_rater & ~has_weight).sum()),
             "outside the label space": int((considered & (class_of_rating < 0)).sum()),
             "not multi-label=" + policy.multi_label: int((considered & (class_of_rating >= 0) & (weight == 0)).sum()),
         },
@@ -167,6 +174,11 @@ def codes(column: Sequence[str] | npt.NDArray[np.object_]) -> tuple[npt.NDArray[
     place: dict[str, int] = {}
     numbers = [place.setdefault(word, len(place)) for word in column]
     return np.array(numbers, dtype=np.int64), list(place)
+
+
+def _repeated(words: Iterable[str]) -> list[str]:
+    """The words that stand there more than once, in canonical form."""
+    return [word for word, count in Counter(map(canonical, words)).items() if count > 1]
 
 
 def _classes(labels: npt.NDArray[np.object_], policy: LabelPolicy) -> npt.NDArray[np.int64]:
@@ -204,15 +216,16 @@ def _keep(votes: npt.NDArray[np.float64], attributes: AttributeColumns, policy: 
         return np.ones(len(votes), dtype=bool)
     if policy.keep == "consensus":
         labels = attribute_of(attributes, CONSENSUS, len(votes))
-        if not any(labels):
+        agreed = labels != ""
+        if not agreed.any():
             raise LabelError(
                 "Bad keep 'consensus': this corpus has no consensus labels of its own; choose another --keep"
             )
-        return _classes(labels, policy) >= 0
+        return np.asarray(agreed & (_classes(labels, policy) >= 0))
     largest = votes.max(axis=1)
     if policy.keep == "majority":
-        return np.asarray(largest > 0.5 * votes.sum(axis=1))
-    return np.asarray((votes == largest[:, None]).sum(axis=1) == 1)
+        return np.asarray(largest > (0.5 + ROUNDING) * votes.sum(axis=1))
+    return np.asarray((votes >= (1 - ROUNDING) * largest[:, None]).sum(axis=1) == 1)
 
 
 def _check_stimulus(ratings: RatingTable, policy: LabelPolicy) -> None:
@@ -225,11 +238,17 @@ def _check_stimulus(ratings: RatingTable, policy: LabelPolicy) -> None:
 
 def _check_targets(targets: Targets, labels: npt.NDArray[np.object_], policy: LabelPolicy) -> None:
     heard = label_words(labels)[:12]
+    if not heard:
+        raise LabelError(
+            f"No rating of stimulus={policy.stimulus} is by raters={policy.raters}: choose other --raters or --stimulus"
+        )
     if not len(targets.rows):
         raise LabelError(
             f"No utterance has a label under emotions {list(policy.emotions)}, keep={policy.keep}: raters said {heard}"
         )
     unheard = [e for e, total in zip(targets.emotions, targets.votes.sum(axis=0), strict=True) if total == 0]
+    if unheard == [OTHER] and policy.out_of_space == "other":
+        raise LabelError(f"No kept utterance has a vote outside {list(policy.emotions)}: use --out-of-space drop")
     if unheard:
         raise LabelError(
             f"No kept utterance has a vote for {unheard[0]!r}: leave it out of --emotions (raters said {heard})"
