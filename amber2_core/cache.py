@@ -57,6 +57,7 @@ from .features import (
     check_fit,
     fingerprint,
 )
+from .sink import Sink
 from .tables import RatingTable, UtteranceTable, texts
 from .utterance import LabelDefaults
 
@@ -108,7 +109,7 @@ def write_cache(path: Path, cache: FeatureCache) -> None:
     temporary = path.with_name(f".{path.name}.{uuid4().hex[:8]}.writing")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with h5py.File(temporary, "w", libver=("v110", "v110")) as file:
+        with Sink(temporary, "w+") as sink, h5py.File(sink, "w", libver=("v110", "v110")) as file:
             _write(file, cache)
         sync(temporary)
         os.replace(temporary, path)

@@ -86,7 +86,7 @@ def _read_text(dataset: h5py.Dataset) -> Texts:
         block = dataset[first : first + rows].tolist()
         # a million ratings share a handful of words: one object for each
         word_of = {word: word.decode() for word in set(block)}
-        column.extend(word_of[word] for word in block)
+        column += [word_of[word] for word in block]
     return texts(column)
 
 
