@@ -1,0 +1,72 @@
+"""From the name of a corpus and a place on disk to the corpus, through the one module that reads it."""
+
+from __future__ import annotations
+
+import os
+from importlib import import_module
+from pathlib import Path
+from typing import Protocol, cast
+
+from amber2_core.errors import CorpusError, bad_choice
+from amber2_core.utterance import Corpus
+
+# name, as given to --corpus → module of this package; loaded only when it is asked for
+READERS: dict[str, str] = {
+    "crema_d": "crema_d",
+    "manifest": "manifest",
+    "synthetic": "synthetic",
+}
+
+
+class Reader(Protocol):
+    """What every reader module offers."""
+
+    ORIGIN: str  # one line for who does not have it: what the root is, and where it comes from
+
+    def read(self, root: Path) -> Corpus:
+        """The corpus at a root that exists.
+
+        Raises:
+            CorpusError: a file is missing or cannot be parsed; the message names it, and the line.
+        """
+        ...
+
+
+def reader(name: str) -> Reader:
+    """The module that reads a corpus.
+
+    Raises:
+        CorpusError: no reader has that name.
+    """
+    if name not in READERS:
+        raise CorpusError(bad_choice("corpus", name, READERS))
+    return cast(Reader, import_module(f".{READERS[name]}", __package__))
+
+
+def corpus_root(name: str, root_option: str | Path | None = None) -> Path:
+    """Where a corpus lies: the option, else AMBER2_<NAME>_ROOT, else ./corpora/<name>.
+
+    Raises:
+        CorpusError: no reader has that name, or there is nothing at the place.
+    """
+    origin = reader(name).ORIGIN
+    variable = f"AMBER2_{name.upper()}_ROOT"
+    default = Path("corpora") / name
+    root = Path(root_option or os.environ.get(variable) or default).expanduser()
+    if not os.path.exists(root):
+        raise CorpusError(
+            f"No corpus {name!r} at {root}: give --root, set {variable}, or put it at ./{default.as_posix()}. {origin}"
+        )
+    return root
+
+
+def read_corpus(name: str, root: str | Path) -> Corpus:
+    """The corpus of that name at a root.
+
+    Raises:
+        CorpusError: no reader has that name, the root is not there, or a file is missing or cannot be parsed.
+    """
+    module, root = reader(name), Path(root)
+    if not os.path.exists(root):
+        raise CorpusError(f"No corpus {name!r} at {root}. {module.ORIGIN}")
+    return module.read(root)

@@ -1,0 +1,76 @@
+"""From the label cells of a manifest's row to ratings; one function for each form in which labels are written.
+
+A ValueError says what in a cell has no meaning; the caller knows the file and the line. Whatever the form, an empty
+cell is nobody's vote.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+from amber2_core.utterance import Rating
+
+from .tallies import anonymous_ratings
+
+# more raters than any corpus has: a larger count is a mistake, and would be as many ratings in memory
+MAX_VOTES = 10_000
+
+
+def counted_votes(cells: Mapping[str, str]) -> tuple[Rating, ...]:
+    """Emotion → number of raters who chose it, as text."""
+    counts = {emotion: _count(emotion, text.strip()) for emotion, text in cells.items()}
+    return anonymous_ratings(counts, stimulus="audiovisual")
+
+
+def listed_ratings(text: str) -> tuple[Rating, ...]:
+    """A JSON list of labels, each by another anonymous rater, or of objects with rater and label."""
+    try:
+        ticks = json.loads(text or "[]")
+    except (ValueError, RecursionError):
+        ticks = None
+    if not isinstance(ticks, list) or len(ticks) > MAX_VOTES:
+        raise ValueError(f"ratings are not a JSON list of labels or of {{rater, label}}: {text[:60]!r}")
+    ratings = [_rating(tick, number) for number, tick in enumerate(ticks, start=1)]
+    for rating, count in Counter(ratings).items():
+        if count > 1:
+            raise ValueError(f"rater {rating.rater!r} gives the label {rating.label!r} {count} times")
+    return tuple(ratings)
+
+
+def single_label(text: str) -> tuple[Rating, ...]:
+    """One label for the utterance, as if one rater had given it."""
+    return anonymous_ratings({text: 1} if text else {}, stimulus="audiovisual")
+
+
+def finite_number(text: str) -> float | None:
+    """The finite number that a text is, if it is one."""
+    try:
+        number = float(text)
+    except ValueError:
+        return None
+    return number if math.isfinite(number) and "_" not in text else None
+
+
+def _count(emotion: str, text: str) -> int:
+    number = finite_number(text or "0")
+    if number is None or number < 0 or number != int(number):
+        raise ValueError(f"{text!r} is not a number of votes for {emotion}")
+    if number > MAX_VOTES:
+        raise ValueError(f"{text} votes for {emotion}, more than the {MAX_VOTES:,} allowed")
+    return int(number)
+
+
+def _rating(tick: Any, number: int) -> Rating:
+    fields = {"rater": f"anonymous{number}", "label": tick} if isinstance(tick, str) else tick
+    if not isinstance(fields, dict) or fields.keys() != {"rater", "label"}:
+        raise ValueError(f"rating {number} is neither a label nor an object with rater and label")
+    for name, value in fields.items():
+        # HDF5 stores neither a NUL nor half a surrogate pair
+        if not isinstance(value, str) or not value.strip() or re.search("[\0\ud800-\udfff]", value):
+            raise ValueError(f"the {name} of rating {number} is no text: {value!r}")
+    return Rating(rater=fields["rater"].strip(), label=fields["label"].strip())

@@ -1,0 +1,95 @@
+"""Names of corpora, places on disk, and what is said when either is wrong."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from amber2_core.errors import CorpusError
+from amber2_data.corpora.registry import READERS, corpus_root, read_corpus, reader
+
+
+@pytest.fixture(autouse=True)
+def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An empty working folder, and no corpus named by the environment."""
+    monkeypatch.chdir(tmp_path)
+    for name in READERS:
+        monkeypatch.delenv(f"AMBER2_{name.upper()}_ROOT", raising=False)
+
+
+def test_the_option_goes_before_the_variable_and_the_variable_before_the_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("option", "variable", "corpora/crema_d"):
+        (tmp_path / name).mkdir(parents=True)
+    assert corpus_root("crema_d") == Path("corpora/crema_d")
+    monkeypatch.setenv("AMBER2_CREMA_D_ROOT", str(tmp_path / "variable"))
+    assert corpus_root("crema_d") == tmp_path / "variable"
+    assert corpus_root("crema_d", tmp_path / "option") == tmp_path / "option"
+
+
+def test_an_empty_variable_is_no_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "corpora" / "crema_d").mkdir(parents=True)
+    monkeypatch.setenv("AMBER2_CREMA_D_ROOT", "")
+    assert corpus_root("crema_d") == Path("corpora/crema_d")
+
+
+@pytest.mark.parametrize("name", READERS)
+def test_a_missing_root_names_all_three_places_and_where_the_corpus_comes_from(name: str) -> None:
+    with pytest.raises(CorpusError) as error:
+        corpus_root(name)
+    message = str(error.value)
+    assert "\n" not in message
+    for part in ("--root", f"AMBER2_{name.upper()}_ROOT", f"./corpora/{name}", reader(name).ORIGIN):
+        assert part in message
+
+
+@pytest.mark.parametrize("root", ["nowhere", "a" * 5000, "nul\0byte"])
+def test_a_root_that_cannot_exist_is_a_missing_root(root: str) -> None:
+    with pytest.raises(CorpusError, match="No corpus 'crema_d' at"):
+        corpus_root("crema_d", root)
+    with pytest.raises(CorpusError, match="No corpus 'crema_d' at"):
+        read_corpus("crema_d", root)
+
+
+def test_the_missing_root_of_a_synthetic_corpus_tells_the_command_that_writes_one() -> None:
+    with pytest.raises(CorpusError, match=r"python -m amber2_data\.corpora\.synthetic DIR"):
+        corpus_root("synthetic", "nowhere")
+
+
+@pytest.mark.parametrize("name", ["iemocapp", "", "../crema_d", "registry"])
+def test_an_unknown_corpus_lists_the_known_ones(name: str) -> None:
+    for function in (reader, corpus_root, lambda name: read_corpus(name, ".")):
+        with pytest.raises(CorpusError) as error:
+            function(name)
+        assert str(error.value) == f"Bad corpus {name!r}, expected one of {list(READERS)}"
+
+
+@pytest.mark.parametrize(
+    ("name", "file"),
+    [("crema_d", "AudioWAV"), ("synthetic", "corpus.json"), ("manifest", "is a folder")],
+)
+def test_a_root_without_the_expected_files_says_which_is_missing(name: str, file: str, tmp_path: Path) -> None:
+    with pytest.raises(CorpusError, match=file) as error:
+        read_corpus(name, tmp_path)
+    assert str(tmp_path) in str(error.value)
+
+
+@pytest.mark.parametrize("name", READERS)
+def test_every_reader_shows_the_tree_or_table_that_it_expects(name: str) -> None:
+    module = reader(name)
+    assert "```" in (module.__doc__ or "")
+    assert callable(module.read)
+
+
+def test_readers_are_loaded_only_when_they_are_asked_for() -> None:
+    code = (
+        "import sys, amber2_data.corpora.registry as registry;"
+        "loaded = {f'amber2_data.corpora.{module}' for module in registry.READERS.values()} | {'numpy', 'soundfile'};"
+        "print(sorted(loaded & sys.modules.keys()))"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == "[]"

@@ -1,0 +1,328 @@
+"""Manifests: every label form, every spelling of a column, and the line that says what is wrong."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import re
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from amber2_core.errors import CorpusError
+from amber2_core.utterance import Corpus, Utterance
+from amber2_data.corpora import manifest
+from amber2_data.corpora.registry import read_corpus
+
+VOTES = """id,audio,text,speaker,session,votes.neutral,votes.happy,votes.angry
+a1,wav/a1.wav,"Well, no.",mary,1,2,0,1
+a2,wav/a2.wav,"She said ""yes"".",john,1,,3,
+a3,wav/a3.wav,,mary,2,0,0,0
+"""
+
+
+@pytest.fixture(autouse=True)
+def _recordings(tmp_path: Path) -> None:
+    """A recording where the manifests look for theirs."""
+    (tmp_path / "wav").mkdir()
+    (tmp_path / "wav" / "a1.wav").touch()
+
+
+def read(tmp_path: Path, table: str | bytes, *, name: str = "corpus.csv") -> Corpus:
+    (tmp_path / name).write_bytes(table.encode() if isinstance(table, str) else table)
+    return manifest.read(tmp_path / name)
+
+
+def only(corpus: Corpus) -> Utterance:
+    assert len(corpus.utterances) == 1
+    return corpus.utterances[0]
+
+
+def votes(utterance: Utterance) -> Counter[str]:
+    return Counter(rating.label for rating in utterance.ratings)
+
+
+def test_counts_of_votes_become_anonymous_raters(tmp_path: Path) -> None:
+    corpus = read(tmp_path, VOTES)
+    first, second, third = corpus.utterances
+    assert [(rating.rater, rating.label) for rating in first.ratings] == [
+        ("anonymous1", "neutral"),
+        ("anonymous2", "neutral"),
+        ("anonymous3", "angry"),
+    ]
+    assert votes(second) == {"happy": 3}
+    assert third.ratings == ()
+    assert {rating.stimulus for rating in first.ratings} == {"audiovisual"}
+    assert (first.transcript, second.transcript, third.transcript) == ("Well, no.", 'She said "yes".', "")
+    assert (first.speaker, first.session, first.start, first.duration) == ("mary", "1", None, None)
+
+
+def test_the_root_is_the_file_and_recordings_are_found_beside_it(tmp_path: Path) -> None:
+    (tmp_path / "corpus.csv").write_text(VOTES)
+    corpus = read_corpus("manifest", tmp_path / "corpus.csv")
+    assert (corpus.root / str(corpus.utterances[0].audio)).is_file()
+
+
+def test_the_vote_columns_are_the_label_space_in_their_order(tmp_path: Path) -> None:
+    defaults = read(tmp_path, VOTES).defaults
+    assert defaults.emotions == ("neutral", "happy", "angry")
+    assert (defaults.stimulus, defaults.keep, defaults.folds) == ("audiovisual", "any-vote", "session")
+
+
+def test_the_labels_are_the_label_space_in_the_order_of_their_appearance(tmp_path: Path) -> None:
+    corpus = read(tmp_path, "id,audio,text,label\n1,wav/a1.wav,x,sad\n2,b.wav,y,\n3,c.wav,z,angry\n4,d.wav,z,sad\n")
+    assert corpus.defaults.emotions == ("sad", "angry")
+    assert [votes(utterance) for utterance in corpus.utterances] == [{"sad": 1}, {}, {"angry": 1}, {"sad": 1}]
+
+
+@pytest.mark.parametrize("sessions", [("1", "2", "2"), ("1", "", "2")])
+def test_folds_go_by_session_only_where_every_utterance_has_one(sessions: tuple[str, ...], tmp_path: Path) -> None:
+    rows = "".join(f"{k},wav/a1.wav,x,sad,{session}\n" for k, session in enumerate(sessions))
+    corpus = read(tmp_path, "id,audio,text,label,fold\n" + rows)
+    assert [utterance.session for utterance in corpus.utterances] == list(sessions)
+    assert corpus.defaults.folds == ("session" if all(sessions) else "speaker")
+
+
+def test_ratings_are_labels_or_raters_with_labels(tmp_path: Path) -> None:
+    ratings = ["sad", {"rater": "r7", "label": "angry"}, {"label": "sad", "rater": "r7"}, "sad"]
+    cell = json.dumps(ratings).replace('"', '""')
+    utterance = only(read(tmp_path, f'id,audio,text,ratings\n1,wav/a1.wav,x,"{cell}"\n'))
+    assert [(rating.rater, rating.label) for rating in utterance.ratings] == [
+        ("anonymous1", "sad"),
+        ("r7", "angry"),
+        ("r7", "sad"),
+        ("anonymous4", "sad"),
+    ]
+
+
+def test_a_label_beside_votes_is_the_consensus(tmp_path: Path) -> None:
+    first, second = read(
+        tmp_path, "id,audio,text,votes.sad,votes.angry,label\n1,wav/a1.wav,x,2,1,sad\n2,b.wav,y,1,1,\n"
+    ).utterances
+    assert first.attributes == {"consensus": "sad"}
+    assert len(first.ratings) == 3
+    assert second.attributes == {}
+
+
+@pytest.mark.parametrize(
+    ("role", "column"),
+    [(role, column) for role in ("audio", "text", "session") for column in manifest.NAMES[role]]
+    + [("audio", "FileName"), ("text", "Utterance"), ("audio", "Audio_Path")],
+)
+def test_every_spelling_of_a_column_means_the_same(role: str, column: str, tmp_path: Path) -> None:
+    header = ["id", "audio", "text", "session", "label"]
+    header[header.index(role)] = column
+    utterance = only(read(tmp_path, f"{','.join(header)}\n1,wav/a1.wav,hello,s3,sad\n"))
+    assert (utterance.audio, utterance.transcript, utterance.session) == ("wav/a1.wav", "hello", "s3")
+
+
+@pytest.mark.parametrize("delimiter", [",", ";", "\t"])
+@pytest.mark.parametrize("mark", ["", "\ufeff"])
+@pytest.mark.parametrize("ending", ["\n", "\r\n"])
+def test_delimiter_line_ending_and_byte_order_mark_make_no_difference(
+    delimiter: str, mark: str, ending: str, tmp_path: Path
+) -> None:
+    expected = read(tmp_path, VOTES)
+    table = io.StringIO()
+    csv.writer(table, delimiter=delimiter, lineterminator=ending).writerows(csv.reader(io.StringIO(VOTES)))
+    assert read(tmp_path, mark + table.getvalue(), name="other.tsv").utterances == expected.utterances
+
+
+def test_start_and_end_are_seconds_into_the_recording(tmp_path: Path) -> None:
+    rows = "1,wav/a1.wav,x,sad,1.5,4\n2,wav/a1.wav,x,sad,,2.5\n3,wav/a1.wav,x,sad,3,\n"
+    utterances = read(tmp_path, "id,audio,text,label,start,end\n" + rows).utterances
+    assert [(u.start, u.duration) for u in utterances] == [(1.5, 2.5), (None, 2.5), (3.0, None)]
+
+
+def test_other_columns_are_attributes_numbers_where_all_of_them_are(tmp_path: Path) -> None:
+    rows = "0,1,wav/a1.wav,x,sad,3.5,7,=1+1\n1,2,wav/a1.wav,x,sad,,high,female\n"
+    first, second = read(tmp_path, ",id,audio,text,label,valence,arousal,gender\n" + rows).utterances
+    assert first.attributes == {"valence": 3.5, "arousal": "7", "gender": "=1+1"}
+    assert second.attributes == {"arousal": "high", "gender": "female"}
+
+
+@pytest.mark.parametrize("cell", ["wav/a1.wav", "./wav/a1.wav", "wav/../wav//a1.wav", "wav\\a1.wav"])
+def test_recordings_are_written_relative_to_the_manifest(cell: str, tmp_path: Path) -> None:
+    assert only(read(tmp_path, f"id,audio,text,label\n1,{cell},x,sad\n")).audio == "wav/a1.wav"
+
+
+@pytest.mark.parametrize("cell", ["../a.wav", "wav/../../a.wav", "..", "..\\a.wav", "wav\\..\\..\\a.wav"])
+def test_a_recording_that_climbs_out_of_the_folder_is_refused(cell: str, tmp_path: Path) -> None:
+    with pytest.raises(CorpusError, match=r"corpus\.csv, line 3: recording .* climbs out of"):
+        read(tmp_path, f"id,audio,text,label\n1,wav/a1.wav,x,sad\n2,{cell},x,sad\n")
+
+
+@pytest.mark.parametrize("cell", ["/etc/passwd", "C:\\a.wav", "c:a.wav", "\\\\server\\a.wav", "//server/a.wav"])
+def test_an_absolute_recording_is_refused(cell: str, tmp_path: Path) -> None:
+    with pytest.raises(CorpusError, match=r"corpus\.csv, line 2: recording .* is absolute"):
+        read(tmp_path, f"id,audio,text,label\n1,{cell},x,sad\n")
+
+
+@pytest.mark.parametrize(
+    ("header", "what"),
+    [
+        ("audio,text,label", r"no column 'id', expected one of \['id'\]"),
+        ("id,text,label", r"no column 'audio', expected one of \['audio', 'wav', .*\]"),
+        ("id,audio,label", r"no column 'text', expected one of \['text', 'transcript', .*\]"),
+        ("id,audio,text", r"no label: expected columns votes\.<emotion>, ratings or label"),
+        ("id,audio,text,votes.", "no label"),
+        ("id,audio,wav,text,label", "columns 'audio' and 'wav' mean the same"),
+        ("id,audio,text,label,session,fold", "columns 'session' and 'fold' mean the same"),
+        ("id,audio,text,votes.sad,Votes. sad", r"columns 'votes\.sad' and 'Votes\. sad' mean the same"),
+        ("id,audio,text,label,label", "two columns are called 'label'"),
+        ("id,audio,text,ratings,votes.sad", r"columns votes\.<emotion> and ratings both hold the votes"),
+        ("id,audio,text,votes.sad,label,consensus", "both hold the consensus"),
+        ("id,audio,text,label,a/b", "column 'a/b' cannot name an attribute"),
+        ("id,audio;text,label", "the header holds comma and semicolon"),
+        pytest.param(
+            "id,audio,text,label," + ",".join(map(str, range(10**6))),
+            "longer than|columns, more than",
+            id="a million columns",
+        ),
+    ],
+)
+def test_an_unclear_header_is_refused(header: str, what: str, tmp_path: Path) -> None:
+    with pytest.raises(CorpusError, match=rf"corpus\.csv, line 1: .*({what})"):
+        read(tmp_path, header + "\n")
+
+
+@pytest.mark.parametrize(
+    ("cell", "what"),
+    [
+        ("-1", "'-1' is not a number of votes for sad"),
+        ("two", "'two' is not"),
+        ("nan", "'nan' is not"),
+        ("inf", "'inf' is not"),
+        ("1e999", "'1e999' is not"),
+        ("2.5", "'2.5' is not"),
+        ("1_0", "'1_0' is not"),
+        ("1000000000", "1000000000 votes for sad, more than the 10,000 allowed"),
+    ],
+)
+def test_votes_that_are_no_count_are_refused(cell: str, what: str, tmp_path: Path) -> None:
+    with pytest.raises(CorpusError, match=re.escape(f"corpus.csv, line 3: {what}")):
+        read(tmp_path, f"id,audio,text,votes.sad,votes.angry\n1,wav/a1.wav,x,1,1\n2,b.wav,x,{cell},1\n")
+
+
+@pytest.mark.parametrize(
+    ("cell", "what"),
+    [
+        ("sad", "ratings are not a JSON list"),
+        ('{"rater": "r", "label": "sad"}', "ratings are not a JSON list"),
+        pytest.param("[" * 100_000, "ratings are not a JSON list", id="deep nesting"),
+        pytest.param(json.dumps(["x"] * 10_001), "ratings are not a JSON list", id="10,001 raters"),
+        ("[1]", "rating 1 is neither a label nor an object with rater and label"),
+        ('["sad", ["sad"]]', "rating 2 is neither"),
+        ('[{"rater": "r"}]', "rating 1 is neither"),
+        ('[{"rater": "r", "label": "sad", "weight": 2}]', "rating 1 is neither"),
+        ('["sad", " "]', "the label of rating 2 is no text"),
+        ('[{"rater": 3, "label": "sad"}]', "the rater of rating 1 is no text"),
+        ('["\\u0000"]', "the label of rating 1 is no text"),
+        ('["\\ud800"]', "the label of rating 1 is no text"),
+        ('[{"rater": "r", "label": "sad"}, {"rater": "r", "label": "sad"}]', "rater 'r' gives the label 'sad' 2 times"),
+    ],
+)
+def test_ratings_that_are_none_are_refused(cell: str, what: str, tmp_path: Path) -> None:
+    table = io.StringIO()
+    csv.writer(table).writerows([["id", "audio", "text", "ratings"], ["1", "wav/a1.wav", "x", cell]])
+    with pytest.raises(CorpusError, match=rf"corpus\.csv, line 2: {what}"):
+        read(tmp_path, table.getvalue())
+
+
+@pytest.mark.parametrize(
+    ("rows", "what"),
+    [
+        ("a,wav/a1.wav,x,sad,,\nb,b.wav,x,sad,,\na,c.wav,x,sad,,\n", "line 4: id 'a' stands in line 2 already"),
+        (" ,wav/a1.wav,x,sad,,\n", "line 2: empty id"),
+        ("a,wav/a1.wav,x,sad\n", "line 2: expected 6 cells, got 4"),
+        ("a,wav/a1.wav,x,sad,,,\n", "line 2: expected 6 cells, got 7"),
+        ("a,wav/a1.wav,x,sad,2,2\n", "line 2: end 2 s is not after start 2 s"),
+        ("a,wav/a1.wav,x,sad,,0\n", "line 2: end 0 s is not after start 0 s"),
+        ("a,wav/a1.wav,x,sad,-1,2\n", "line 2: start '-1' is not a time in seconds"),
+        ("a,wav/a1.wav,x,sad,,nan\n", "line 2: end 'nan' is not a time in seconds"),
+        ("a,wav/a1.wav,x,sad,0:10,\n", "line 2: start '0:10' is not a time in seconds"),
+        ('a,wav/a1.wav,"two\nlines",sad,,\nb,b.wav,x\n', "line 4: expected 6 cells, got 3"),
+        ('a,wav/a1.wav,"no end,sad,,\nb,b.wav,x,sad,,\n', "line 2: not a row of a table"),
+        ('a,wav/a1.wav,"x"y,sad,,\n', "line 2: not a row of a table"),
+        ("a,wav/a1.wav,\0,sad,,\n", "line 2: a NUL byte"),
+        pytest.param(
+            "a,wav/a1.wav," + "x" * 200_000 + ",sad,,\n", "line 2: not a row of a table: field larger", id="a long cell"
+        ),
+        pytest.param(
+            "a,wav/a1.wav," + "x" * 5_000_000 + ",sad,,\n", "line 2: longer than 4,194,304 bytes", id="a long line"
+        ),
+    ],
+)
+def test_a_row_without_meaning_is_refused_with_its_line(rows: str, what: str, tmp_path: Path) -> None:
+    with pytest.raises(CorpusError, match=re.escape(f"corpus.csv, {what}")) as error:
+        read(tmp_path, "id,audio,text,label,start,end\n" + rows)
+    assert "\n" not in str(error.value)
+
+
+def test_bytes_that_are_not_utf_8_are_refused_with_their_line(tmp_path: Path) -> None:
+    with pytest.raises(CorpusError, match=r"corpus\.csv, line 3: byte 14 is not UTF-8"):
+        read(tmp_path, b"id,audio,text,label\n1,wav/a1.wav,x,sad\n2,wav/a1.wav,\xe9t\xe9,sad\n")
+
+
+@pytest.mark.parametrize(
+    ("table", "what"),
+    [
+        ("", "line 1: no column 'id'"),
+        ("id,audio,text,label\n", "the file ends after its header"),
+        ("id,audio,text,label\n\n\n", "the file ends after its header"),
+        ("id,audio,text,label\n1,wav/a1.wav,x,\n", "has a vote"),
+        ("id,audio,text,label\n1,,x,sad\n", "names no recording"),
+        ("id,audio,text,label\n1,a1.wav,x,sad\n2,a2.wav,x,sad\n", "None of the 2 recordings of .* exists, .*/a1.wav"),
+    ],
+)
+def test_a_manifest_without_anything_to_learn_from_is_refused(table: str, what: str, tmp_path: Path) -> None:
+    with pytest.raises(CorpusError, match=what) as error:
+        read(tmp_path, table)
+    assert "corpus.csv" in str(error.value)
+
+
+def test_a_manifest_of_another_format_names_the_formats(tmp_path: Path) -> None:
+    with pytest.raises(CorpusError, match=r"Bad manifest suffix '\.xlsx', expected one of \['\.csv', '\.tsv'\]"):
+        read(tmp_path, b"PK\3\4", name="corpus.xlsx")
+
+
+def test_a_missing_or_unreadable_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(CorpusError, match=r"No file .*gone\.csv"):
+        manifest.read(tmp_path / "gone.csv")
+
+
+LABELS = st.text(st.characters(exclude_categories=["Cs", "Cc", "Zs", "Zl", "Zp"]), min_size=1, max_size=8)
+
+
+@given(st.lists(st.lists(st.tuples(LABELS, LABELS), max_size=5, unique=True), min_size=1, max_size=6))
+@settings(max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+def test_ratings_that_are_written_are_read(tmp_path: Path, ratings: list[list[tuple[str, str]]]) -> None:
+    table = io.StringIO()
+    cells = [json.dumps([{"rater": rater, "label": label} for rater, label in ticks]) for ticks in ratings]
+    rows = [[str(number), "wav/a1.wav", "x", cell] for number, cell in enumerate(cells)]
+    csv.writer(table).writerows([["id", "audio", "text", "ratings"], *rows, ["last", "b.wav", "x", '["sad"]']])
+    *utterances, _ = read(tmp_path, table.getvalue()).utterances
+    assert [[(tick.rater, tick.label) for tick in utterance.ratings] for utterance in utterances] == ratings
+
+
+@given(st.data())
+@settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+def test_a_damaged_manifest_is_read_or_refused_with_its_name(tmp_path: Path, data: st.DataObject) -> None:
+    ratings = 'id;audio;text;start;end;ratings\n1;wav/a1.wav;x;0;1;"[""sad"", {""rater"": ""r"", ""label"": ""b""}]"\n'
+    table = bytearray(data.draw(st.sampled_from([VOTES, ratings])).encode())
+    for _ in range(data.draw(st.integers(1, 4))):
+        at = data.draw(st.integers(0, len(table)))
+        table[at : at + data.draw(st.integers(0, 6))] = data.draw(st.binary(max_size=6))
+    try:
+        utterances = read(tmp_path, bytes(table)).utterances
+    except CorpusError as error:
+        refusal = str(error)
+    else:
+        refusal = ""
+        assert len({utterance.id for utterance in utterances}) == len(utterances) > 0
+        assert not any(str(utterance.audio).startswith(("/", "..")) for utterance in utterances)
+    assert not refusal or "corpus.csv" in refusal
