@@ -67,7 +67,8 @@ class _StandardError(logging.Handler):
 def _set_up_log(level: int) -> None:
     """Our own packages speak at `level`, all others only when they warn."""
     root = logging.getLogger()
-    root.handlers = [_StandardError()]
+    root.handlers = [handler for handler in root.handlers if not isinstance(handler, _StandardError)]
+    root.addHandler(_StandardError())
     root.setLevel(logging.WARNING)
     for package in ("amber2_core", "amber2_data", "amber2_extract", "amber2_train", "amber2_report", "amber2_predict"):
         logging.getLogger(package).setLevel(level)

@@ -1,0 +1,178 @@
+"""A model's id or folder goes in; the folder with its files comes out, and digests of what the numbers depend on."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from amber2_core.errors import ModelError
+
+from .audio import sha256_of
+
+EncoderModality = Literal["audio", "text"]
+
+CONFIG = "config.json"
+# in the order in which transformers looks for them
+WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
+PREPROCESSOR = ("preprocessor_config.json", "processor_config.json")
+TOKENIZER = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "vocab.txt",
+    "vocab.json",
+    "merges.txt",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+    "tokenizer.model",
+)
+_BESIDE: dict[EncoderModality, tuple[str, ...]] = {"audio": PREPROCESSOR, "text": TOKENIZER}
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A pretrained encoder, as files in a folder."""
+
+    # the id on the Hugging Face hub, or the folder's last component
+    name: str
+    folder: Path
+    # the hub's commit; "" for a folder of the user's
+    revision: str
+    # the files that hold the weights, an index first where there are several
+    weights: tuple[Path, ...]
+    # what turns raw input into the model's: the preprocessor's or tokenizer's files
+    beside: tuple[Path, ...]
+
+    @property
+    def short_name(self) -> str:
+        """``wav2vec2-base`` for ``facebook/wav2vec2-base``."""
+        return self.name.rsplit("/", 1)[-1]
+
+    def weights_digest(self) -> str:
+        """sha256 of the weights file; of the names and digests of its pieces where there are several."""
+        return _digest(self.weights)
+
+    def config_digest(self) -> str:
+        """sha256 of ``config.json``."""
+        return _digest([self.folder / CONFIG])
+
+    def input_digest(self) -> str:
+        """sha256 of the names and digests of the preprocessor's or tokenizer's files."""
+        return _digest(self.beside)
+
+    def sampling_rate(self) -> int:
+        """Hz of the waveforms that a speech encoder wants, as its own preprocessor says.
+
+        Raises:
+            ModelError: it does not say.
+        """
+        for path in self.beside:
+            record = _read_json(path)
+            rate = record.get("feature_extractor", record).get("sampling_rate")
+            if isinstance(rate, int) and rate > 0:
+                return rate
+        raise ModelError(f"Cannot use {self.name!r} for audio: {self.beside[0]} names no sampling_rate")
+
+
+def find_checkpoint(name: str, *, modality: EncoderModality) -> Checkpoint:
+    """Find a pretrained encoder, and download it where it is neither a folder nor downloaded yet.
+
+    Args:
+        name: a folder, or an id of the Hugging Face hub, with ``@REVISION`` after it where not the newest is wanted.
+        modality: audio encoders need a preprocessor beside their weights, text encoders a tokenizer.
+
+    Raises:
+        ModelError: no such folder, no such model, no network, or a file is missing (the line says which).
+    """
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        folder = folder.resolve()
+        return _checkpoint(folder.name, folder, "", modality)
+    model, _, revision = name.partition("@")
+    if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", model) or model.startswith("."):
+        raise ModelError(f"Cannot load {name!r}: there is no such folder")
+    try:
+        folder = _snapshot(model, revision, modality, download=False)
+        return _checkpoint(model, folder, folder.name, modality)
+    except ModelError as problem:
+        # Not downloaded, or only in part.
+        _log.debug("%s", problem)
+    folder = _snapshot(model, revision, modality, download=True)
+    return _checkpoint(model, folder, folder.name, modality)
+
+
+def _checkpoint(name: str, folder: Path, revision: str, modality: EncoderModality) -> Checkpoint:
+    if not (folder / CONFIG).is_file():
+        raise ModelError(f"Cannot load {name!r}: {folder} holds no {CONFIG}")
+    beside = tuple(folder / file for file in _BESIDE[modality] if (folder / file).is_file())
+    if not beside:
+        kind = "preprocessor" if modality == "audio" else "tokenizer"
+        raise ModelError(f"Cannot load {name!r}: {folder} holds no {kind} ({' or '.join(_BESIDE[modality][:2])})")
+    return Checkpoint(name, folder, revision, _weights(name, folder), beside)
+
+
+def _weights(name: str, folder: Path) -> tuple[Path, ...]:
+    for file in WEIGHTS:
+        path = folder / file
+        if not path.is_file():
+            continue
+        pieces = sorted(set(_read_json(path).get("weight_map", {}).values())) if file.endswith(".json") else []
+        missing = [piece for piece in pieces if not (folder / piece).is_file()]
+        if missing:
+            raise ModelError(f"Cannot load {name!r}: {folder} lacks {missing[0]}, which {file} names")
+        return (path, *(folder / piece for piece in pieces))
+    raise ModelError(f"Cannot load {name!r}: {folder} holds no weights ({WEIGHTS[0]} or {WEIGHTS[2]})")
+
+
+def _snapshot(model: str, revision: str, modality: EncoderModality, *, download: bool) -> Path:
+    """The folder of a hub model; `download` fetches what is missing, and only what is used."""
+    # Imported here, as it takes a third of a second that a folder does not need.
+    import huggingface_hub
+
+    settings: dict[str, Any] = {"revision": revision or None}
+    try:
+        if not download:
+            return Path(huggingface_hub.snapshot_download(model, local_files_only=True, **settings))
+        _log.info("downloading %s", model)
+        held = {file.rfilename for file in huggingface_hub.HfApi().model_info(model, **settings).siblings or ()}
+        files = [CONFIG, *_BESIDE[modality], *_weight_patterns(held.__contains__)]
+        return Path(huggingface_hub.snapshot_download(model, allow_patterns=files, **settings))
+    except Exception as problem:  # the hub's client raises its HTTP library's errors, which change with its versions
+        reason = (str(problem) or type(problem).__name__).strip().splitlines()[0]
+        raise ModelError(
+            f"Cannot load {model!r}: there is no such folder, it is not downloaded yet, and downloading failed "
+            f"({reason}). Where there is a network, run `hf download {model}`; or name a folder that holds the model"
+        ) from None
+
+
+def _weight_patterns(is_held: Callable[[str], bool]) -> tuple[str, ...]:
+    for file in WEIGHTS:
+        if is_held(file):
+            return (file, file.replace(".index.json", "-*")) if file.endswith(".json") else (file,)
+    return WEIGHTS[:1]
+
+
+def _digest(files: Sequence[Path]) -> str:
+    if len(files) == 1:
+        return sha256_of(files[0])
+    lines = "".join(f"{sha256_of(file)}  {file.name}\n" for file in files)
+    return hashlib.sha256(lines.encode()).hexdigest()
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as problem:
+        raise ModelError(f"Cannot read {path}: {str(problem).splitlines()[0]}") from None
+    if not isinstance(record, dict):
+        raise ModelError(f"Cannot read {path}: expected a JSON object")
+    return record

@@ -1,0 +1,176 @@
+"""The commands of stage 1: extract-features writes a feature cache, inspect-cache tells what one holds."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import click
+
+from amber2_core.command import INCOMPLETE, command_body
+
+if TYPE_CHECKING:
+    from .encoding import OnProgress, Progress
+    from .pipeline import Summary
+
+# Failures are listed up to here; inspect-cache lists all.
+_SHOWN = 20
+
+
+@click.command()
+@click.option("--corpus", required=True, help="Name of a corpus, such as crema_d, manifest or synthetic.")
+@click.option(
+    "--root",
+    help="Where the corpus lies (a manifest: its file). [default: AMBER2_<CORPUS>_ROOT, else ./corpora/<corpus>]",
+)
+@click.option(
+    "--audio-model",
+    default="facebook/wav2vec2-base",
+    show_default=True,
+    help="Speech encoder: an id of the Hugging Face hub, with @REVISION if need be, or a folder.",
+)
+@click.option(
+    "--text-model",
+    default="bert-base-uncased",
+    show_default=True,
+    help="Text encoder: an id of the Hugging Face hub, with @REVISION if need be, or a folder.",
+)
+@click.option(
+    "--modality",
+    type=click.Choice(["both", "audio", "text"]),
+    default="both",
+    show_default=True,
+    help="What to encode now; what the cache holds already of the other is kept.",
+)
+@click.option(
+    "--layers",
+    type=click.Choice(["last", "all"]),
+    default="last",
+    show_default=True,
+    help="Store the last hidden state, or every layer's beside it.",
+)
+@click.option(
+    "--max-seconds", type=click.FloatRange(min=0, min_open=True), help="Cut longer utterances. [default: no cut]"
+)
+@click.option(
+    "--output",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="The feature cache to write or to go on with. [default: <corpus>.h5 in the cache folder]",
+)
+@click.option(
+    "--cache-dir",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="The cache folder. [default: AMBER2_CACHE_DIR, else ./cache]",
+)
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:N or mps.")
+@click.option(
+    "--batch-seconds",
+    type=click.FloatRange(min=0),
+    help="Audio per batch, padding included; 0 encodes one utterance at a time. [default: 120 on a GPU, 0 on a CPU]",
+)
+@click.option(
+    "--batch-tokens",
+    type=click.IntRange(min=0),
+    help="Tokens per batch, padding included. [default: 16384 on a GPU, 1024 on a CPU]",
+)
+@click.option("--force", is_flag=True, help="Encode again what is up to date; replace a cache that cannot be read.")
+@command_body
+def extract_features(
+    corpus: str,
+    root: str | None,
+    audio_model: str,
+    text_model: str,
+    modality: Literal["both", "audio", "text"],
+    layers: Literal["last", "all"],
+    max_seconds: float | None,
+    output: Path | None,
+    cache_dir: Path | None,
+    device: str,
+    batch_seconds: float | None,
+    batch_tokens: int | None,
+    force: bool,
+) -> int | None:
+    """Encode a corpus with frozen speech and text encoders into one feature cache (stage 1).
+
+    Only what is new or has changed is encoded. Interrupted at any moment, the same command goes on where it stopped.
+    The exit code is 3 when utterances failed; they are listed, and the cache is complete without them.
+    """
+    from amber2_data.corpora.registry import corpus_root, read_corpus
+
+    from . import pipeline
+    from .encoding import Effort
+
+    effort = Effort(device=device, batch_seconds=batch_seconds, batch_tokens=batch_tokens)
+    folder = cache_dir or Path(os.environ.get("AMBER2_CACHE_DIR") or "cache")
+    with _progress_bar() as on_progress:
+        summary = pipeline.extract_features(
+            read_corpus(corpus, corpus_root(corpus, root)),
+            output or folder / f"{corpus}.h5",
+            audio_model=None if modality == "text" else audio_model,
+            text_model=None if modality == "audio" else text_model,
+            layers=layers,
+            max_seconds=max_seconds,
+            effort=effort,
+            force=force,
+            on_progress=on_progress,
+        )
+    _print_summary(summary)
+    return INCOMPLETE if summary.failures else None
+
+
+@click.command()
+@click.argument("cache", type=click.Path(path_type=Path))
+@click.option("--verify", is_flag=True, help="Read everything and check every checksum.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@command_body
+def inspect_cache(cache: Path, verify: bool, as_json: bool) -> None:
+    """Tell what the feature cache CACHE holds: utterances, ratings, feature sets, recipes, failures."""
+    from .inspection import describe, read_description
+
+    description = read_description(cache, verify=verify)
+    click.echo(json.dumps(description, indent=2, ensure_ascii=False) if as_json else describe(description))
+
+
+def _print_summary(summary: Summary) -> None:
+    for features in summary.features:
+        counts = f"{features.encoded} encoded, {features.up_to_date} up to date, {features.failed} failed"
+        speed = ""
+        if features.encoded and features.seconds:
+            hours = f"{features.seconds / 3600:.2f} h" if features.seconds >= 360 else f"{features.seconds:.0f} s"
+            rate = features.seconds / max(features.elapsed, 1e-9)
+            speed = f"; {hours} of audio in {features.elapsed:.0f} s, {rate:.0f} times real time"
+        cut = f"; {features.truncated} cut to the model's limit" if features.truncated else ""
+        click.echo(f"{features.modality}/{features.name}: {counts}{speed}{cut}")
+    for failure in summary.failures[:_SHOWN]:
+        click.echo(f"failed: {failure.utterance} ({failure.stage}): {failure.reason}", err=True)
+    if len(summary.failures) > _SHOWN:
+        more = len(summary.failures) - _SHOWN
+        click.echo(f"failed: {more} more, see inspect-cache {summary.output}", err=True)
+    click.echo(f"{summary.output}" if summary.written else f"{summary.output} was up to date")
+
+
+@contextmanager
+def _progress_bar() -> Iterator[OnProgress | None]:
+    """A bar on a terminal; elsewhere the lines of the log have to do."""
+    if not sys.stderr.isatty():
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bar
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Bar(*columns, console=Console(stderr=True), transient=True) as bar:
+        tasks = {}
+
+        def on_progress(progress: Progress) -> None:
+            if progress.features not in tasks:
+                tasks[progress.features] = bar.add_task(progress.features, total=progress.total)
+            bar.update(tasks[progress.features], completed=progress.done)
+
+        yield on_progress

@@ -1,0 +1,219 @@
+"""Encoded rows go in as they are finished; after a kill at any moment all rows but the last few are still there.
+
+Beside ``cache.h5``, while it is being made, stands the folder ``cache.h5.parts``: one folder per recipe, in it numbered
+files of finished rows, each closed and brought to the disk before it gets its name. Rows are found by the digest of
+what they were encoded from, so that it does not matter which utterances, or in what order, a second call asks for.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import logging
+import os
+import shutil
+import socket
+import time
+import zipfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from amber2_core.cache import sync
+from amber2_core.errors import CacheError
+
+Rows = npt.NDArray[np.float32]  # (rows, D) or (rows, layers + 1, D)
+
+# A part is written when its rows are this large, or this old: what a kill can cost.
+PART_BYTES = 32 * 2**20
+PART_SECONDS = 20.0
+
+_log = logging.getLogger(__name__)
+
+
+@contextmanager
+def work_folder(output: Path) -> Iterator[Path]:
+    """The folder for work in progress beside `output`, held by this process alone; removed when nothing is left in it.
+
+    The hold is the operating system's lock on a file: it ends with the process, however that ends.
+
+    Raises:
+        CacheError: another process holds it (the line says which), or it cannot be made.
+    """
+    folder = output.with_name(f"{output.name}.parts")
+    try:
+        lock = _locked(folder, output)
+    except OSError as problem:
+        place = "choose another place with --output"
+        raise CacheError(f"Cannot write {output}: {problem.strerror or problem}; {place}") from None
+    try:
+        yield folder
+    finally:
+        if not any(folder.glob("*/*.npz")):
+            # Before the lock is let go: who waits for it then finds the folder gone and makes a new one.
+            shutil.rmtree(folder, ignore_errors=True)
+        os.close(lock)
+
+
+class Parts:
+    """The finished rows of one recipe."""
+
+    def __init__(self, folder: Path, *, anew: bool = False) -> None:
+        """Take up what an earlier call left in `folder`; what was not finished, or all of it if `anew`, is removed.
+
+        Raises:
+            CacheError: the folder cannot be written.
+        """
+        self._folder = folder
+        self._places: dict[str, tuple[Path, int]] = {}
+        self._waiting: list[tuple[Sequence[str], Rows]] = []
+        self._began = time.monotonic()
+        with self._writing():
+            if anew and folder.exists():
+                shutil.rmtree(folder)
+            folder.mkdir(parents=True, exist_ok=True)
+            for leftover in folder.glob("*.writing"):
+                leftover.unlink()
+            for path in sorted(folder.glob("*.npz")):
+                self._take_up(path)
+
+    def __contains__(self, digest: object) -> bool:
+        return digest in self._places
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def add(self, digests: Sequence[str], values: Rows) -> None:
+        """Keep rows; they reach the disk with the next part at the latest.
+
+        Raises:
+            CacheError: the disk is full, or has gone.
+        """
+        self._waiting.append((digests, values))
+        size = sum(rows.nbytes for _, rows in self._waiting)
+        if size >= PART_BYTES or time.monotonic() - self._began >= PART_SECONDS:
+            self.flush()
+
+    def flush(self) -> None:
+        """Bring all rows to the disk.
+
+        Raises:
+            CacheError: the disk is full, or has gone.
+        """
+        if self._waiting:
+            digests = [digest for given, _ in self._waiting for digest in given]
+            values = np.concatenate([rows for _, rows in self._waiting])
+            with self._writing():
+                path = self._write(digests, values)
+            self._places.update({digest: (path, row) for row, digest in enumerate(digests)})
+            self._waiting.clear()
+        self._began = time.monotonic()
+
+    def fill(self, matrix: Rows, rows: Mapping[str, Sequence[int]]) -> None:
+        """Copy finished rows into `matrix`: what was encoded from `digest` into each of `rows[digest]`."""
+        wanted: dict[Path, list[tuple[int, Sequence[int]]]] = {}
+        for digest, targets in rows.items():
+            path, row = self._places[digest]
+            wanted.setdefault(path, []).append((row, targets))
+        for path, pairs in wanted.items():
+            _, values = _read(path)
+            for row, targets in pairs:
+                matrix[list(targets)] = values[row]
+
+    @property
+    def row_shape(self) -> tuple[int, ...]:
+        """Shape of one row; there must be one."""
+        path, _ = next(iter(self._places.values()))
+        return tuple(_read(path)[1].shape[1:])
+
+    def remove(self) -> None:
+        """Delete all parts: their rows stand in the cache now."""
+        shutil.rmtree(self._folder, ignore_errors=True)
+        self._places.clear()
+
+    def _take_up(self, path: Path) -> None:
+        try:
+            digests, values = _read(path)
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as problem:
+            _log.warning("%s is damaged (%s): its rows are encoded again", path, problem)
+            path.unlink()
+            return
+        shapes = {_read(known)[1].shape[1:] for known, _ in list(self._places.values())[:1]}
+        if shapes and values.shape[1:] not in shapes:
+            raise CacheError(f"{path} has rows of another shape than the parts beside it: delete {path.parent}")
+        self._places.update({digest: (path, row) for row, digest in enumerate(digests)})
+
+    def _write(self, digests: Sequence[str], values: Rows) -> Path:
+        number = 1 + max((int(path.stem) for path in self._folder.glob("*.npz")), default=0)
+        path = self._folder / f"{number:06d}.npz"
+        temporary = path.with_suffix(".writing")
+        with temporary.open("wb") as file:
+            np.savez(file, inputs=np.array(digests), values=values)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+        sync(self._folder)
+        return path
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as problem:
+            raise CacheError(
+                f"Cannot write to {self._folder}: {problem.strerror or problem}; the {len(self)} rows finished so far "
+                "are kept, and the same command goes on from there"
+            ) from None
+
+
+def _read(path: Path) -> tuple[list[str], Rows]:
+    """Digests and rows of a part; zip's own checksums are verified on the way."""
+    with np.load(path, allow_pickle=False) as part:
+        digests, values = part["inputs"], part["values"]
+    if len(digests) != len(values):
+        raise ValueError(f"{len(digests)} digests for {len(values)} rows")
+    return [str(digest) for digest in digests], values
+
+
+def _locked(folder: Path, output: Path) -> int:
+    """A descriptor of the folder's lock file, locked."""
+    path = folder / "lock"
+    while True:
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        except FileNotFoundError:
+            continue  # its last holder removed the folder just now
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = _holder(descriptor)
+            os.close(descriptor)
+            raise CacheError(
+                f"{output} is being written by {holder}: wait for it, or choose another --output"
+            ) from None
+        if _is_same_file(descriptor, path):
+            os.ftruncate(descriptor, 0)
+            os.write(descriptor, json.dumps({"process": os.getpid(), "host": socket.gethostname()}).encode())
+            return descriptor
+        # Its last holder removed the folder between the opening and the locking.
+        os.close(descriptor)
+
+
+def _is_same_file(descriptor: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.stat())
+    except FileNotFoundError:
+        return False
+
+
+def _holder(descriptor: int) -> str:
+    try:
+        record: dict[str, Any] = json.loads(os.pread(descriptor, 1000, 0))
+        return f"process {record['process']} on {record['host']}"
+    except (ValueError, KeyError):
+        return "another process"

@@ -1,0 +1,131 @@
+"""What the numbers of a feature set depend on goes in; a cache key, and what differs from another, comes out.
+
+Batch size, order, device and number of workers are not in a recipe: they must not change the numbers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, ClassVar, Literal
+
+from amber2_core.cache import fingerprint
+
+from .audio import KAISER_BEST, Resampler
+from .checkpoint import Checkpoint, EncoderModality
+
+Layers = Literal["last", "all"]
+
+# Raised whenever decoding, normalising or pooling starts to give other numbers than before.
+PREPROCESSING_VERSION = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class _EncoderRecipe:
+    """What audio and text encoders have in common."""
+
+    modality: ClassVar[EncoderModality]
+
+    # id on the hub or name of the folder, and the hub's commit
+    model: str
+    revision: str
+    weights_digest: str
+    config_digest: str
+    # the last hidden state, or all of them: the encoder's input and each layer's output
+    layers: Layers = "last"
+    # over valid frames or tokens only
+    pooling: Literal["mean"] = "mean"
+    precision: Literal["fp32"] = "fp32"
+    preprocessing_version: int = PREPROCESSING_VERSION
+
+    def record(self) -> dict[str, Any]:
+        """The recipe as JSON values, as it stands in a feature cache."""
+        return {"modality": self.modality, **asdict(self)}
+
+    @property
+    def fingerprint(self) -> str:
+        """sha256 of the recipe."""
+        return fingerprint(self.record())
+
+
+@dataclass(frozen=True, kw_only=True)
+class AudioRecipe(_EncoderRecipe):
+    """What the features of a speech encoder depend on."""
+
+    modality: ClassVar[EncoderModality] = "audio"
+
+    preprocessor_digest: str
+    # Hz
+    sampling_rate: int
+    resampler: Resampler = KAISER_BEST
+    # None: however long
+    max_seconds: float | None = None
+
+    @classmethod
+    def of(cls, checkpoint: Checkpoint, *, layers: Layers = "last", max_seconds: float | None = None) -> AudioRecipe:
+        """The recipe of a checkpoint; reads its weights once, for their digest.
+
+        Raises:
+            ModelError: its preprocessor names no sampling rate.
+        """
+        return cls(
+            **_identity(checkpoint),
+            preprocessor_digest=checkpoint.input_digest(),
+            sampling_rate=checkpoint.sampling_rate(),
+            layers=layers,
+            max_seconds=max_seconds,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextRecipe(_EncoderRecipe):
+    """What the features of a text encoder depend on."""
+
+    modality: ClassVar[EncoderModality] = "text"
+
+    tokenizer_digest: str
+
+    @classmethod
+    def of(cls, checkpoint: Checkpoint, *, layers: Layers = "last") -> TextRecipe:
+        """The recipe of a checkpoint; reads its weights once, for their digest."""
+        return cls(**_identity(checkpoint), tokenizer_digest=checkpoint.input_digest(), layers=layers)
+
+
+EncoderRecipe = AudioRecipe | TextRecipe
+
+
+def differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> tuple[str, ...]:
+    """One phrase per setting that two recipes (as JSON values) do not share, in order of the setting's name.
+
+    Example:
+        >>> differences({"precision": "fp32"}, {"precision": "bf16"})
+        ('precision changed from fp32 to bf16',)
+    """
+    old, new = dict(_settings(before)), dict(_settings(after))
+    return tuple(
+        f"{name} changed from {_shown(old.get(name))} to {_shown(new.get(name))}"
+        for name in sorted(old.keys() | new.keys())
+        if old.get(name) != new.get(name)
+    )
+
+
+def _identity(checkpoint: Checkpoint) -> dict[str, Any]:
+    return {
+        "model": checkpoint.name,
+        "revision": checkpoint.revision,
+        "weights_digest": checkpoint.weights_digest(),
+        "config_digest": checkpoint.config_digest(),
+    }
+
+
+def _settings(record: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in record.items():
+        if isinstance(value, Mapping):
+            yield from _settings(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
+
+
+def _shown(value: Any) -> str:
+    text = "none" if value is None or value == "" else str(value)
+    return f"{text[:12]}…" if len(text) == 64 else text
