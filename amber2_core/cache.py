@@ -102,6 +102,8 @@ def write_cache(path: Path, cache: FeatureCache) -> None:
     Raises:
         CacheError: the folder cannot be written, the disk is full, or the parts of the cache do not fit together.
     """
+    if os.path.isdir(path):  # Path.is_dir raises where a name is too long
+        raise CacheError(f"Cannot write {path}: it is a folder; name a file with --output")
     try:
         check_fit(cache)
     except CacheError as problem:
