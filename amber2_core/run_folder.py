@@ -1,0 +1,205 @@
+"""The run folder: what one call of `train-heads` leaves behind, so that anyone can recompute every number of it.
+
+```
+settings.json     the command, corpus and cache (path, feature sets with fingerprints), label policy, utterances kept
+                  and dropped by reason, folds with their sizes, grid, seeds, versions
+results.csv       one row per (system, head, split, fold, seed, setting): `KEY_COLUMNS`, the settings by their names,
+                  `epoch` (from 1) and `n` utterances, then every metric of `amber2_core.metrics`. split is dev for
+                  every setting, test for the selected one; selected is 1 where dev chose the setting. A setting that a
+                  system does not look at is empty.
+predictions.npz   id (N,), fold (N,), target (N, C), emotions (C,), and for every system and head `<system>/<head>`
+                  (seeds, N, C) float32: probabilities of the selected setting on test; N runs over all folds' test
+                  rows. The test rows of results.csv are the metrics of exactly these numbers.
+heads/            <system>-fold<k>-seed<s>.safetensors: the selected heads (`amber2_core.heads_folder`)
+summary.json      table: system → head → metric → mean and sd (`summarise`); selected: system → fold → setting
+log.txt           what was logged, line by line
+```
+A run folder stands under its name only when it is complete.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from .cache import sync
+from .errors import RunFolderError
+from .metrics import METRICS
+from .tables import Texts
+
+KEY_COLUMNS = ("system", "head", "split", "fold", "seed", "selected")
+Row = Mapping[str, Any]  # one row of results.csv
+Summary = dict[str, dict[str, dict[str, dict[str, float | None]]]]
+
+
+@dataclass(frozen=True, eq=False)
+class Predictions:
+    """Probabilities of the selected settings on every fold's test rows."""
+
+    id: Texts  # (N,)
+    fold: npt.NDArray[np.int64]  # (N,)
+    target: npt.NDArray[np.float32]  # (N, C)
+    emotions: tuple[str, ...]  # C
+    probs: Mapping[str, npt.NDArray[np.float32]]  # "<system>/<head>" → (seeds, N, C)
+
+
+@contextmanager
+def new_run_folder(path: Path) -> Iterator[Path]:
+    """A folder to write a run into; it takes the name `path` when the block ends well, and is gone when it does not.
+
+    Raises:
+        RunFolderError: something stands under that name already, or the place cannot be written.
+    """
+    if path.exists():
+        raise RunFolderError(f"{path} exists already: name another folder with --output, or remove that one")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        writing = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".writing", dir=path.parent))
+    except OSError as problem:
+        raise RunFolderError(f"Cannot write {path}: {problem.strerror}; choose another place with --output") from None
+    try:
+        yield writing
+        for file in [*writing.rglob("*"), writing]:
+            sync(file)
+        writing.chmod(0o755)
+        writing.rename(path)
+        sync(path.parent)
+    except OSError as problem:
+        raise RunFolderError(f"Cannot write {path}: {problem.strerror}; nothing stands under that name") from None
+    finally:
+        shutil.rmtree(writing, ignore_errors=True)
+
+
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    """Write settings.json or summary.json."""
+    path.write_text(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def write_results(path: Path, rows: Sequence[Row]) -> None:
+    """Write results.csv; numbers in full, so that they read back as the same."""
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows({name: "" if value is None else value for name, value in row.items()} for row in rows)
+
+
+def write_predictions(path: Path, predictions: Predictions) -> None:
+    """Write predictions.npz, without pickled objects."""
+    arrays: dict[str, Any] = {
+        "id": predictions.id.astype(np.str_),
+        "fold": predictions.fold,
+        "target": predictions.target,
+        "emotions": np.array(predictions.emotions, dtype=np.str_),
+        **predictions.probs,
+    }
+    np.savez_compressed(path, **arrays)
+
+
+def read_settings(folder: Path) -> dict[str, Any]:
+    """settings.json of a run folder.
+
+    Raises:
+        RunFolderError: not a run folder, or damaged.
+    """
+    return _read_json(folder / "settings.json")
+
+
+def read_summary(folder: Path) -> dict[str, Any]:
+    """summary.json of a run folder. RunFolderError: as `read_settings`."""
+    return _read_json(folder / "summary.json")
+
+
+def read_results(folder: Path) -> list[dict[str, Any]]:
+    """The rows of results.csv: whole numbers as int, other numbers as float, "" as None, the rest as text.
+
+    Raises:
+        RunFolderError: not a run folder, or the file is damaged.
+    """
+    path = _file(folder / "results.csv")
+    with path.open(newline="", encoding="utf-8") as file:
+        reader = csv.DictReader(file)
+        missing = [name for name in (*KEY_COLUMNS, "epoch", "n", *METRICS) if name not in (reader.fieldnames or ())]
+        if missing:
+            raise RunFolderError(f"{path} has no column {missing[0]!r}: it was not written by train-heads")
+        return [{name: _value(text) for name, text in row.items()} for row in reader]
+
+
+def read_predictions(folder: Path) -> Predictions:
+    """predictions.npz of a run folder.
+
+    Raises:
+        RunFolderError: not a run folder, or the file is damaged.
+    """
+    path = _file(folder / "predictions.npz")
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            return Predictions(
+                id=arrays["id"].astype(object),
+                fold=arrays["fold"],
+                target=arrays["target"],
+                emotions=tuple(arrays["emotions"].tolist()),
+                probs={name: arrays[name] for name in arrays.files if "/" in name},
+            )
+    except Exception as problem:  # zipfile and zlib raise many things on damaged bytes
+        raise RunFolderError(f"{path} is damaged ({problem}): train again") from None
+
+
+def summarise(rows: Sequence[Row]) -> Summary:
+    """system → head → metric → mean and sd, over the test rows.
+
+    A metric is averaged over the folds of each seed first; mean and sd (ddof 1, None for a single seed) are over seeds.
+    """
+    table: Summary = {}
+    tested = [row for row in rows if row["split"] == "test"]
+    for system, head in dict.fromkeys((row["system"], row["head"]) for row in tested):
+        own = [row for row in tested if (row["system"], row["head"]) == (system, head)]
+        seeds = sorted({row["seed"] for row in own})
+        table.setdefault(system, {})[head] = {
+            metric: _mean_and_sd([np.mean([row[metric] for row in own if row["seed"] == seed]) for seed in seeds])
+            for metric in METRICS
+        }
+    return table
+
+
+def _mean_and_sd(per_seed: Sequence[Any]) -> dict[str, float | None]:
+    mean = float(np.mean(per_seed))
+    sd = float(np.std(per_seed, ddof=1)) if len(per_seed) > 1 else math.nan
+    return {"mean": mean if math.isfinite(mean) else None, "sd": sd if math.isfinite(sd) else None}
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(_file(path).read_text(encoding="utf-8"))
+    except ValueError as problem:
+        raise RunFolderError(f"{path} is damaged ({problem}): train again") from None
+    if not isinstance(value, dict):
+        raise RunFolderError(f"{path} is damaged (not a JSON object): train again")
+    return value
+
+
+def _file(path: Path) -> Path:
+    if not path.is_file():
+        raise RunFolderError(f"{path.parent} is not a run folder: it has no {path.name}")
+    return path
+
+
+def _value(text: str | None) -> Any:
+    if not text:
+        return None
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text

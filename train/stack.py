@@ -1,0 +1,187 @@
+"""Many models as one: the heads of all runs of a fold, stacked along a seed axis and a setting axis.
+
+Runs of one seed read the same rows, so all linear layers that read one modality (its own head, the fusion's projection,
+the modality's half of the gate), of all settings, are one product: `wide.<modality>` (seeds, settings, outputs, D_m).
+What follows differs by run and is a batched product. Each run computes what `amber2_core.heads.MultimodalHeads` does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Generator, Tensor
+
+from amber2_core.fusion import gmu, self_gate, softmax_gate
+from amber2_core.heads import FUSION_HEAD, Architecture, MultimodalHeads
+
+StateDict = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Block:
+    """One layer's share of a wide product: which parameter it is, and which of its columns read the modality."""
+
+    parameter: str  # as MultimodalHeads names it
+    columns: slice
+    outputs: slice  # of the wide product
+    head: str  # the head that owns the parameter
+
+
+class StackedHeads:
+    """The heads of (seeds × settings) runs of one architecture.
+
+    Args:
+        architecture: of every run.
+        initial: one `MultimodalHeads` state per seed; all settings of a seed start from the same numbers.
+        settings: number of runs per seed.
+        device, dtype: where and in which precision the parameters live.
+    """
+
+    def __init__(
+        self,
+        architecture: Architecture,
+        initial: Sequence[StateDict],
+        settings: int,
+        *,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        self.architecture = architecture
+        self.seeds, self.settings = len(initial), settings
+        self._blocks = {modality: _blocks(architecture, modality) for modality in architecture.modalities}
+        self._own_names = [name for name in initial[0] if not self._is_wide(name)]
+        starts = [self._packed(state) for state in initial]
+        self.parameters: StateDict = {
+            name: torch.stack([start[name] for start in starts])
+            .unsqueeze(1)
+            .repeat(1, settings, *[1] * starts[0][name].ndim)
+            .to(device=device, dtype=dtype)
+            .contiguous()
+            .requires_grad_()
+            for name in starts[0]
+        }
+
+    def logits(self, vectors: Mapping[str, Tensor], *, dropout: Dropout | None = None) -> Tensor:
+        """Vectors (seeds, batch, D_m) by modality → logits (heads, seeds, settings, batch, classes)."""
+        shape = self.architecture
+        wide = {m: self._wide(m, vectors[m]) for m in shape.modalities}  # each (seeds, settings, batch, outputs)
+        pieces = {m: {b.parameter: wide[m][..., b.outputs] for b in self._blocks[m]} for m in shape.modalities}
+        hidden = {m: pieces[m][f"heads.{m}.hidden.weight"] for m in shape.modalities}
+        hidden[FUSION_HEAD] = self._fusion_hidden(vectors, pieces)
+        return torch.stack([self._head(name, hidden[name], dropout) for name in shape.heads])
+
+    def state(self, seed: int, setting: int) -> StateDict:
+        """One run's parameters under the names of `MultimodalHeads`."""
+        own = {name: self.parameters[name][seed, setting].detach().clone() for name in self._own_names}
+        wide: StateDict = {}
+        for modality in self.architecture.modalities:
+            weight = self.parameters[f"wide.{modality}"][seed, setting].detach()
+            for block in self._blocks[modality]:
+                part = weight[block.outputs]
+                earlier = wide.get(block.parameter)
+                # modalities come in the order of their columns
+                wide[block.parameter] = part.clone() if earlier is None else torch.cat((earlier, part), dim=1)
+        return {**own, **wide}
+
+    def owned(self, head: str) -> Iterator[tuple[str, slice]]:
+        """The parameters that only `head` reads, as (name, rows): what to keep when this head was at its best."""
+        for modality in self.architecture.modalities:
+            for block in self._blocks[modality]:
+                if block.head == head:
+                    yield f"wide.{modality}", block.outputs
+        for name in self._own_names:
+            if name.startswith(f"heads.{head}.") or (head == FUSION_HEAD and name.startswith("fusion.")):
+                yield name, slice(None)
+
+    def _is_wide(self, name: str) -> bool:
+        return any(block.parameter == name for blocks in self._blocks.values() for block in blocks)
+
+    def _packed(self, state: StateDict) -> StateDict:
+        """A run's parameters as the stack holds them."""
+        wide = {
+            f"wide.{modality}": torch.cat([state[b.parameter][:, b.columns] for b in blocks])
+            for modality, blocks in self._blocks.items()
+        }
+        return {**wide, **{name: state[name] for name in self._own_names}}
+
+    def _wide(self, modality: str, x: Tensor) -> Tensor:
+        weight = self.parameters[f"wide.{modality}"].flatten(1, 2)  # (seeds, settings·outputs, D)
+        product = torch.bmm(x, weight.mT)  # (seeds, batch, settings·outputs)
+        return product.view(*product.shape[:2], self.settings, -1).transpose(1, 2)  # (seeds, settings, batch, outputs)
+
+    def _fusion_hidden(self, vectors: Mapping[str, Tensor], pieces: Mapping[str, StateDict]) -> Tensor:
+        """The fusion head's hidden layer before its bias, (seeds, settings, batch, hidden)."""
+        kind, modalities = self.architecture.fusion, self.architecture.modalities
+        name = f"heads.{FUSION_HEAD}.hidden.weight"
+        if kind == "concat":
+            return _sum(pieces[m][name] for m in modalities)
+        weight = self.parameters[name].mT  # (seeds, settings, width, hidden)
+        if kind == "self-gate":
+            gates = _sum(pieces[m]["fusion.gate.weight"] for m in modalities)
+            joined = torch.cat([vectors[m] for m in modalities], dim=-1).unsqueeze(1)
+            return self_gate(gates, joined) @ weight
+        projections = [pieces[m][f"fusion.projection.{m}.weight"] for m in modalities]
+        if kind == "gmu":
+            return gmu(_sum(pieces[m]["fusion.gate.weight"] for m in modalities), projections) @ weight
+        values = [projection.tanh() for projection in projections]
+        scores = [value @ self.parameters["fusion.score.weight"].mT for value in values]
+        return softmax_gate(scores, values) @ weight
+
+    def _head(self, name: str, hidden: Tensor, dropout: Dropout | None) -> Tensor:
+        """A head from its hidden layer before bias (seeds, settings, batch, hidden) to (seeds, settings, batch, C)."""
+        own = self.parameters
+        active = (hidden + own[f"heads.{name}.hidden.bias"].unsqueeze(-2)).relu()
+        if dropout is not None:
+            active = dropout(active)
+        return active @ own[f"heads.{name}.output.weight"].mT + own[f"heads.{name}.output.bias"].unsqueeze(-2)
+
+
+class Dropout:
+    """Inverted dropout with a random stream of each seed's own; the settings of a seed drop the same units."""
+
+    def __init__(self, share: float, streams: Sequence[Generator]) -> None:
+        self.share, self.streams = share, streams
+
+    def __call__(self, active: Tensor) -> Tensor:
+        """(seeds, settings, batch, units) → the same, a share of it zero and the rest scaled up."""
+        size = active.shape[-2:]
+        draws = torch.stack([torch.rand(size, generator=stream) for stream in self.streams])
+        keep = (draws >= self.share).to(active) / (1 - self.share)
+        return active * keep.unsqueeze(1)
+
+
+def initial_state(architecture: Architecture, stream: Generator) -> StateDict:
+    """A fresh run's parameters, drawn from its own stream."""
+    return dict(MultimodalHeads(architecture, generator=stream).state_dict())
+
+
+def _blocks(architecture: Architecture, modality: str) -> list[Block]:
+    """Every layer that reads the modality, in the order of the wide product's outputs."""
+    sizes = dict(architecture.inputs)
+    before = list(sizes)[: list(sizes).index(modality)]
+    first = sum(sizes[name] for name in before)
+    whole, part = slice(0, sizes[modality]), slice(first, first + sizes[modality])
+    width, joined = architecture.fusion_width, sum(sizes.values())
+    gates = width if len(sizes) == 2 else len(sizes) * width
+    readers = {
+        "gmu": [(f"fusion.projection.{modality}.weight", whole, width), ("fusion.gate.weight", part, gates)],
+        "softmax-gate": [(f"fusion.projection.{modality}.weight", whole, width)],
+        "concat": [(f"heads.{FUSION_HEAD}.hidden.weight", part, architecture.hidden)],
+        "self-gate": [("fusion.gate.weight", part, joined)],
+    }[architecture.fusion]
+    layers = [(f"heads.{modality}.hidden.weight", whole, architecture.hidden, modality)]
+    layers += [(*reader, FUSION_HEAD) for reader in readers]
+    blocks, start = [], 0
+    for parameter, columns, outputs, head in layers:
+        blocks.append(Block(parameter, columns, slice(start, start + outputs), head))
+        start += outputs
+    return blocks
+
+
+def _sum(parts: Iterator[Tensor]) -> Tensor:
+    total = next(parts)
+    for part in parts:
+        total = total + part
+    return total

@@ -1,0 +1,124 @@
+"""From a feature cache to what a sweep trains on: the kept utterances with features of every modality and targets."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from amber2_core.cache import FeatureCache, read_feature_headers
+from amber2_core.errors import CacheError
+from amber2_core.tables import Texts, take
+from amber2_core.votes import LabelPolicy, label_distributions
+
+CACHE_DIR_VARIABLE = "AMBER2_CACHE_DIR"
+
+
+@dataclass(frozen=True, eq=False)
+class TrainingData:
+    """K utterances that have a target and features of every modality."""
+
+    id: Texts  # (K,)
+    speaker: Texts
+    session: Texts
+    split: Texts
+    features: Mapping[str, npt.NDArray[np.float32]]  # modality → (K, D_m)
+    targets: npt.NDArray[np.float32]  # (K, C)
+    emotions: tuple[str, ...]
+    # modality → (name, fingerprint) of the feature set used
+    feature_sets: Mapping[str, tuple[str, str]]
+    # utterances left out, and ratings ignored, by reason
+    dropped: Mapping[str, int]
+    ignored: Mapping[str, int]
+
+    def __len__(self) -> int:
+        return len(self.id)
+
+
+def find_cache(path: Path | None, cache_dir: Path | None) -> Path:
+    """The cache a user means: the one named, else the only one in the cache folder.
+
+    The cache folder is `cache_dir`, else AMBER2_CACHE_DIR, else ./cache.
+
+    Raises:
+        CacheError: there is none, or more than one.
+    """
+    if path is not None:
+        return path
+    folder = cache_dir or Path(os.environ.get(CACHE_DIR_VARIABLE) or "cache")
+    caches = sorted(folder.glob("*.h5")) if folder.is_dir() else []
+    if len(caches) == 1:
+        return caches[0]
+    if not caches:
+        raise CacheError(
+            f"No feature cache in {folder}: make one with extract-features, or name one with --cache, "
+            f"or its folder with --cache-dir or {CACHE_DIR_VARIABLE}"
+        )
+    raise CacheError(f"Several caches in {folder} ({', '.join(c.name for c in caches)}): name one with --cache")
+
+
+def feature_keys(path: Path, names: Mapping[str, str | None]) -> list[tuple[str, str]]:
+    """(modality, name) of the feature sets to read: those named, else the only one of each modality.
+
+    Raises:
+        CacheError: as `read_feature_headers`, or a modality has none, or several and no name.
+    """
+    headers = read_feature_headers(path)
+    keys = []
+    for modality, name in names.items():
+        held = [h.name for h in headers if h.modality == modality]
+        chosen = [h for h in held if name in (None, h)]
+        if len(chosen) != 1:
+            problem = "no" if not chosen else "several"
+            what = f"{modality} features" + (f" called {name!r}" if name else "")
+            where = f"{path} holds {problem} {what} (it has {', '.join(held) or 'none'})"
+            raise CacheError(
+                f"{where}: {'encode them with extract-features' if not held else f'name one: --{modality}'}"
+            )
+        keys.append((modality, chosen[0]))
+    return keys
+
+
+def training_data(cache: FeatureCache, policy: LabelPolicy) -> TrainingData:
+    """Apply a label policy to a cache and keep what has features of every modality of the cache.
+
+    Features of several layers give their last one.
+
+    Raises:
+        LabelError: as `label_distributions`.
+        CacheError: nothing has features of every modality, or a feature is not finite.
+    """
+    count = len(cache.utterances)
+    labelled = label_distributions(cache.ratings, cache.attributes, count, policy)
+    encoded = np.ones(count, dtype=bool)
+    for features in cache.features:
+        encoded &= features.encoded
+    kept = encoded[labelled.rows]
+    rows = labelled.rows[kept]
+    if not len(rows):
+        raise CacheError("No labelled utterance has features of every modality: see inspect-cache for the failures")
+    table = take(cache.utterances, rows)
+    return TrainingData(
+        id=table.id,
+        speaker=table.speaker,
+        session=table.session,
+        split=table.split,
+        features={f.modality: _vectors(f.modality, f.values, rows) for f in cache.features},
+        targets=labelled.soft_labels[kept].astype(np.float32),
+        emotions=labelled.emotions,
+        feature_sets={f.modality: (f.name, f.fingerprint) for f in cache.features},
+        dropped={**labelled.dropped, "features missing": int((~kept).sum())},
+        ignored=labelled.ignored,
+    )
+
+
+def _vectors(modality: str, values: npt.NDArray[np.floating], rows: npt.NDArray[np.intp]) -> npt.NDArray[np.float32]:
+    last_layer = values if values.ndim == 2 else values[:, -1]
+    vectors = last_layer[rows].astype(np.float32)
+    if not np.isfinite(vectors).all():
+        raise CacheError(f"The {modality} features hold a number that is not finite: encode the corpus again")
+    return vectors
