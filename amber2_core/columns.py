@@ -47,8 +47,10 @@ def write_attribute(place: h5py.Group, name: str, text: str) -> None:
     """Write a text attribute.
 
     Raises:
-        ValueError: it is too long to lie in the object header.
+        ValueError: it is too long to lie in the object header, or holds a NUL character.
     """
+    if "\0" in text:
+        raise ValueError(f"{name} holds a NUL character")
     encoded = text.encode() or b"\0"
     if len(encoded) > ATTRIBUTE_BYTES:
         raise ValueError(f"{name} is {len(encoded):,} bytes long, more than {ATTRIBUTE_BYTES:,}")
