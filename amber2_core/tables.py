@@ -76,7 +76,7 @@ def utterance_table(corpus: Corpus) -> UtteranceTable:
     """
     utterances = corpus.utterances
     if not utterances:
-        raise CorpusError(f"No utterance in {corpus.root}: check that this is the root of a {corpus.name} corpus")
+        raise CorpusError(f"No utterance in {corpus.root}: check that it is the root of the corpus {corpus.name!r}")
     seen: set[str] = set()
     for utterance in utterances:
         if utterance.id in seen:

@@ -6,6 +6,11 @@ import os
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+# How long an example takes is the machine's business, not the code's.
+settings.register_profile("amber2", deadline=None)
+settings.load_profile("amber2")
 
 # Set before any test imports torch or transformers, and inherited by the commands that tests start.
 os.environ["HF_HUB_OFFLINE"] = "1"
