@@ -22,6 +22,10 @@ from amber2_core.command import command_body
 if TYPE_CHECKING:
     from transformers import BertConfig, Wav2Vec2Config
 
+# Weight of the last normalisation. Utterances differ little in what a random encoder makes of them; at this scale a
+# head can learn from the few hundred of them that a demo has.
+_GAIN = 6.0
+
 SPEECH_FOLDER, TEXT_FOLDER = "stand-in-wav2vec2", "stand-in-bert"
 
 _CARD = """# A stand-in, not a pretrained encoder
@@ -47,8 +51,8 @@ def save_speech_encoder(folder: Path, *, seed: int = 0, config: Wav2Vec2Config |
 
     config = config or Wav2Vec2Config(
         conv_dim=(64,) * 7,
-        hidden_size=128,
-        intermediate_size=256,
+        hidden_size=256,
+        intermediate_size=512,
         num_hidden_layers=2,
         num_attention_heads=4,
         num_conv_pos_embeddings=32,
@@ -57,6 +61,8 @@ def save_speech_encoder(folder: Path, *, seed: int = 0, config: Wav2Vec2Config |
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = Wav2Vec2Model(config)
+        last = model.encoder.layer_norm if config.do_stable_layer_norm else model.encoder.layers[-1].final_layer_norm
+        torch.nn.init.constant_(last.weight, _GAIN)
     with silence():
         model.save_pretrained(folder)
     # Group norm checkpoints were trained without attention masks, and their preprocessors say so.
@@ -83,11 +89,12 @@ def save_text_encoder(
     from .loading import silence
 
     vocabulary = _vocabulary(words)
-    config = config or BertConfig(hidden_size=128, intermediate_size=256, num_hidden_layers=2, num_attention_heads=4)
+    config = config or BertConfig(hidden_size=256, intermediate_size=512, num_hidden_layers=2, num_attention_heads=4)
     config.vocab_size = len(vocabulary)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = BertModel(config)
+        torch.nn.init.constant_(model.encoder.layer[-1].output.LayerNorm.weight, _GAIN)
     with silence():
         model.save_pretrained(folder)
     # A dictionary: transformers 5 takes no notice of vocab_file= here, and every word would become [UNK].
