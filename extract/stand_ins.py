@@ -60,7 +60,7 @@ def save_speech_encoder(folder: Path, *, seed: int = 0, config: Wav2Vec2Config |
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = Wav2Vec2Model(config)
+        model: Any = Wav2Vec2Model(config)
         last = model.encoder.layer_norm if config.do_stable_layer_norm else model.encoder.layers[-1].final_layer_norm
         torch.nn.init.constant_(last.weight, _GAIN)
     with silence():
@@ -93,7 +93,7 @@ def save_text_encoder(
     config.vocab_size = len(vocabulary)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = BertModel(config)
+        model: Any = BertModel(config)
         torch.nn.init.constant_(model.encoder.layer[-1].output.LayerNorm.weight, _GAIN)
     with silence():
         model.save_pretrained(folder)
