@@ -17,15 +17,13 @@ from torch import Tensor
 
 from amber2_core import divergences
 from amber2_core.errors import SettingError, bad_choice
+from amber2_core.metrics import SHARE_TOLERANCE
 
 Distance = Literal["js", "kl", "soft-ce"]
 WeightGradient = Literal["detach", "flow"]
 Reduction = Literal["mean", "none"]
 DISTANCES: tuple[Distance, ...] = get_args(Distance)
 WEIGHT_GRADIENTS: tuple[WeightGradient, ...] = get_args(WeightGradient)
-
-# a vote share can miss 1/C by the rounding of single precision, but not by this much unless it differs
-SHARE_TOLERANCE = 1e-6
 
 _DISTANCE_FUNCTIONS: Mapping[str, Callable[..., Tensor]] = {
     "js": divergences.js,
@@ -88,7 +86,8 @@ def amber_loss(
     names one head of the mapping, or is its index in the tensor; all other heads, two or more, are the experts.
     `distance` replaces JS in RAI alone. `stop_expert_gradient` makes the p_m of MAI constants, so that experts learn
     from λ_E alone: `check_stop_gradient` refuses it without λ_E, here as well unless λ_E lies on an accelerator, where
-    looking would wait for the device at every step.
+    looking would wait for the device at every step. SettingError for that, for a choice or a student that does not
+    exist, and for fewer than three heads.
     """
     if stop_expert_gradient and not (isinstance(lambda_expert, Tensor) and lambda_expert.device.type != "cpu"):
         check_stop_gradient(lambda_expert, weight_gradient)
@@ -99,8 +98,7 @@ def amber_loss(
     log_experts = _without(log_p, index)  # (experts, …, classes, batch)
     expert_divergence = _without(divergence, index)  # (experts, …, batch)
 
-    fit = _label_distance(distance)
-    rai = divergence[index] if distance == "js" else fit(y, log_p[index], dim=-2)  # (…, batch)
+    rai = divergence[index] if distance == "js" else _label_distance(distance)(y, log_p[index], dim=-2)  # (…, batch)
     if stop_expert_gradient:
         log_experts = log_experts.detach()
     mai = _mai(log_p[index], log_experts, expert_divergence, kappa, weight_gradient)  # (…, batch)
@@ -129,13 +127,16 @@ def check_stop_gradient(lambda_expert: float | Tensor, weight_gradient: WeightGr
 def class_balanced_weights(target: Tensor) -> Tensor:
     """Weights of the class-balanced loss from the training targets (N, classes) → (classes,), of mean 1.
 
-    n_c = #{i : y_ic > 1/C}, β = (N−1)/N, w_c = (1−β)/(1−β^{n_c}), then w ← C·w/Σw (Cui et al. 2019 with the settings
-    of EMO-SUPERB, Wu et al. 2024). A class with n_c = 0 is treated as n_c = 1, and logged as a warning.
+    n_c = #{i : y_ic > 1/C} to the rounding of single precision, β = (N−1)/N, w_c = (1−β)/(1−β^{n_c}), then w ← C·w/Σw
+    (Cui et al. 2019 with the settings of EMO-SUPERB, Wu et al. 2024). A class with n_c = 0 is treated as n_c = 1, and
+    logged as a warning.
     """
     total, classes = target.shape
     counts = (target > 1.0 / classes + SHARE_TOLERANCE).sum(0)
     if absent := (counts == 0).nonzero().flatten().tolist():
-        _log.warning("classes %s of %d are in no training target; weighted as if in one", absent, classes)
+        _log.warning(
+            "classes %s of %d have no training target above 1/%d; weighted as if one", absent, classes, classes
+        )
     beta = torch.tensor((total - 1) / total, dtype=torch.float64)
     weights = (1 - beta) / (1 - beta ** counts.clamp_min(1).to("cpu", torch.float64))
     return (classes * weights / weights.sum()).to(target)

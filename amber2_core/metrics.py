@@ -185,15 +185,15 @@ def weighted_f1(target: ArrayLike, probs: ArrayLike) -> FloatArray:
 def macro_f1_threshold(target: ArrayLike, probs: ArrayLike) -> FloatArray:
     """Multi-label macro F1 of EMO-SUPERB: a class is present where its share is above 1/C; mean over all C classes.
 
-    A class that is present in no target and no prediction counts as F1 = 0 (`zero_division=0`). "Above" means by more
-    than 1e-6, so that one vote of C, stored in single precision, stays exactly 1/C.
+    A class that is present in no target and no prediction counts as F1 = 0 (`zero_division=0`). A target's share must
+    exceed 1/C by 1e-6, so that one vote of C does not become more than that by being stored in single precision.
 
     >>> macro_f1_threshold([[0.5, 0.5, 0], [0, 0, 1]], [[0.6, 0.2, 0.2], [0.2, 0.4, 0.4]]).round(6)
     np.float64(0.666667)
     """
     y, p = _arrays(target, probs)
-    threshold = 1 / y.shape[-1] + SHARE_TOLERANCE
-    rated, predicted = y > threshold, p > threshold
+    classes = y.shape[-1]
+    rated, predicted = y > 1 / classes + SHARE_TOLERANCE, p > 1 / classes
     hits = np.count_nonzero(rated & predicted, axis=-2)
     f1 = _ratio(2 * hits, np.count_nonzero(rated, axis=-2) + np.count_nonzero(predicted, axis=-2), 0.0)
     return _mean(f1) if y.shape[-2] else np.full(f1.shape[:-1], np.nan)

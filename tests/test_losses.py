@@ -85,9 +85,8 @@ def test_stacked_runs_with_their_own_settings_give_what_each_gives_alone() -> No
     (gradient,) = torch.autograd.grad(together.sum(), logits)
     for run in np.ndindex(runs):
         mine = logits.detach()[(slice(None), *run)].requires_grad_()
-        alone = losses.amber_loss(
-            by_head(mine), y, weight_gradient="flow", **{name: float(value[run]) for name, value in per_run.items()}
-        )
+        settings: dict[str, Any] = {name: float(value[run]) for name, value in per_run.items()}
+        alone = losses.amber_loss(by_head(mine), y, weight_gradient="flow", **settings)
         assert alone.item() == pytest.approx(together[run].item(), abs=1e-14)
         torch.testing.assert_close(
             gradient[(slice(None), *run)], torch.autograd.grad(alone, mine)[0], rtol=0, atol=1e-14
@@ -245,14 +244,17 @@ def test_values_and_gradients_stay_finite_for_one_hot_targets_and_saturated_logi
     assert torch.autograd.grad(loss, logits)[0].isfinite().all()
 
 
-def test_single_precision_gives_what_double_does_to_rounding() -> None:
+def test_single_precision_loses_nothing_and_half_precision_only_what_its_logits_lost() -> None:
     y, logits = targets(64, 8, 20), random_logits(3, 64, 8, seed=21)
     for distance in losses.DISTANCES:
         double = losses.amber_loss(logits, y, student=2, distance=distance)
         single = losses.amber_loss(logits.float(), y.float(), student=2, distance=distance)
         assert single.dtype == torch.float32
         assert single.item() == pytest.approx(double.item(), abs=1e-6)
-    assert losses.amber_loss(logits.bfloat16(), y.float(), student=2).dtype == torch.float32
+    half = logits.bfloat16()
+    torch.testing.assert_close(
+        losses.amber_loss(half, y.float(), student=2), losses.amber_loss(half.float(), y.float(), student=2)
+    )
 
 
 # --- other distances between student and raters ---
