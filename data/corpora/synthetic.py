@@ -46,7 +46,7 @@ UTTERANCE_COLUMNS = ("id", "audio", "transcript", "speaker", "session", "dialogu
 RATING_COLUMNS = ("utterance", "rater", "source", "label")
 
 
-def write(root: Path, *, utterances: int = 600, seed: int = 0, conflict: float = 0.4) -> Description:
+def write(root: Path, *, utterances: int = 600, seed: int = 0, conflict: float = 0.3) -> Description:
     """Write a corpus to a folder that does not exist or is empty; one of the same settings is left as it is.
 
     The folder appears when it is complete. Adding utterances changes none of the earlier ones.
@@ -183,7 +183,7 @@ def _read_utterance(path: Path, row: Row, ratings: tuple[Rating, ...]) -> Uttera
 @click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
 @click.option("--utterances", default=600, show_default=True, help="How many, over five sessions of two speakers.")
 @click.option("--seed", default=0, show_default=True, help="Equal seeds give equal files.")
-@click.option("--conflict", default=0.4, show_default=True, help="Share whose voice and words differ in emotion.")
+@click.option("--conflict", default=0.3, show_default=True, help="Share whose voice and words differ in emotion.")
 @command_body
 def main(folder: Path, utterances: int, seed: int, conflict: float) -> None:
     """Write a synthetic corpus to DIR, with the lowest JS that can be reached on it."""

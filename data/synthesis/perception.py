@@ -34,7 +34,7 @@ PRIOR: dict[Emotion, float] = {"neutral": 0.309, "happy": 0.296, "angry": 0.199,
 RELIABLE: dict[Emotion, Carrier] = {"neutral": "text", "happy": "text", "angry": "audio", "sad": "audio"}
 # what the unreliable modality of an utterance carries when it does not carry the true emotion
 MISTAKEN_FOR: dict[Emotion, Emotion] = {"neutral": "sad", "happy": "angry", "angry": "sad", "sad": "angry"}
-LED_BY_RELIABLE = 0.65
+LED_BY_RELIABLE = 0.75
 LAPSE = 0.16
 # number of external raters of an utterance → probability; IEMOCAP has three, sometimes four
 RATERS: dict[int, float] = {3: 0.7, 4: 0.3}

@@ -49,7 +49,7 @@ class Manner:
     slope: float = -3.0  # semitones from the first to the last phone
     tempo: float = 1.0
     tilt: float = 0.0  # dB per octave above 500 Hz
-    level: float = -24.0  # dB, root mean square re full scale
+    level: float = -30.0  # dB, root mean square re full scale
     formants: float = 1.0  # lips spread or jaw opened raise them
     breath: float = 0.03  # noise added to voicing
     roughness: float = 0.01  # jitter and shimmer, relative standard deviation
@@ -58,10 +58,12 @@ class Manner:
 
 # directions of change after the review of Scherer (2003), exaggerated so that a small corpus shows them
 MANNERS: dict[Emotion, Manner] = {
-    "neutral": Manner(),
-    "happy": Manner(pitch=1.45, melody=5.5, slope=2.0, tempo=1.1, tilt=2.5, level=-20.0, formants=1.06),
-    "angry": Manner(pitch=1.2, melody=3.5, slope=-5.0, tempo=1.25, tilt=6.0, level=-15.0, formants=1.1, roughness=0.08),
-    "sad": Manner(pitch=0.85, melody=0.8, slope=-4.0, tempo=0.75, tilt=-6.0, level=-30.0, breath=0.2, pauses=0.3),
+    "neutral": Manner(tilt=-1.0),
+    "happy": Manner(pitch=1.6, melody=6.0, slope=2.0, tempo=1.1, tilt=3.0, level=-26.0, formants=1.1),
+    "angry": Manner(
+        pitch=1.1, melody=3.5, slope=-5.0, tempo=1.25, tilt=9.0, level=-21.0, formants=1.12, roughness=0.12
+    ),
+    "sad": Manner(pitch=0.85, melody=0.8, slope=-4.0, tempo=0.75, tilt=-9.0, level=-36.0, breath=0.1, pauses=0.3),
 }
 
 
@@ -90,8 +92,8 @@ def speak(transcript: str, speaker: Speaker, emotion: Emotion, random: np.random
     hiss = random.standard_normal(len(waveform)) * _per_sample(tracks[:, 5])
     waveform += _filter(hiss, _band(tracks[:, 6]))
     waveform *= 10 ** ((manner.level + random.normal(0, 1)) / 20) / np.sqrt(np.mean(waveform**2))
-    # a quiet room, 60 dB below full scale
-    waveform += 1e-3 * random.standard_normal(len(waveform))
+    # a quiet room, 66 dB below full scale
+    waveform += 5e-4 * random.standard_normal(len(waveform))
     return np.asarray(waveform * min(1.0, 0.98 / np.abs(waveform).max()), dtype=np.float32)
 
 
