@@ -447,6 +447,14 @@ def _expert(modality: Carrier, emotion: Emotion) -> Array:
     return best_prediction([latents.mixture for latents, _ in cases], [p for _, p in cases]).prediction
 
 
+@pytest.mark.parametrize("conflict", [0.0, 1.0])
+def test_a_modality_that_never_or_always_conflicts_has_a_ceiling_too(conflict: float, tmp_path: Path) -> None:
+    known = synthetic.write(tmp_path / "corpus", utterances=10, conflict=conflict)
+    both = lowest_js(conflict, knowing=["audio", "text"])
+    assert known.lowest_js == pytest.approx(both)  # the utterances then differ in emotion alone
+    assert both <= min(known.lowest_js_from_audio, known.lowest_js_from_text) + 1e-9
+
+
 def test_corpus_json_holds_the_law_of_its_generator(root: Path) -> None:
     fields = json.loads((root / "corpus.json").read_text())
     assert fields["format"] == "amber2-synthetic"

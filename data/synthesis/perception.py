@@ -70,10 +70,10 @@ def draw_latents(random: np.random.Generator, *, conflict: float) -> Latents:
 
 
 def law(conflict: float) -> dict[Latents, float]:
-    """The eight latents that occur, with their probabilities."""
+    """The latents that occur, with their probabilities: eight, unless voice and words always or never conflict."""
     agreeing = {latents_of(true, conflict=False): PRIOR[true] * (1 - conflict) for true in EMOTIONS}
     conflicting = {latents_of(true, conflict=True): PRIOR[true] * conflict for true in EMOTIONS}
-    return agreeing | conflicting
+    return {latents: probability for latents, probability in (agreeing | conflicting).items() if probability > 0}
 
 
 @dataclass(frozen=True, slots=True)
