@@ -77,6 +77,14 @@ def test_a_failure_is_told_at_the_end_in_place_of_what_came_of_it(error: Excepti
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")
+def test_a_file_that_cannot_be_cut_is_told() -> None:
+    sink = Sink("/dev/full", "w")
+    assert sink.truncate(2) == 2
+    with pytest.raises(OSError, match="Invalid argument"), sink:
+        pass
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")
 def test_an_interruption_is_not_hidden_by_a_failure() -> None:
     with pytest.raises(KeyboardInterrupt):
         _write(Path("/dev/full"), KeyboardInterrupt())
