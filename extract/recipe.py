@@ -39,8 +39,12 @@ class _EncoderRecipe:
     preprocessing_version: int = PREPROCESSING_VERSION
 
     def record(self) -> dict[str, Any]:
-        """The recipe as JSON values, as it stands in a feature cache."""
-        return {"modality": self.modality, **asdict(self)}
+        """The recipe as JSON values, as it stands in a feature cache.
+
+        What is None is left out: a setting of later versions, None by default, leaves older caches valid.
+        """
+        settings = {name: value for name, value in asdict(self).items() if value is not None}
+        return {"modality": self.modality, **settings}
 
     @property
     def fingerprint(self) -> str:

@@ -1,0 +1,98 @@
+"""Checkpoints of every speech and text family at toy size, with random weights, as transformers saves them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import transformers
+
+from amber2_extract.loading import silence
+
+_SENTENCE = "we do not know what the raters heard in this voice but they were not of one mind"
+WORDS = _SENTENCE.split()
+
+_SPEECH: dict[str, Any] = {
+    "conv_dim": (24,) * 7,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_conv_pos_embeddings": 16,
+    "num_conv_pos_embedding_groups": 4,
+}
+_LAYER_NORM: dict[str, Any] = {"feat_extract_norm": "layer", "do_stable_layer_norm": True, "conv_bias": True}
+_TEXT: dict[str, Any] = {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+}
+
+
+def _hubert_with_batch_norm() -> Any:
+    model: Any = transformers.HubertModel(transformers.HubertConfig(**_SPEECH, conv_pos_batch_norm=True))
+    torch.nn.init.normal_(model.encoder.pos_conv_embed.batch_norm.running_mean)
+    return model
+
+
+SPEECH_FAMILIES: dict[str, Callable[[], Any]] = {
+    "wav2vec2-group": lambda: transformers.Wav2Vec2Model(transformers.Wav2Vec2Config(**_SPEECH)),
+    "wav2vec2-layer": lambda: transformers.Wav2Vec2Model(transformers.Wav2Vec2Config(**_SPEECH, **_LAYER_NORM)),
+    "hubert": lambda: transformers.HubertModel(transformers.HubertConfig(**_SPEECH)),
+    "wavlm": lambda: transformers.WavLMModel(transformers.WavLMConfig(**_SPEECH)),
+    "data2vec-audio": lambda: transformers.Data2VecAudioModel(
+        transformers.Data2VecAudioConfig(**{**_SPEECH, "num_conv_pos_embeddings": 3}, conv_pos_kernel_size=9)
+    ),
+    "hubert-batch-norm": _hubert_with_batch_norm,
+}
+TEXT_FAMILIES: dict[str, Callable[[int], Any]] = {
+    "bert": lambda size: transformers.BertModel(
+        transformers.BertConfig(**_TEXT, vocab_size=size, max_position_embeddings=40)
+    ),
+    "roberta": lambda size: transformers.RobertaModel(
+        transformers.RobertaConfig(**_TEXT, vocab_size=size, max_position_embeddings=42, pad_token_id=1)
+    ),
+    "mpnet": lambda size: transformers.MPNetModel(
+        transformers.MPNetConfig(**_TEXT, vocab_size=size, max_position_embeddings=42, pad_token_id=1)
+    ),
+}
+
+
+def save_speech(folder: Path, family: str, *, seed: int = 0, do_normalize: bool = True) -> Any:
+    """Save a speech encoder and its preprocessor; returns the model."""
+    torch.manual_seed(seed)
+    model = SPEECH_FAMILIES[family]().eval()
+    preprocessor: Any = transformers.Wav2Vec2FeatureExtractor
+    with silence():
+        model.save_pretrained(folder)
+    preprocessor(do_normalize=do_normalize, return_attention_mask="layer" in family).save_pretrained(folder)
+    return model
+
+
+def save_text(folder: Path, family: str, *, seed: int = 0) -> Any:
+    """Save a text encoder and a word-level BERT tokenizer; returns the model."""
+    torch.manual_seed(seed)
+    specials = ["[CLS]", "[PAD]", "[SEP]", "[UNK]", "[MASK]"] if family != "bert" else []
+    specials = specials or ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    vocabulary = {word: place for place, word in enumerate(dict.fromkeys([*specials, *WORDS, ".", ","]))}
+    model = TEXT_FAMILIES[family](len(vocabulary)).eval()
+    with silence():
+        model.save_pretrained(folder)
+    transformers.BertTokenizer(vocab=vocabulary).save_pretrained(folder)
+    return model
+
+
+def noise(*seconds: float, seed: int = 0) -> list[npt.NDArray[np.float32]]:
+    """Waveforms at 16 kHz, each with an offset and a loudness of its own."""
+    generator = np.random.default_rng(seed)
+    return [
+        (generator.standard_normal(round(16_000 * length)) * generator.uniform(0.01, 2) + generator.normal()).astype(
+            np.float32
+        )
+        for length in seconds
+    ]
