@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -13,6 +12,7 @@ import click
 
 from amber2_core.command import command_body
 
+_WORDS = "amber2.words"
 FunctionType = TypeVar("FunctionType", bound=Callable[..., Any])
 
 
@@ -20,7 +20,15 @@ def _axis(flag: str, default: str, what: str) -> Callable[[FunctionType], Functi
     return click.option(flag, metavar="LIST", help=f"{what} [default: {default}]")
 
 
-@click.command(context_settings={"show_default": True, "max_content_width": 110})
+class _Recorded(click.Command):
+    """A command that remembers the words it was given, for settings.json."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        ctx.meta[_WORDS] = (self.name, *args)
+        return super().parse_args(ctx, args)
+
+
+@click.command(cls=_Recorded, context_settings={"show_default": True, "max_content_width": 110})
 @click.option("--cache", type=click.Path(path_type=Path), help="The feature cache. [default: the only one there is]")
 @click.option(
     "--cache-dir", type=click.Path(path_type=Path), help="Where to look for it. [default: $AMBER2_CACHE_DIR or ./cache]"
@@ -100,7 +108,7 @@ def train_heads(
         inputs=inputs,  # type: ignore[arg-type]  # checked by `train`
         modalities={"audio": audio, "text": text},
         device=device,
-        command=sys.argv,
+        command=click.get_current_context().meta[_WORDS],
     )
     folder = output or Path("runs") / f"{time.strftime('%Y%m%d-%H%M%S')}-{name or source.stem}"
     with progress() as on_progress:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
@@ -13,25 +13,14 @@ from torch import Generator, Tensor
 
 from amber2_core.divergences import js
 from amber2_core.heads import Architecture
-from amber2_core.losses import class_balanced_weights
 
 from .grid import Setting
+from .rows import FoldRows, Rows
 from .stack import Dropout, StackedHeads, initial_state
 from .systems import registry
 from .systems.system import TrainingStatistics
 
 SCORED_ROWS = 2048  # rows scored at a time: bounds memory, changes no number
-
-
-@dataclass(frozen=True, eq=False)
-class Rows:
-    """Utterances as tensors: features (n, D_m) by modality and targets (n, C)."""
-
-    features: Mapping[str, Tensor]
-    targets: Tensor
-
-    def __len__(self) -> int:
-        return len(self.targets)
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,14 +34,11 @@ class Fitted:
 
 
 def fit(
-    train: Rows,
-    dev: Rows,
+    data: FoldRows,
     settings: Sequence[Setting],
     *,
-    fold: int,
     seeds: Sequence[int],
     epochs: int = 30,
-    device: str = "cpu",
     dtype: torch.dtype = torch.float32,
 ) -> Fitted:
     """Train all settings, of equal shape, under every seed on one fold.
@@ -62,11 +48,11 @@ def fit(
     the dev JS of the head that a system names as judge decides whether a head's parameters are kept.
 
     Args:
-        train, dev: rows in memory, on `device`, in `dtype`.
+        data: rows in memory, in `dtype`, on the device to train on; those of test are not looked at.
         settings: of one `Setting.shape`, each system's side by side.
-        fold: number of the fold, part of every run's random stream.
     """
-    shape = settings[0]
+    shape, train, fold = settings[0], data.train, data.number
+    device = train.targets.device
     inputs = tuple((name, x.shape[1]) for name, x in train.features.items())
     architecture = Architecture(inputs, train.targets.shape[1], shape.fusion, shape.hidden, shape.hidden, shape.dropout)
     streams = [random_stream(seed, fold, "parameters") for seed in seeds]
@@ -76,7 +62,6 @@ def fit(
     order_streams = [random_stream(seed, fold, "order") for seed in seeds]
     dropout_streams = [random_stream(seed, fold, "dropout") for seed in seeds]
     dropout = Dropout(shape.dropout, dropout_streams) if shape.dropout else None
-    statistics = TrainingStatistics(class_balanced_weights(train.targets))
     optimizer = torch.optim.AdamW(
         list(stack.parameters.values()), lr=shape.lr, weight_decay=shape.weight_decay, fused=True
     )
@@ -84,13 +69,13 @@ def fit(
     for epoch in range(1, epochs + 1):
         order = torch.stack([torch.randperm(len(train), generator=s) for s in order_streams]).to(device)
         for rows in torch.split(order, shape.batch_size, dim=1):  # (seeds, batch)
-            vectors = {name: x[rows] for name, x in train.features.items()}  # (seeds, batch, D)
-            logits = stack.logits(vectors, dropout=dropout)  # (heads, seeds, settings, batch, C)
-            loss = _loss(logits, train.targets[rows].unsqueeze(1), settings, architecture, statistics)
+            logits = stack.logits(train.vectors(rows), dropout=dropout)  # (heads, seeds, settings, batch, C)
+            loss = _loss(logits, train.targets[rows].unsqueeze(1), settings, architecture, data.statistics)
             optimizer.zero_grad(set_to_none=True)
             loss.sum().backward()  # type: ignore[no-untyped-call]
             optimizer.step()
-        best.keep(epoch, dev_js(stack, dev))
+        best.keep(epoch, dev_js(stack, data.dev))
+    optimizer.zero_grad(set_to_none=True)  # what stays of a run is its parameters
     return best.restored()
 
 
@@ -104,10 +89,8 @@ def random_stream(seed: int, fold: int, purpose: str) -> Generator:
 def predict(stack: StackedHeads, rows: Rows) -> Tensor:
     """Logits (heads, seeds, settings, n, C) of all rows, without dropout."""
     chunks = []
-    for first in range(0, len(rows), SCORED_ROWS):
-        vectors = {
-            name: x[first : first + SCORED_ROWS].expand(stack.seeds, -1, -1) for name, x in rows.features.items()
-        }
+    for some in torch.split(torch.arange(len(rows), device=rows.index.device), SCORED_ROWS):
+        vectors = {name: x.expand(stack.seeds, -1, -1) for name, x in rows.vectors(some).items()}
         chunks.append(stack.logits(vectors))
     return torch.cat(chunks, dim=-2)
 

@@ -30,7 +30,8 @@ from amber2_core.votes import LabelPolicy
 
 from .folds import Fold, make_folds
 from .grid import Setting, Value, expand
-from .sweep import Inputs, SweepResult, sweep
+from .rows import Inputs
+from .sweep import SweepResult, sweep
 from .targets import TrainingData, feature_keys, training_data
 
 _log = logging.getLogger(__name__)
@@ -207,15 +208,17 @@ def _varied(request: Request, settings: Sequence[Setting]) -> list[str]:
 
 @contextmanager
 def _logged(path: Path) -> Iterator[None]:
-    """Everything this package logs goes to the run folder too."""
+    """Everything that this package and core log goes to the run folder too."""
     handler = logging.FileHandler(path, encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s", datefmt="%Y-%m-%d %H:%M:%S"))
-    logger = logging.getLogger(__package__)
-    logger.addHandler(handler)
+    loggers = [logging.getLogger(package) for package in ("amber2_core", __package__)]
+    for logger in loggers:
+        logger.addHandler(handler)
     began = time.monotonic()
     try:
         yield
         _log.info("done in %.1f s", time.monotonic() - began)
     finally:
-        logger.removeHandler(handler)
+        for logger in loggers:
+            logger.removeHandler(handler)
         handler.close()

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from amber2_core.errors import SettingError
 from amber2_core.heads import Architecture
 
 from .fit import Fitted
@@ -14,22 +16,33 @@ from .grid import Setting
 from .stack import StateDict
 from .systems import registry
 
-Run = tuple[Architecture, StateDict, dict[str, int]]  # with the epoch kept of each head
+_log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
+class Run:
+    """One trained run, on the CPU."""
+
+    architecture: Architecture
+    state: StateDict
+    epochs: dict[str, int]  # head → the epoch kept
+
+
+@dataclass(frozen=True, eq=False)
 class Candidate:
     """The best setting of a system so far in one fold."""
 
     setting: Setting
     # of the head that decides, averaged over seeds
     dev_js: float
-    # one trained run per seed
+    # one per seed
     runs: tuple[Run, ...]
 
 
 def choose(candidates: dict[str, Candidate], settings: Sequence[Setting], fitted: Sequence[Fitted]) -> None:
     """Let every setting compete with its system's candidate: the lower dev JS wins, the earlier one on a tie.
+
+    A setting under which a run never had a dev JS that is a number does not compete.
 
     Args:
         candidates: by system; updated.
@@ -41,13 +54,24 @@ def choose(candidates: dict[str, Candidate], settings: Sequence[Setting], fitted
     for k, setting in enumerate(settings):
         decider = heads.index(registry.system(setting.system).decider(setting))
         score = float(dev_js[decider, :, k].mean())
+        if not np.isfinite(score):
+            _log.warning("%s: the dev JS of a run is not a number from the first epoch on: left out", setting)
+            continue
         best = candidates.get(setting.system)
         if best is None or score < best.dev_js:
             runs = tuple(_run(some, seed, k) for some in fitted for seed in range(some.stack.seeds))
             candidates[setting.system] = Candidate(setting, score, runs)
 
 
+def check_chosen(candidates: dict[str, Candidate], settings: Sequence[Setting], fold: int) -> None:
+    """Raises SettingError where a system has no setting that could be chosen."""
+    for system in dict.fromkeys(setting.system for setting in settings):
+        if system not in candidates:
+            raise SettingError(f"{system} diverged in fold {fold}: no dev JS is a number; try a smaller --lr")
+
+
 def _run(fitted: Fitted, seed: int, setting: int) -> Run:
-    heads = fitted.stack.architecture.heads
-    epochs = {head: int(fitted.epoch[h, seed, setting]) for h, head in enumerate(heads)}
-    return fitted.stack.architecture, fitted.stack.state(seed, setting), epochs
+    architecture = fitted.stack.architecture
+    epochs = {head: int(fitted.epoch[h, seed, setting]) for h, head in enumerate(architecture.heads)}
+    state = {name: tensor.cpu() for name, tensor in fitted.stack.state(seed, setting).items()}
+    return Run(architecture, state, epochs)

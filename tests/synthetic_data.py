@@ -1,0 +1,138 @@
+"""Small training data and caches for the tests of stage 2: random features that tell something of random votes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from amber2_core.cache import FeatureCache, Features, write_cache
+from amber2_core.losses import class_balanced_weights
+from amber2_core.tables import RatingTable, UtteranceTable, texts
+from amber2_core.utterance import LabelDefaults
+from amber2_train.folds import Fold
+from amber2_train.rows import FoldRows, Rows
+from amber2_train.systems.system import TrainingStatistics
+from amber2_train.targets import TrainingData
+
+EMOTIONS = ("neutral", "happy", "angry", "sad")
+SIZES = {"audio": 6, "text": 5, "video": 4}
+
+
+def votes(count: int, *, raters: int = 3, seed: int = 0) -> np.ndarray[Any, np.dtype[np.int64]]:
+    """(count, raters) classes; raters agree about some utterances more than about others."""
+    random = np.random.default_rng(seed)
+    clarity = random.uniform(0.4, 1.0, count)
+    felt = random.integers(0, len(EMOTIONS), count)
+    heard = random.integers(0, len(EMOTIONS), (count, raters))
+    return np.where(random.uniform(size=(count, raters)) < clarity[:, None], felt[:, None], heard)
+
+
+def soft_labels(count: int, *, seed: int = 0) -> np.ndarray[Any, np.dtype[np.float32]]:
+    """(count, C) shares of votes."""
+    ticks = votes(count, seed=seed)
+    return np.stack([(ticks == c).mean(1) for c in range(len(EMOTIONS))], axis=1).astype(np.float32)
+
+
+def features(
+    targets: np.ndarray[Any, Any], modalities: Sequence[str] = ("audio", "text"), *, seed: int = 0
+) -> dict[str, np.ndarray[Any, np.dtype[np.float32]]]:
+    """Vectors (count, D_m) by modality that carry the targets, noisily and off centre."""
+    random = np.random.default_rng(seed + 1)
+    made = {}
+    for name in modalities:
+        signal = targets @ random.normal(size=(targets.shape[1], SIZES[name]))
+        noise = random.normal(size=signal.shape)
+        made[name] = (2.0 + signal + 0.5 * noise).astype(np.float32)
+    return made
+
+
+def training_data(count: int = 60, *, speakers: int = 6, sessions: int = 3, seed: int = 0) -> TrainingData:
+    targets = soft_labels(count, seed=seed)
+    return TrainingData(
+        id=texts([f"u{i:03}" for i in range(count)]),
+        speaker=texts([f"s{i % speakers}" for i in range(count)]),
+        session=texts([f"Ses{i % sessions}" for i in range(count)]),
+        split=texts([""] * count),
+        features=features(targets, seed=seed),
+        targets=targets,
+        emotions=EMOTIONS,
+        feature_sets={"audio": ("wav2vec2", "a" * 64), "text": ("bert", "b" * 64)},
+        dropped={},
+        ignored={},
+    )
+
+
+def fold_in(
+    data: TrainingData,
+    fold: Fold,
+    *,
+    dtype: torch.dtype = torch.float64,
+    test_targets: Tensor | None = None,
+    modalities: Sequence[str] | None = None,
+) -> FoldRows:
+    """A fold in any precision, with other test targets where they are given."""
+    tensors = {name: torch.from_numpy(data.features[name]).to(dtype) for name in modalities or data.features}
+
+    def part(rows: np.ndarray[Any, Any]) -> Rows:
+        return Rows(tensors, torch.from_numpy(rows), torch.from_numpy(data.targets[rows]).to(dtype))
+
+    train, test = part(fold.train), part(fold.test)
+    if test_targets is not None:
+        test = Rows(test.features, test.index, test_targets)
+    statistics = TrainingStatistics(class_balanced_weights(train.targets))
+    return FoldRows(fold.number, train, part(fold.dev), test, statistics)
+
+
+def cache_of(
+    count: int = 60,
+    *,
+    modalities: Sequence[str] = ("audio", "text"),
+    speakers: int = 6,
+    emotions: tuple[str, ...] = EMOTIONS,
+    folds: str = "session",
+    defaults: Mapping[str, Any] | None = None,
+    missing: Mapping[str, Sequence[int]] | None = None,
+    seed: int = 0,
+) -> FeatureCache:
+    """A feature cache of three sessions; `missing` names rows that a modality does not have."""
+    ticks = votes(count, seed=seed)
+    columns = {name: texts([""] * count) for name in ("dialogue", "split", "language", "transcript", "audio")}
+    sets = []
+    for name, values in features(soft_labels(count, seed=seed), modalities, seed=seed).items():
+        inputs = np.array([f"{i:064}" for i in range(count)], dtype=object)
+        for row in (missing or {}).get(name, ()):
+            values[row], inputs[row] = np.nan, ""
+        sets.append(Features(name, f"{name}-model", values, inputs, {"model": name}))
+    return FeatureCache(
+        corpus="made-up",
+        utterances=UtteranceTable(
+            id=texts([f"u{i:03}" for i in range(count)]),
+            speaker=texts([f"s{i % speakers}" for i in range(count)]),
+            session=texts([f"Ses{i % 3}" for i in range(count)]),
+            audio_sha256=texts([""] * count),
+            start=np.full(count, np.nan, np.float32),
+            duration=np.ones(count, np.float32),
+            **columns,
+        ),
+        ratings=RatingTable(
+            utterance=np.repeat(np.arange(count, dtype=np.int32), ticks.shape[1]),
+            rater=texts([f"r{r}" for _ in range(count) for r in range(ticks.shape[1])]),
+            source=texts(["external"] * ticks.size),
+            stimulus=texts(["audiovisual"] * ticks.size),
+            label=texts([EMOTIONS[c] for c in ticks.ravel()]),
+            weight=np.ones(ticks.size, np.float32),
+        ),
+        defaults=LabelDefaults(emotions=emotions, folds=folds, **(defaults or {})),  # type: ignore[arg-type]
+        features=tuple(sets),
+    )
+
+
+def write_small_cache(folder: Path, **what: Any) -> Path:
+    path = folder / "made-up.h5"
+    write_cache(path, cache_of(**what))
+    return path

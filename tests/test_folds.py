@@ -1,0 +1,82 @@
+"""Folds: every utterance is tested once, dev is the next part, and nobody is heard in two parts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from synthetic_data import training_data
+
+from amber2_core.errors import SettingError
+from amber2_core.tables import texts
+from amber2_train.folds import Fold, make_folds
+from amber2_train.targets import TrainingData
+
+
+def data_of(speakers: Sequence[str], sessions: Sequence[str]) -> TrainingData:
+    return replace(training_data(len(speakers)), speaker=texts(list(speakers)), session=texts(list(sessions)))
+
+
+def check_partition(folds: Sequence[Fold], count: int) -> None:
+    assert sorted(np.concatenate([fold.test for fold in folds])) == list(range(count))
+    for k, fold in enumerate(folds):
+        assert fold.number == k + 1
+        assert sorted(np.concatenate([fold.train, fold.dev, fold.test])) == list(range(count))
+        assert fold.dev.tolist() == folds[(k + 1) % len(folds)].test.tolist()
+        assert min(len(fold.train), len(fold.dev), len(fold.test)) > 0
+
+
+@given(st.lists(st.integers(0, 7), min_size=3, max_size=60).filter(lambda s: len(set(s)) >= 3))
+def test_folds_by_speaker_divide_everything_and_part_no_speaker(speakers: list[int]) -> None:
+    data = data_of([f"s{s}" for s in speakers], [""] * len(speakers))
+    folds = make_folds("speaker", data)
+    check_partition(folds, len(speakers))
+    assert len(folds) == min(5, len(set(speakers)))
+    for fold in folds:
+        heard = [set(data.speaker[part]) for part in (fold.train, fold.dev, fold.test)]
+        assert sum(map(len, heard)) == len(set().union(*heard))
+        assert fold.shared_speakers == 0
+
+
+def test_folds_by_speaker_are_of_about_equal_size() -> None:
+    data = data_of([f"s{i % 91}" for i in range(7442)], [""] * 7442)
+    sizes = [len(fold.test) for fold in make_folds("speaker", data)]
+    assert max(sizes) - min(sizes) <= 7442 // 91 + 1
+
+
+def test_folds_by_session_are_the_sessions_in_the_order_of_their_names() -> None:
+    sessions = ["Ses05", "Ses01", "Ses03", "Ses02", "Ses04"] * 4
+    data = data_of([f"{s}-speaker" for s in sessions], sessions)
+    folds = make_folds("session", data)
+    check_partition(folds, 20)
+    assert [set(data.session[fold.test]) for fold in folds] == [{f"Ses0{k}"} for k in range(1, 6)]
+    assert [set(data.session[fold.dev]) for fold in folds] == [{f"Ses0{k}"} for k in (2, 3, 4, 5, 1)]
+
+
+def test_a_speaker_of_two_sessions_is_counted_as_shared() -> None:
+    data = data_of(["ann", "bob", "ann", "cid"], ["1", "1", "2", "3"])
+    assert [fold.shared_speakers for fold in make_folds("session", data)] == [1, 1, 1]
+    unknown = data_of(["", "", "", "cid"], ["1", "1", "2", "3"])
+    assert [fold.shared_speakers for fold in make_folds("session", unknown)] == [0, 0, 0]
+
+
+@pytest.mark.parametrize("protocol", ["session", "speaker"])
+def test_too_few_groups_are_refused_because_a_part_would_be_empty(protocol: str) -> None:
+    data = data_of(["a", "b"] * 5, ["1", "2"] * 5)
+    with pytest.raises(SettingError, match=f"need at least 3 {protocol}s .* an empty train or dev set"):
+        make_folds(protocol, data)
+
+
+def test_utterances_without_a_speaker_are_counted_and_refused() -> None:
+    data = data_of(["a", "", "b", "c"], ["1", "2", "3", "4"])
+    with pytest.raises(SettingError, match="a speaker for every utterance, 1 of 4 have none: choose other --folds"):
+        make_folds("speaker", data)
+
+
+def test_an_unknown_protocol_names_those_there_are() -> None:
+    with pytest.raises(SettingError, match=r"Bad folds 'random', expected one of \['session', 'speaker'"):
+        make_folds("random", training_data())

@@ -1,0 +1,131 @@
+"""Stacked heads against the plain module: every run computes what it would compute alone."""
+
+from __future__ import annotations
+
+from itertools import product
+
+import pytest
+import torch
+from torch import Tensor
+
+from amber2_core.fusion import FUSIONS, Fusion
+from amber2_core.heads import Architecture, MultimodalHeads
+from amber2_train.stack import Dropout, StackedHeads, StateDict, initial_state
+
+TWO = (("audio", 6), ("text", 5))
+THREE = (*TWO, ("video", 4))
+SHAPES = list(product(FUSIONS, (TWO, THREE)))
+
+
+def architecture(fusion: Fusion, inputs: tuple[tuple[str, int], ...]) -> Architecture:
+    return Architecture(inputs, 4, fusion, hidden=7, fusion_width=7)
+
+
+def state(shape: Architecture, seed: int) -> StateDict:
+    return {name: t.double() for name, t in initial_state(shape, torch.Generator().manual_seed(seed)).items()}
+
+
+def stacked(shape: Architecture, seeds: int = 2, settings: int = 3) -> StackedHeads:
+    """A stack in double precision in which every run has parameters of its own."""
+    stack = StackedHeads(shape, [state(shape, s) for s in range(seeds)], settings, dtype=torch.float64)
+    generator = torch.Generator().manual_seed(9)
+    with torch.no_grad():
+        for parameter in stack.parameters.values():
+            parameter += 0.1 * torch.randn(parameter.shape, dtype=torch.float64, generator=generator)
+    return stack
+
+
+def vectors(shape: Architecture, seeds: int = 2, batch: int = 11) -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(5)
+    return {m: torch.randn(seeds, batch, size, dtype=torch.float64, generator=generator) for m, size in shape.inputs}
+
+
+def alone(shape: Architecture, parameters: StateDict) -> MultimodalHeads:
+    model = MultimodalHeads(shape).double()
+    model.load_state_dict(parameters)
+    return model
+
+
+@pytest.mark.parametrize(("fusion", "inputs"), SHAPES)
+def test_every_run_of_a_stack_gives_the_logits_of_the_plain_module(
+    fusion: Fusion, inputs: tuple[tuple[str, int], ...]
+) -> None:
+    shape = architecture(fusion, inputs)
+    stack, x = stacked(shape), vectors(shape)
+    logits = stack.logits(x)  # (heads, seeds, settings, batch, C)
+    for s, k in product(range(2), range(3)):
+        expected = alone(shape, stack.state(s, k))({m: rows[s] for m, rows in x.items()})
+        for head, each in zip(shape.heads, logits, strict=True):
+            torch.testing.assert_close(each[s, k], expected[head], rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize(("fusion", "inputs"), SHAPES)
+def test_every_run_of_a_stack_gets_the_gradients_of_the_plain_module(
+    fusion: Fusion, inputs: tuple[tuple[str, int], ...]
+) -> None:
+    shape = architecture(fusion, inputs)
+    stack, x = stacked(shape), vectors(shape)
+    stack.logits(x).square().sum().backward()  # type: ignore[no-untyped-call]
+    gradients = StackedHeads(shape, [state(shape, s) for s in range(2)], 3, dtype=torch.float64)
+    with torch.no_grad():
+        for name, parameter in stack.parameters.items():
+            assert parameter.grad is not None
+            gradients.parameters[name].copy_(parameter.grad)
+    for s, k in product(range(2), range(3)):
+        model = alone(shape, stack.state(s, k))
+        sum(each.square().sum() for each in model({m: rows[s] for m, rows in x.items()}).values()).backward()
+        found = gradients.state(s, k)
+        for name, parameter in model.named_parameters():
+            torch.testing.assert_close(found[name], parameter.grad, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize(("fusion", "inputs"), SHAPES)
+def test_a_run_starts_from_the_parameters_of_its_seed_under_every_setting(
+    fusion: Fusion, inputs: tuple[tuple[str, int], ...]
+) -> None:
+    shape = architecture(fusion, inputs)
+    stack = StackedHeads(shape, [state(shape, 0), state(shape, 1)], 3, dtype=torch.float64)
+    for s, k in product(range(2), range(3)):
+        back = stack.state(s, k)
+        assert set(back) == set(state(shape, s))
+        assert all(torch.equal(back[name], tensor) for name, tensor in state(shape, s).items())
+
+
+@pytest.mark.parametrize(("fusion", "inputs"), SHAPES)
+def test_every_number_of_a_stack_is_owned_by_exactly_one_head(
+    fusion: Fusion, inputs: tuple[tuple[str, int], ...]
+) -> None:
+    shape = architecture(fusion, inputs)
+    stack = stacked(shape)
+    owners = {name: torch.zeros_like(tensor) for name, tensor in stack.parameters.items()}
+    for head in shape.heads:
+        for name, rows in stack.owned(head):
+            owners[name][:, :, rows] += 1
+    assert all(bool((count == 1).all()) for count in owners.values())
+
+
+@pytest.mark.parametrize(("fusion", "inputs"), SHAPES)
+def test_what_a_head_owns_is_all_that_it_reads(fusion: Fusion, inputs: tuple[tuple[str, int], ...]) -> None:
+    shape = architecture(fusion, inputs)
+    x = vectors(shape)
+    before = stacked(shape).logits(x).detach()
+    for h, head in enumerate(shape.heads):
+        stack = stacked(shape)
+        with torch.no_grad():
+            for name, rows in stack.owned(head):
+                stack.parameters[name][:, :, rows] += 0.1
+        changed = [bool((now != then).any()) for now, then in zip(stack.logits(x), before, strict=True)]
+        assert changed == [other == h for other in range(len(shape.heads))]
+
+
+def test_dropout_keeps_the_mean_and_draws_from_the_stream_of_its_seed_alone() -> None:
+    def streams(*seeds: int) -> list[torch.Generator]:
+        return [torch.Generator().manual_seed(seed) for seed in seeds]
+
+    ones = torch.ones(2, 3, 400, 50)
+    dropped = Dropout(0.25, streams(1, 2))(ones)
+    assert set(dropped.unique().tolist()) == {0.0, torch.tensor(1 / 0.75).item()}
+    assert dropped.mean().item() == pytest.approx(1.0, abs=0.02)
+    assert torch.equal(dropped[:, 0], dropped[:, 2])
+    assert not torch.equal(dropped[0], dropped[1])
+    assert torch.equal(Dropout(0.25, streams(2))(ones[:1])[0], dropped[1])

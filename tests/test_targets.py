@@ -1,0 +1,101 @@
+"""From caches to training data: the one cache that is meant, and the utterances that a policy and the features keep."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from synthetic_data import EMOTIONS, cache_of, soft_labels, write_small_cache
+
+from amber2_core.cache import Features
+from amber2_core.errors import CacheError, LabelError
+from amber2_core.votes import LabelPolicy
+from amber2_train.targets import feature_keys, find_cache, training_data
+
+POLICY = LabelPolicy(EMOTIONS)
+
+
+def test_the_cache_is_the_one_named_wherever_else_one_lies(tmp_path: Path) -> None:
+    (tmp_path / "a.h5").touch()
+    assert find_cache(Path("elsewhere.h5"), tmp_path) == Path("elsewhere.h5")
+
+
+def test_without_a_name_it_is_the_only_one_in_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a.h5").touch()
+    (tmp_path / "notes.txt").touch()
+    assert find_cache(None, tmp_path) == tmp_path / "a.h5"
+    monkeypatch.setenv("AMBER2_CACHE_DIR", str(tmp_path))
+    assert find_cache(None, None) == tmp_path / "a.h5"
+    monkeypatch.delenv("AMBER2_CACHE_DIR")
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "cache" / "b.h5").touch()
+    monkeypatch.chdir(tmp_path)
+    assert find_cache(None, None) == Path("cache/b.h5")
+
+
+def test_several_caches_are_listed_and_none_is_guessed(tmp_path: Path) -> None:
+    for name in ("b.h5", "a.h5"):
+        (tmp_path / name).touch()
+    with pytest.raises(CacheError, match=r"Several caches in .*\(a.h5, b.h5\): name one with --cache"):
+        find_cache(None, tmp_path)
+
+
+@pytest.mark.parametrize("folder", ["", "missing"])
+def test_a_folder_without_a_cache_says_all_that_can_be_done(tmp_path: Path, folder: str) -> None:
+    with pytest.raises(CacheError, match=r"No feature cache in .*extract-features.*--cache.*--cache-dir.*AMBER2_CACHE"):
+        find_cache(None, tmp_path / folder)
+
+
+def test_the_feature_sets_are_the_only_ones_or_those_named(tmp_path: Path) -> None:
+    path = write_small_cache(tmp_path)
+    assert feature_keys(path, {"audio": None, "text": "text-model"}) == [
+        ("audio", "audio-model"), ("text", "text-model"),
+    ]  # fmt: skip
+    with pytest.raises(CacheError, match=r"no text features called 'bert' .it has text-model.: name one: --text"):
+        feature_keys(path, {"audio": None, "text": "bert"})
+    with pytest.raises(CacheError, match=r"no video features .it has none.: encode them with extract-features"):
+        feature_keys(path, {"audio": None, "video": None})
+
+
+def test_targets_and_features_stand_in_the_same_rows() -> None:
+    cache = cache_of(30)
+    data = training_data(cache, POLICY)
+    np.testing.assert_allclose(data.targets, soft_labels(30), atol=1e-7)
+    for features in cache.features:
+        np.testing.assert_array_equal(data.features[features.modality], features.values)
+    assert data.feature_sets == {f.modality: (f.name, f.fingerprint) for f in cache.features}
+    assert len(data) == 30
+
+
+def test_what_lacks_features_of_one_modality_or_a_vote_is_dropped_and_counted() -> None:
+    cache = cache_of(30, missing={"audio": [3], "text": [3, 7]})
+    no_votes = cache.ratings.utterance == 11
+    weight = np.where(no_votes, 0, 1).astype(np.float32)
+    data = training_data(replace(cache, ratings=replace(cache.ratings, weight=weight)), POLICY)
+    assert data.id.tolist() == [f"u{i:03}" for i in range(30) if i not in (3, 7, 11)]
+    assert data.dropped == {"no counting vote": 1, "not keep=any-vote": 0, "features missing": 2}
+    kept = [i for i in range(30) if i not in (3, 7, 11)]
+    np.testing.assert_array_equal(data.features["audio"], cache.features[0].values[kept])
+    np.testing.assert_allclose(data.targets, soft_labels(30)[kept], atol=1e-7)
+
+
+def test_several_layers_give_their_last_one_and_half_precision_becomes_single() -> None:
+    cache = cache_of(12)
+    layers = np.stack([cache.features[0].values * factor for factor in (3, 2, 1)], axis=1).astype(np.float16)
+    stored = Features("audio", "layers", layers, cache.features[0].inputs, {"layers": "all"})
+    data = training_data(replace(cache, features=(stored, cache.features[1])), POLICY)
+    assert data.features["audio"].dtype == np.float32
+    np.testing.assert_array_equal(data.features["audio"], layers[:, -1].astype(np.float32))
+
+
+def test_an_emotion_that_nobody_has_is_refused() -> None:
+    with pytest.raises(LabelError, match="No kept utterance has a vote for 'fear': leave it out of --emotions"):
+        training_data(cache_of(30), LabelPolicy((*EMOTIONS, "fear")))
+
+
+def test_a_cache_in_which_nothing_has_all_features_is_refused() -> None:
+    cache = cache_of(6, missing={"audio": [0, 1, 2], "text": [3, 4, 5]})
+    with pytest.raises(CacheError, match="No labelled utterance has features of every modality"):
+        training_data(cache, POLICY)

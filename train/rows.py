@@ -1,0 +1,88 @@
+"""One fold in tensors: the training data and a fold's row numbers go in, batches of features and targets come out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from amber2_core.heads_folder import standardised
+from amber2_core.losses import class_balanced_weights
+
+from .folds import Fold
+from .systems.system import TrainingStatistics
+from .targets import TrainingData
+
+Inputs = Literal["raw", "standardized"]
+Standardisation = Mapping[str, tuple[Tensor, Tensor]]
+STATISTICS_ROWS = 4096  # rows averaged at a time: bounds memory
+
+
+@dataclass(frozen=True, eq=False)
+class Rows:
+    """Some utterances: features of all that there are, which of them are meant, and their targets."""
+
+    features: Mapping[str, Tensor]  # modality → (N, D_m), shared by all parts of all folds
+    index: Tensor  # (n,) rows of the features
+    targets: Tensor  # (n, C)
+    # modality → mean and sd (D_m,) that batches are standardised by; empty where features are used as they are
+    standardisation: Standardisation = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def vectors(self, rows: Tensor) -> dict[str, Tensor]:
+        """Features of some of these utterances, (…, batch) of 0 … n−1 → (…, batch, D_m) by modality."""
+        chosen = self.index[rows]
+        return {
+            name: standardised(x.index_select(0, chosen.flatten()), self.standardisation.get(name)).view(
+                *chosen.shape, -1
+            )
+            for name, x in self.features.items()
+        }
+
+
+@dataclass(frozen=True, eq=False)
+class FoldRows:
+    """The three parts of one fold, and what a loss may know of the first."""
+
+    number: int  # of the fold, part of every run's random stream
+    train: Rows
+    dev: Rows
+    test: Rows
+    statistics: TrainingStatistics
+
+
+def fold_rows(data: TrainingData, fold: Fold, *, inputs: Inputs = "raw", device: str = "cpu") -> FoldRows:
+    """A fold's parts as tensors; standardised by the mean and sd of its train rows where that is asked for.
+
+    On a CPU the features are not copied, whatever the number of folds.
+    """
+    features = {name: torch.from_numpy(x).to(device) for name, x in data.features.items()}
+    train_index = torch.from_numpy(fold.train).to(device)
+    standardisation = train_statistics(features, train_index) if inputs == "standardized" else {}
+
+    def part(rows: npt.NDArray[np.intp]) -> Rows:
+        targets = torch.from_numpy(data.targets[rows]).to(device)
+        return Rows(features, torch.from_numpy(rows).to(device), targets, standardisation)
+
+    train = part(fold.train)
+    statistics = TrainingStatistics(class_balanced_weights(train.targets))
+    return FoldRows(fold.number, train, part(fold.dev), part(fold.test), statistics)
+
+
+def train_statistics(features: Mapping[str, Tensor], rows: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
+    """Mean and sd of every dimension over some rows of features (N, D_m); a constant dimension has sd 1."""
+    statistics = {}
+    for name, x in features.items():
+        mean = torch.stack([x[some].double().sum(0) for some in torch.split(rows, STATISTICS_ROWS)]).sum(0) / len(rows)
+        squares = [(x[some].double() - mean).square().sum(0) for some in torch.split(rows, STATISTICS_ROWS)]
+        sd = (torch.stack(squares).sum(0) / len(rows)).sqrt()
+        constant = sd <= 1e-12 * mean.abs()
+        statistics[name] = (mean.to(x.dtype), torch.where(constant, 1.0, sd).to(x.dtype))
+    return statistics
