@@ -174,6 +174,10 @@ MISFITS = {
         _frames(offsets=np.array([0, 1, 2, 3, 4, 5])),
         "audio/wav2vec2 frames need offsets that rise from 0 to 7",
     ),
+    "frames before the first": (
+        _frames(offsets=np.array([1, 3, 4, 4, 7, 7])),
+        "audio/wav2vec2 frames need offsets that rise from 0 to 7",
+    ),
     "falling offsets": (
         _frames(offsets=np.array([0, 3, 2, 4, 5, 7])),
         "audio/wav2vec2 frames need offsets that rise from 0 to 7",
