@@ -82,6 +82,6 @@ def read_heads(path: Path) -> TrainedHeads:
         model.load_state_dict(tensors)
     except FileNotFoundError:
         raise RunFolderError(f"No trained heads at {path}: train some with train-heads") from None
-    except (SafetensorError, KeyError, ValueError, TypeError, RuntimeError) as problem:
+    except (SafetensorError, OSError, KeyError, ValueError, TypeError, RuntimeError) as problem:
         raise RunFolderError(f"{path} does not hold trained heads ({str(problem).splitlines()[0]})") from None
     return TrainedHeads(model.eval(), tuple(record.pop("emotions")), statistics, record)

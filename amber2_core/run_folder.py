@@ -34,7 +34,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .cache import sync
-from .errors import RunFolderError
+from .errors import RunFolderError, parse_problem
 from .metrics import METRICS
 from .tables import Texts
 
@@ -127,12 +127,19 @@ def read_results(folder: Path) -> list[dict[str, Any]]:
         RunFolderError: not a run folder, or the file is damaged.
     """
     path = _file(folder / "results.csv")
-    with path.open(newline="", encoding="utf-8") as file:
-        reader = csv.DictReader(file)
-        missing = [name for name in (*KEY_COLUMNS, "epoch", "n", *METRICS) if name not in (reader.fieldnames or ())]
-        if missing:
-            raise RunFolderError(f"{path} has no column {missing[0]!r}: it was not written by train-heads")
-        return [{name: _value(text) for name, text in row.items()} for row in reader]
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            header, *rows = list(csv.reader(file, strict=True)) or [[]]
+    except (UnicodeDecodeError, csv.Error) as problem:
+        raise RunFolderError(f"{path} is damaged ({problem}): train again") from None
+    missing = [name for name in (*KEY_COLUMNS, "epoch", "n", *METRICS) if name not in header]
+    if missing:
+        raise RunFolderError(f"{path} has no column {missing[0]!r}: it was not written by train-heads")
+    for line, row in enumerate(rows, start=2):
+        if len(row) != len(header):
+            cut_off = parse_problem(path, line, f"expected {len(header)} columns, got {len(row)}")
+            raise RunFolderError(f"{cut_off}: train again")
+    return [{name: _value(text) for name, text in zip(header, row, strict=True)} for row in rows]
 
 
 def read_predictions(folder: Path) -> Predictions:

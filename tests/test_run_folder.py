@@ -1,0 +1,160 @@
+"""The run folder: written whole or not at all, read back as written, and every number of it can be computed again."""
+
+from __future__ import annotations
+
+import math
+import os
+import statistics
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from amber2_core.errors import RunFolderError
+from amber2_core.metrics import METRICS
+from amber2_core.run_folder import (
+    KEY_COLUMNS,
+    Predictions,
+    new_run_folder,
+    read_predictions,
+    read_results,
+    read_settings,
+    read_summary,
+    summarise,
+    write_json,
+    write_predictions,
+    write_results,
+)
+from amber2_core.tables import texts
+
+
+def row(fold: int, seed: int, *, split: str = "test", head: str = "fusion", **metrics: float) -> dict[str, Any]:
+    values = dict.fromkeys(METRICS, 0.1 * fold + 0.013 * seed**2)
+    key = dict(zip(KEY_COLUMNS, ("amber2", head, split, fold, seed, 1), strict=True))
+    return {**key, "kappa": 4.0, "student": "fusion", "lambda_rai": None, "epoch": 3, "n": 10, **values, **metrics}
+
+
+def test_a_folder_takes_its_name_only_when_it_is_complete(tmp_path: Path) -> None:
+    path = tmp_path / "runs" / "mine"
+    with new_run_folder(path) as folder:
+        (folder / "heads").mkdir()
+        (folder / "heads" / "a").write_text("a")
+        assert not path.exists()
+    assert (path / "heads" / "a").read_text() == "a"
+    assert list(path.parent.iterdir()) == [path]
+    assert oct(path.stat().st_mode & 0o777) == "0o755"
+
+
+@pytest.mark.parametrize("failure", [RuntimeError, KeyboardInterrupt, RunFolderError])
+def test_nothing_is_left_of_a_run_that_failed(tmp_path: Path, failure: type[BaseException]) -> None:
+    def fail() -> None:
+        with new_run_folder(tmp_path / "mine") as folder:
+            (folder / "half").touch()
+            raise failure
+
+    with pytest.raises(failure):
+        fail()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_stands_there_already_is_not_touched(tmp_path: Path) -> None:
+    path = tmp_path / "mine"
+    path.mkdir()
+    with pytest.raises(RunFolderError, match=r"mine exists already: name another folder with --output"):
+        new_run_folder(path).__enter__()
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="nothing is read-only for root")
+def test_a_read_only_place_is_one_line(tmp_path: Path) -> None:
+    tmp_path.chmod(0o555)
+    with pytest.raises(RunFolderError, match="choose another place with --output"):
+        new_run_folder(tmp_path / "mine").__enter__()
+
+
+def test_a_file_in_the_way_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(RunFolderError, match=r"Cannot write .*file/mine: .* choose another place with --output"):
+        new_run_folder(tmp_path / "file" / "mine").__enter__()
+
+
+def test_results_are_read_back_as_they_were_written(tmp_path: Path) -> None:
+    rows = [row(1, 0, js=1 / 3, bc=1e-17), row(2, 1, accuracy_untied=math.nan), row(1, 2, r2=math.pi)]
+    write_results(tmp_path / "results.csv", rows)
+    back = read_results(tmp_path)
+    assert [list(some) for some in back] == [list(some) for some in rows]
+    for found, written in zip(back, rows, strict=True):
+        for name, value in written.items():
+            nan = isinstance(value, float) and math.isnan(value)
+            assert math.isnan(found[name]) if nan else found[name] == value
+            assert type(found[name]) is type(value)
+
+
+def test_predictions_are_read_back_as_they_were_written(tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    written = Predictions(
+        id=texts(["a", "ü/2"]),
+        fold=np.array([1, 2]),
+        target=random.uniform(size=(2, 3)).astype(np.float32),
+        emotions=("neutral", "happy", "sad"),
+        probs={"amber2/fusion": random.uniform(size=(5, 2, 3)).astype(np.float32)},
+    )
+    write_predictions(tmp_path / "predictions.npz", written)
+    back = read_predictions(tmp_path)
+    assert back.id.tolist() == ["a", "ü/2"]
+    assert back.emotions == written.emotions
+    np.testing.assert_array_equal(back.fold, written.fold)
+    np.testing.assert_array_equal(back.target, written.target)
+    assert list(back.probs) == ["amber2/fusion"]
+    np.testing.assert_array_equal(back.probs["amber2/fusion"], written.probs["amber2/fusion"])
+
+
+def test_the_summary_is_mean_and_sd_over_seeds_of_the_mean_over_folds() -> None:
+    rows = [row(fold, seed) for fold in (1, 2, 3) for seed in range(4)]
+    rows += [row(fold, seed, split="dev", js=99.0) for fold in (1, 2, 3) for seed in range(4)]
+    rows += [row(fold, seed, head="audio", js=0.5) for fold in (1, 2, 3) for seed in range(4)]
+    table = summarise(rows)
+    per_seed = [sum(0.1 * fold + 0.013 * seed**2 for fold in (1, 2, 3)) / 3 for seed in range(4)]
+    assert table["amber2"]["fusion"]["js"]["mean"] == pytest.approx(statistics.mean(per_seed))
+    assert table["amber2"]["fusion"]["js"]["sd"] == pytest.approx(statistics.stdev(per_seed))
+    assert table["amber2"]["audio"]["js"] == {"mean": pytest.approx(0.5), "sd": pytest.approx(0)}
+
+
+def test_one_seed_has_no_sd_and_what_is_no_number_has_no_mean() -> None:
+    table = summarise([row(1, 0), row(2, 0, accuracy_untied=math.nan)])
+    assert table["amber2"]["fusion"]["js"]["sd"] is None
+    assert table["amber2"]["fusion"]["accuracy_untied"] == {"mean": None, "sd": None}
+
+
+def test_a_results_file_that_was_cut_off_names_the_line(tmp_path: Path) -> None:
+    write_results(tmp_path / "results.csv", [row(1, 0), row(1, 1)])
+    whole = (tmp_path / "results.csv").read_text()
+    (tmp_path / "results.csv").write_text(whole[: whole.rindex(",")])
+    with pytest.raises(RunFolderError, match=r"results.csv, line 3: expected 22 columns, got 21: train again"):
+        read_results(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("reader", "name"),
+    [
+        (read_settings, "settings.json"),
+        (read_summary, "summary.json"),
+        (read_results, "results.csv"),
+        (read_predictions, "predictions.npz"),
+    ],
+)
+def test_what_is_no_run_folder_or_damaged_is_one_line(tmp_path: Path, reader: Any, name: str) -> None:
+    with pytest.raises(RunFolderError, match=f"is not a run folder: it has no {name}"):
+        reader(tmp_path)
+    (tmp_path / name).write_bytes(b"no,such\n\xff\xfe\x00")
+    with pytest.raises(RunFolderError, match=name) as error:
+        reader(tmp_path)
+    assert "\n" not in str(error.value)
+
+
+def test_json_holds_every_letter_and_no_nan(tmp_path: Path) -> None:
+    write_json(tmp_path / "settings.json", {"corpus": "ü", "values": [1, 2.5, None]})
+    assert read_settings(tmp_path) == {"corpus": "ü", "values": [1, 2.5, None]}
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        write_json(tmp_path / "settings.json", {"js": math.nan})

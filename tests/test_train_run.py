@@ -1,0 +1,210 @@
+"""`train-heads` from a cache to a run folder: every number can be computed again, and the same call repeats it."""
+
+from __future__ import annotations
+
+import csv
+import json
+import statistics
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner, Result
+from synthetic_data import cache_of, write_small_cache
+
+from amber2_core.cache import write_cache
+from amber2_core.heads_folder import read_heads
+from amber2_core.metrics import METRICS, evaluate
+from amber2_core.run_folder import read_predictions, read_results, read_settings, read_summary
+from amber2_train.cli import train_heads
+
+QUICK = ["--hidden", "5", "--seeds", "2", "--epochs", "3", "--batch-size", "16", "--lr", "0.03"]
+GRID = ["--kappa", "0,8", "--lambda-mai", "0.3,2"]
+
+
+def call(*arguments: str) -> Result:
+    return CliRunner().invoke(train_heads, list(arguments))
+
+
+def train(cache: Path, output: Path, *more: str) -> Result:
+    result = call("--cache", str(cache), "--output", str(output), *QUICK, *more)
+    assert result.exit_code == 0, result.output
+    return result
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_small_cache(tmp_path_factory.mktemp("caches"), count=48)
+
+
+@pytest.fixture(scope="module")
+def run(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("runs") / "first"
+    train(cache, folder, *GRID)
+    return folder
+
+
+def test_a_run_folder_holds_what_its_docstring_says(run: Path) -> None:
+    assert sorted(path.name for path in run.iterdir()) == [
+        "heads", "log.txt", "predictions.npz", "results.csv", "settings.json", "summary.json",
+    ]  # fmt: skip
+    names = {f"{s}-fold{k}-seed{seed}.safetensors" for s in ("amber2", "cb-ce") for k in (1, 2, 3) for seed in (0, 1)}
+    assert {path.name for path in (run / "heads").iterdir()} == names
+
+
+def test_the_test_rows_can_be_computed_from_the_predictions_exactly(run: Path) -> None:
+    predictions = read_predictions(run)
+    tested = [row for row in read_results(run) if row["split"] == "test"]
+    assert len(tested) == 2 * 3 * 3 * 2
+    for row in tested:
+        chosen = predictions.fold == row["fold"]
+        probs = predictions.probs[f"{row['system']}/{row['head']}"][row["seed"], chosen]
+        scores = evaluate(predictions.target[chosen], probs)
+        assert [row[name] for name in METRICS] == [float(scores[name]) for name in METRICS]
+        assert row["n"] == chosen.sum()
+
+
+def test_the_summary_can_be_computed_from_the_results_file_alone(run: Path) -> None:
+    with (run / "results.csv").open(newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row["split"] == "test"]
+    summary = read_summary(run)["table"]
+    for system in ("amber2", "cb-ce"):
+        for head in ("audio", "text", "fusion"):
+            for metric in METRICS:
+                per_seed = []
+                for seed in ("0", "1"):
+                    values = [
+                        float(row[metric])
+                        for row in rows
+                        if (row["system"], row["head"], row["seed"]) == (system, head, seed)
+                    ]
+                    assert len(values) == 3
+                    per_seed.append(statistics.fmean(values))
+                assert summary[system][head][metric]["mean"] == pytest.approx(statistics.fmean(per_seed), abs=1e-12)
+                assert summary[system][head][metric]["sd"] == pytest.approx(statistics.stdev(per_seed), abs=1e-12)
+
+
+def test_the_heads_know_what_they_are_and_give_the_predictions(run: Path, cache: Path) -> None:
+    predictions = read_predictions(run)
+    features = {f.modality: f.values for f in cache_of(48).features}
+    for path in (run / "heads").iterdir():
+        heads = read_heads(path)
+        system, fold, seed = heads.origin["system"], heads.origin["fold"], heads.origin["seed"]
+        assert path.name == f"{system}-fold{fold}-seed{seed}.safetensors"
+        assert heads.emotions == predictions.emotions
+        rows = np.flatnonzero(predictions.fold == fold)
+        places = [int(name[1:]) for name in predictions.id[rows]]
+        for head, probs in heads.probs({m: torch.from_numpy(x[places]) for m, x in features.items()}).items():
+            np.testing.assert_allclose(probs, predictions.probs[f"{system}/{head}"][seed, rows], atol=1e-6)
+
+
+def test_settings_tell_the_command_the_cache_and_what_was_kept(run: Path, cache: Path) -> None:
+    settings = read_settings(run)
+    assert settings["command"] == ["train-heads", "--cache", str(cache), "--output", str(run), *QUICK, *GRID]
+    assert settings["cache"] == str(cache)
+    assert settings["features"]["audio"]["name"] == "audio-model"
+    assert settings["features"]["text"]["recipe"] == {"model": "text"}
+    assert settings["utterances"]["kept"] == 48
+    assert settings["folds"]["protocol"] == "session"
+    assert settings["folds"]["sizes"]["1"] == {"train": 16, "dev": 16, "test": 16}
+    assert settings["grid"] == {
+        "kappa": [0.0, 8.0], "lambda_mai": [0.3, 2.0], "hidden": [5], "batch_size": [16], "lr": [0.03],
+    }  # fmt: skip
+    log = (run / "log.txt").read_text()
+    assert "48 of 48 utterances kept" in log
+    assert "fold 3 of 3" in log
+
+
+def test_the_selected_settings_are_those_marked_in_the_results(run: Path) -> None:
+    selected = read_summary(run)["selected"]
+    assert set(selected["amber2"]) == {"1", "2", "3"}
+    for fold, point in selected["amber2"].items():
+        marked = {
+            (row["kappa"], row["lambda_mai"])
+            for row in read_results(run)
+            if row["system"] == "amber2" and row["fold"] == int(fold) and row["selected"]
+        }
+        assert marked == {(point["kappa"], point["lambda_mai"])}
+    assert all(point == {} for point in selected["cb-ce"].values())
+
+
+def without_times(folder: Path) -> dict[str, bytes]:
+    """Every file's bytes by name, without what tells the time or the folder's name."""
+    files = {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+    settings = json.loads(files.pop("settings.json"))
+    del settings["created"], settings["command"]
+    files["settings.json"] = json.dumps(settings).encode()
+    del files["log.txt"]
+    return files
+
+
+def test_the_same_command_twice_gives_the_same_files(run: Path, cache: Path, tmp_path: Path) -> None:
+    train(cache, tmp_path / "second", *GRID)
+    first, second = without_times(run), without_times(tmp_path / "second")
+    assert first.keys() == second.keys()
+    assert [name for name in first if first[name] != second[name]] == []
+
+
+def permuted_labels(path: Path, session: str) -> Path:
+    """The cache with the ratings of one session handed round among its utterances."""
+    cache = cache_of(48)
+    rows = np.flatnonzero(cache.utterances.session == session)
+    to = np.arange(48)
+    to[rows] = np.roll(rows, 5)
+    order = np.argsort(to[cache.ratings.utterance], kind="stable")
+    labels = cache.ratings.label.copy()
+    labels[:] = cache.ratings.label[order]
+    write_cache(path, replace(cache, ratings=replace(cache.ratings, label=labels)))
+    return path
+
+
+def test_permuting_the_test_targets_changes_no_choice_of_the_command(run: Path, tmp_path: Path) -> None:
+    sessions = ["Ses0", "Ses1", "Ses2"]
+    for fold, session in enumerate(sessions, start=1):
+        train(permuted_labels(tmp_path / f"{session}.h5", session), tmp_path / session, *GRID)
+        before, after = (read_summary(folder)["selected"]["amber2"] for folder in (run, tmp_path / session))
+        assert before[str(fold)] == after[str(fold)]
+
+        def rows(folder: Path, split: str, fold: int = fold) -> list[dict[str, Any]]:
+            return [row for row in read_results(folder) if row["fold"] == fold and row["split"] == split]
+
+        assert rows(run, "dev") == rows(tmp_path / session, "dev")
+        tests = [rows(folder, "test") for folder in (run, tmp_path / session)]
+        assert [row["epoch"] for row in tests[0]] == [row["epoch"] for row in tests[1]]
+        assert [row["js"] for row in tests[0]] != [row["js"] for row in tests[1]]
+
+
+def test_one_cache_in_the_folder_is_found_and_the_run_is_named_for_it(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = call("--cache-dir", str(cache.parent), *QUICK, "--epochs", "1", "--seeds", "1", "--json")
+    assert result.exit_code == 0, result.output
+    shown = json.loads(result.stdout)
+    folder = Path(shown["run"])
+    assert folder.parent == Path("runs")
+    assert folder.name.endswith("-made-up")
+    assert shown["table"] == read_summary(folder)["table"]
+    assert shown["table"]["amber2"]["fusion"]["js"]["sd"] is None
+
+
+def test_the_table_shows_every_system_and_head_and_what_dev_chose(cache: Path, tmp_path: Path) -> None:
+    result = train(cache, tmp_path / "run", *GRID)
+    lines = result.stdout.splitlines()
+    for system in ("amber2", "cb-ce"):
+        for head in ("audio", "text", "fusion"):
+            assert any(line.split()[:2] == [system, head] and "±" in line for line in lines)
+    assert any("amber2, chosen on dev: fold 1: lambda_mai" in line for line in lines)
+    assert lines[-1] == f"run folder: {tmp_path / 'run'}"
+
+
+def test_a_policy_given_as_options_is_the_policy_used(cache: Path, tmp_path: Path) -> None:
+    train(cache, tmp_path / "run", "--emotions", "happy,neutral,angry", "--merge", "sad=neutral", "--keep", "majority")
+    settings = read_settings(tmp_path / "run")
+    assert settings["emotions"] == ["happy", "neutral", "angry"]
+    assert settings["policy"]["merge"] == [["sad", "neutral"]]
+    assert settings["utterances"]["dropped"]["not keep=majority"] > 0
+    assert read_predictions(tmp_path / "run").target.max(1).min() > 0.5
