@@ -280,6 +280,7 @@ def _ahead(make: Callable[[Given], Made], given: Iterable[Given], workers: int) 
     """`map` in threads, in order, at most two results for each thread ahead of who takes them."""
     import torch
 
+    threads = torch.get_num_threads()
     waiting: deque[Future[Made]] = deque()
     # One core each: torch would otherwise start as many threads again in every worker.
     with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
@@ -293,3 +294,5 @@ def _ahead(make: Callable[[Given], Made], given: Iterable[Given], workers: int) 
         finally:
             for future in waiting:
                 future.cancel()
+            # The workers' setting has become that of all threads to come.
+            torch.set_num_threads(threads)

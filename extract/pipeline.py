@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -12,7 +12,7 @@ from typing import Any
 
 from amber2_core.cache import Failure, FeatureCache, Features, read_cache, write_cache
 from amber2_core.errors import AudioError, CacheError, ModelError, SettingError
-from amber2_core.tables import UtteranceTable, attribute_columns, rating_table, utterance_table
+from amber2_core.tables import UtteranceTable, attribute_columns, rating_table, texts, utterance_table
 from amber2_core.utterance import Corpus
 
 from .assembly import (
@@ -28,7 +28,7 @@ from .assembly import (
 )
 from .checkpoint import Checkpoint, find_checkpoint
 from .encoding import Effort, OnProgress, Outcome, encode_items
-from .inputs import Inputs, scan_recordings, transcript_inputs
+from .inputs import Inputs, scan_recordings, storable, transcript_inputs
 from .parts import Parts, work_folder
 from .recipe import AudioRecipe, EncoderRecipe, Layers, TextRecipe
 
@@ -141,6 +141,7 @@ def extract_features(
         SettingError: a setting has no meaning.
     """
     table = utterance_table(corpus)
+    table = replace(table, transcript=texts([storable(transcript) for transcript in table.transcript]))
     tasks = _tasks(audio_model, text_model, layers, max_seconds)
     with work_folder(output) as work:
         before = _earlier(output, corpus, force)
