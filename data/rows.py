@@ -11,12 +11,12 @@ from collections import Counter
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
 
 from amber2_core.errors import CorpusError, parse_problem
 
-# beyond these a file is no table of utterances: a lost quote or line ending, or an attack
-MAX_LINE_BYTES = 4 << 20
+from .lines import decoded
+
+# beyond this a file is no table of utterances
 MAX_COLUMNS = 4096
 DELIMITER_NAMES = {",": "comma", ";": "semicolon", "\t": "tab"}
 
@@ -70,7 +70,7 @@ def _records(path: Path, delimiters: str) -> Iterator[tuple[int, list[str]]]:
     """All records that are not blank, with the line that each begins on."""
     try:
         with path.open("rb") as file:
-            lines = _lines(path, file)
+            lines = decoded(path, file)
             first = next(lines, "")
             reader = csv.reader(_again(first, lines), delimiter=_delimiter(path, first, delimiters), strict=True)
             begin = 1
@@ -85,20 +85,6 @@ def _records(path: Path, delimiters: str) -> Iterator[tuple[int, list[str]]]:
         raise CorpusError(f"No file {path}") from None
     except OSError as error:
         raise CorpusError(f"Cannot read {path}: {error.strerror}") from error
-
-
-def _lines(path: Path, file: BinaryIO) -> Iterator[str]:
-    number = 0
-    while raw := file.readline(MAX_LINE_BYTES + 1):
-        number += 1
-        if len(raw) > MAX_LINE_BYTES:
-            raise CorpusError(parse_problem(path, number, f"longer than {MAX_LINE_BYTES:,} bytes"))
-        if b"\0" in raw:
-            raise CorpusError(parse_problem(path, number, "a NUL byte: not a text file"))
-        try:
-            yield raw.decode("utf-8-sig" if number == 1 else "utf-8")
-        except UnicodeDecodeError as error:
-            raise CorpusError(parse_problem(path, number, f"byte {error.start + 1} is not UTF-8: save it so")) from None
 
 
 def _again(first: str, rest: Iterator[str]) -> Iterator[str]:

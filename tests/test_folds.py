@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -57,11 +58,69 @@ def test_folds_by_session_are_the_sessions_in_the_order_of_their_names() -> None
     assert [set(data.session[fold.dev]) for fold in folds] == [{f"Ses0{k}"} for k in (2, 3, 4, 5, 1)]
 
 
-def test_a_speaker_of_two_sessions_is_counted_as_shared() -> None:
+def test_sessions_that_share_a_speaker_are_refused_unless_the_name_says_so() -> None:
     data = data_of(["ann", "bob", "ann", "cid"], ["1", "1", "2", "3"])
-    assert [fold.shared_speakers for fold in make_folds("session", data)] == [1, 1, 1]
+    with pytest.raises(
+        SettingError, match=r"would put 1 speakers into more than one part .* --folds speaker, or column:"
+    ):
+        make_folds("session", data)
+    by_column = make_folds("column:session", replace(data, columns={"session": data.session}))
+    assert [fold.shared_speakers for fold in by_column] == [1, 1, 1]
     unknown = data_of(["", "", "", "cid"], ["1", "1", "2", "3"])
     assert [fold.shared_speakers for fold in make_folds("session", unknown)] == [0, 0, 0]
+
+
+def strata(data: TrainingData) -> list[tuple[int, int]]:
+    """(largest class, entropy bin) of each utterance, computed one by one."""
+    found = []
+    for y in data.targets.astype(float):
+        bits = -sum(p * math.log2(p) for p in y if p > 0)
+        found.append((int(np.argmax(y)), min(int(bits / (math.log2(len(y)) / 5)), 4)))
+    return found
+
+
+def test_stratified_folds_are_equal_and_hold_equal_shares_of_every_class_and_entropy() -> None:
+    data = training_data(603)
+    folds = make_folds("stratified", data)
+    check_partition(folds, 603)
+    assert [len(fold.test) for fold in folds] == [121, 121, 121, 120, 120]
+    of_rows = strata(data)
+    for stratum in set(of_rows):
+        counts = [sum(of_rows[row] == stratum for row in fold.test) for fold in folds]
+        assert max(counts) - min(counts) <= 1
+    assert max(fold.shared_speakers for fold in folds) == 6
+
+
+def test_stratified_folds_do_not_depend_on_the_order_of_the_cache() -> None:
+    data = training_data(100)
+    order = np.random.default_rng(0).permutation(100)
+    other = replace(data, id=data.id[order], targets=data.targets[order], speaker=data.speaker[order])
+    for one, two in zip(make_folds("stratified", data), make_folds("stratified", other), strict=True):
+        assert sorted(data.id[one.test]) == sorted(other.id[two.test])
+
+
+def test_a_column_gives_one_fold_for_each_of_its_values_in_their_natural_order() -> None:
+    column = texts([f"fold{k % 11}" for k in range(44)])
+    data = replace(training_data(44), columns={"my_fold": column})
+    folds = make_folds("column:my_fold", data)
+    check_partition(folds, 44)
+    assert [set(column[fold.test]) for fold in folds] == [{f"fold{k}"} for k in range(11)]
+    with pytest.raises(SettingError, match=r"Bad column of --folds 'fold', expected one of \['my_fold'\]"):
+        make_folds("column:fold", data)
+
+
+def test_official_folds_are_the_partitions_of_the_release() -> None:
+    split = texts(["Train", "Train", "Development", "Test1", "Test2", "Test3"])
+    data = replace(training_data(6), split=split, speaker=texts(["a", "b", "b", "c", "a", ""]))
+    (fold,) = make_folds("official", data)
+    assert [fold.train.tolist(), fold.dev.tolist(), fold.test.tolist()] == [[0, 1], [2], [3]]
+    assert fold.shared_speakers == 1
+    (second,) = make_folds("official:test2", data)
+    assert (second.test.tolist(), second.shared_speakers) == ([4], 2)
+    with pytest.raises(SettingError, match=r"the split 'test9', the kept ones are of \['development', 'test1',"):
+        make_folds("official:test9", data)
+    with pytest.raises(SettingError, match="the split 'train', the kept ones are of no split"):
+        make_folds("official", replace(data, split=texts([""] * 6)))
 
 
 @pytest.mark.parametrize("protocol", ["session", "speaker"])

@@ -52,8 +52,17 @@ class _Recorded(click.Command):
 @click.option("--seeds", type=int, default=5, help="Number of seeds.")
 @click.option("--epochs", type=int, default=30, help="Epochs; the best one on dev is kept.")
 @click.option("--inputs", default="raw", help="Features as cached, or standardised on train rows: raw, standardized.")
-@click.option("--folds", help="Fold protocol: session, speaker. [default: the corpus's own]")
-@click.option("--emotions", metavar="LIST", help="Label space, in order. [default: the corpus's own]")
+@click.option(
+    "--folds",
+    help="Fold protocol: session, speaker, stratified, official, official:SPLIT, column:NAME. "
+    "[default: the corpus's own]",
+)
+@click.option(
+    "--emotions",
+    metavar="LIST",
+    help="Label space, in order, or its name: iemocap-4, iemocap-9, msp-podcast-8, msp-podcast-4, crema-d-6. "
+    "[default: the corpus's own]",
+)
 @click.option("--stimulus", help="Whose votes: audio, video, audiovisual. [default: the corpus's own]")
 @click.option("--raters", default="external", help="Other people's votes, or the speaker's own too: external, all.")
 @click.option("--multi-label", default="pooled", help="A rater's several ticks: pooled, split, first.")
@@ -93,13 +102,15 @@ def train_heads(
       train-heads --kappa 4 --lambda-mai 0.5
       train-heads --kappa 2,4,8 --lambda-mai 0.3,0.5,0.7
     """
+    from amber2_core.label_spaces import policy_changes
+
     from .run import Request, train
     from .table import print_table, progress
     from .targets import find_cache
 
     source = find_cache(cache, cache_dir)
     request = Request(
-        policy=_policy(options),
+        policy=policy_changes(options),
         folds=folds,
         systems=[part.strip() for part in system.split(",")],
         axes=_axes(options),
@@ -123,31 +134,3 @@ def _axes(options: Mapping[str, str | None]) -> dict[str, Any]:
     from .grid import AXES, parse_axis
 
     return {name: parse_axis(name, text) for name in AXES if (text := options[name]) is not None}
-
-
-def _policy(options: Mapping[str, str | None]) -> dict[str, Any]:
-    """The label policy's fields that were given."""
-    policy: dict[str, Any] = {
-        name: options[name]
-        for name in ("stimulus", "raters", "multi_label", "out_of_space", "keep")
-        if options[name] is not None
-    }
-    if (emotions := options["emotions"]) is not None:
-        policy["emotions"] = tuple(part.strip() for part in emotions.split(","))
-    if (merge := options["merge"]) is not None:
-        policy["merge"] = _merge(merge)
-    return policy
-
-
-def _merge(text: str) -> tuple[tuple[str, str], ...]:
-    from amber2_core.errors import SettingError
-
-    if text.strip() == "none":
-        return ()
-    pairs = []
-    for part in text.split(","):
-        word, sign, emotion = part.partition("=")
-        if not (sign and word.strip() and emotion.strip()):
-            raise SettingError(f"Bad merge {text!r}, expected none or a list such as excited=happy")
-        pairs.append((word.strip(), emotion.strip()))
-    return tuple(pairs)

@@ -18,6 +18,7 @@ import torch
 from amber2_core.cache import FeatureCache, read_cache
 from amber2_core.errors import SettingError, bad_choice
 from amber2_core.heads_folder import write_heads
+from amber2_core.label_spaces import policy_with
 from amber2_core.run_folder import (
     Summary,
     new_run_folder,
@@ -86,7 +87,7 @@ def train(
     _check_students(settings, [modality for modality, _ in keys])
     with new_run_folder(output) as folder, _logged(folder / "log.txt"):
         cache = read_cache(cache_path, only=keys)
-        policy = replace(LabelPolicy.of_corpus(cache.defaults), **request.policy)
+        policy = policy_with(cache.defaults, request.policy)
         data = training_data(cache, policy)
         protocol = request.folds or cache.defaults.folds
         folds = make_folds(protocol, data)

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from amber2_core.cache import FeatureCache, read_feature_headers
 from amber2_core.errors import CacheError
-from amber2_core.tables import Texts, take
+from amber2_core.tables import Texts, take, texts
 from amber2_core.votes import LabelPolicy, label_distributions
 
 CACHE_DIR_VARIABLE = "AMBER2_CACHE_DIR"
+FOLD_COLUMNS = ("speaker", "session", "dialogue", "split", "language")
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,6 +36,8 @@ class TrainingData:
     # utterances left out, and ratings ignored, by reason
     dropped: Mapping[str, int]
     ignored: Mapping[str, int]
+    # what folds may go by: the columns of the utterance table and the attributes, each (K,) as text
+    columns: Mapping[str, Texts] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.id)
@@ -113,7 +117,18 @@ def training_data(cache: FeatureCache, policy: LabelPolicy) -> TrainingData:
         feature_sets={f.modality: (f.name, f.fingerprint) for f in cache.features},
         dropped={**labelled.dropped, "features missing": int((~kept).sum())},
         ignored=labelled.ignored,
+        columns={
+            **{name: _as_text(column[rows]) for name, column in cache.attributes.items()},
+            **{name: getattr(table, name) for name in FOLD_COLUMNS},
+        },
     )
+
+
+def _as_text(column: npt.NDArray[Any]) -> Texts:
+    """Numbers as text, "" for NaN; text as it is."""
+    if column.dtype == object:
+        return column
+    return texts(["" if np.isnan(value) else f"{value:g}" for value in column])
 
 
 def _vectors(modality: str, values: npt.NDArray[np.floating], rows: npt.NDArray[np.intp]) -> npt.NDArray[np.float32]:

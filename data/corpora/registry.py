@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from importlib import import_module
 from pathlib import Path
@@ -13,9 +14,12 @@ from amber2_core.utterance import Corpus
 # name, as given to --corpus → module of this package; loaded only when it is asked for
 READERS: dict[str, str] = {
     "crema_d": "crema_d",
+    "iemocap": "iemocap",
     "manifest": "manifest",
     "synthetic": "synthetic",
 }
+
+_log = logging.getLogger(__name__)
 
 
 class Reader(Protocol):
@@ -69,4 +73,10 @@ def read_corpus(name: str, root: str | Path) -> Corpus:
     module, root = reader(name), Path(root)
     if not os.path.exists(root):
         raise CorpusError(f"No corpus {name!r} at {root}. {module.ORIGIN}")
-    return module.read(root)
+    corpus = module.read(root)
+    if corpus.problems:
+        first = corpus.problems[0]
+        place = first.file if first.line is None else f"{first.file}, line {first.line}"
+        count = f"{len(corpus.problems):,} problems, the first" if len(corpus.problems) > 1 else "a problem"
+        _log.warning("%s has %s in %s: %s; check-corpus lists all", root, count, place, first.what)
+    return corpus
