@@ -12,6 +12,8 @@ from amber2_core.cache import FeatureCache, FeatureHeader, read_cache, read_feat
 from amber2_core.errors import LabelError
 from amber2_core.votes import LabelPolicy, label_distributions
 
+from .recipe import settings
+
 Record = dict[str, Any]  # JSON values
 
 
@@ -52,8 +54,7 @@ def describe(record: Record) -> str:
     """The lines for people."""
     version = f" {record['corpus_version']}" if record["corpus_version"] else ""
     lines = [
-        f"{record['file']}: {record['bytes'] / 2**20:.1f} MiB"
-        + (", every checksum verified" if record["verified"] else ""),
+        f"{record['file']}: {_size(record['bytes'])}" + (", every checksum verified" if record["verified"] else ""),
         f"corpus      {record['corpus']}{version}, encoded {record['created']}",
         f"utterances  {record['utterances']:,}, {record['hours']:.2f} h, {record['speakers']} speakers, "
         f"{record['sessions']} sessions",
@@ -80,10 +81,14 @@ def describe(record: Record) -> str:
             f"features    {features['modality']}/{features['name']}: {shape} {features['dtype']}, "
             f"fingerprint {features['fingerprint'][:12]}"
         )
-        lines += [f"              {name}: {value}" for name, value in features["recipe"].items()]
+        lines += [f"              {name}: {value}" for name, value in settings(features["recipe"])]
     lines.append(f"failures    {len(record['failures'])}")
     lines += [f"              {f['utterance']} ({f['stage']}): {f['reason']}" for f in record["failures"]]
     return "\n".join(lines)
+
+
+def _size(count: int) -> str:
+    return f"{count / 2**20:.1f} MiB" if count >= 2**20 else f"{count / 2**10:.1f} KiB"
 
 
 def _ratings(cache: FeatureCache) -> Record:

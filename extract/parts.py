@@ -14,7 +14,6 @@ import os
 import shutil
 import socket
 import time
-import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -31,6 +30,9 @@ Rows = npt.NDArray[np.float32]  # (rows, D) or (rows, layers + 1, D)
 # A part is written when its rows are this large, or this old: what a kill can cost.
 PART_BYTES = 32 * 2**20
 PART_SECONDS = 20.0
+
+_LOCK = "lock"
+_ATTEMPTS = 100
 
 _log = logging.getLogger(__name__)
 
@@ -138,7 +140,7 @@ class Parts:
     def _take_up(self, path: Path) -> None:
         try:
             digests, values = _read(path)
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as problem:
+        except Exception as problem:  # a damaged zip file raises errors of every kind
             _log.warning("%s is damaged (%s): its rows are encoded again", path, problem)
             path.unlink()
             return
@@ -181,27 +183,35 @@ def _read(path: Path) -> tuple[list[str], Rows]:
 
 def _locked(folder: Path, output: Path) -> int:
     """A descriptor of the folder's lock file, locked."""
-    path = folder / "lock"
     while True:
-        folder.mkdir(parents=True, exist_ok=True)
-        try:
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-        except FileNotFoundError:
-            continue  # its last holder removed the folder just now
+        descriptor = _lock_file(folder)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             holder = _holder(descriptor)
             os.close(descriptor)
-            raise CacheError(
-                f"{output} is being written by {holder}: wait for it, or choose another --output"
-            ) from None
-        if _is_same_file(descriptor, path):
+            line = f"{output} is being written by {holder}: wait for it, or choose another --output"
+            raise CacheError(line) from None
+        if _is_same_file(descriptor, folder / _LOCK):
             os.ftruncate(descriptor, 0)
             os.write(descriptor, json.dumps({"process": os.getpid(), "host": socket.gethostname()}).encode())
             return descriptor
         # Its last holder removed the folder between the opening and the locking.
         os.close(descriptor)
+
+
+def _lock_file(folder: Path) -> int:
+    """A descriptor of the lock file, made where there is none."""
+    attempts = 0
+    while True:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            return os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT, 0o666)
+        except (FileExistsError, FileNotFoundError):
+            # A holder that finishes removes the folder, perhaps in the midst of this.
+            attempts += 1
+            if attempts == _ATTEMPTS:
+                raise
 
 
 def _is_same_file(descriptor: int, path: Path) -> bool:

@@ -105,12 +105,21 @@ def differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> tuple[st
         >>> differences({"precision": "fp32"}, {"precision": "bf16"})
         ('precision changed from fp32 to bf16',)
     """
-    old, new = dict(_settings(before)), dict(_settings(after))
+    old, new = dict(settings(before)), dict(settings(after))
     return tuple(
         f"{name} changed from {_shown(old.get(name))} to {_shown(new.get(name))}"
         for name in sorted(old.keys() | new.keys())
         if old.get(name) != new.get(name)
     )
+
+
+def settings(record: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Every setting of a recipe by its full name: ``resampler.beta``."""
+    for name, value in record.items():
+        if isinstance(value, Mapping):
+            yield from settings(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
 
 
 def _identity(checkpoint: Checkpoint) -> dict[str, Any]:
@@ -120,14 +129,6 @@ def _identity(checkpoint: Checkpoint) -> dict[str, Any]:
         "weights_digest": checkpoint.weights_digest(),
         "config_digest": checkpoint.config_digest(),
     }
-
-
-def _settings(record: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for name, value in record.items():
-        if isinstance(value, Mapping):
-            yield from _settings(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", value
 
 
 def _shown(value: Any) -> str:

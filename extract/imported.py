@@ -1,0 +1,308 @@
+"""Vectors made elsewhere go in; a feature set of an existing cache, or a whole cache, comes out.
+
+Rows are matched with utterances by id, never by order. A file that becomes a whole cache holds, each with N rows:
+`id`; `votes_audio`, `votes_video`, `votes_audiovisual` or `votes` (N, C), how many raters chose each of the C names in
+`emotions` (or their shares); and, as far as known, `speaker`, `session`, `dialogue`, `split`, `language`,
+`transcript`, `audio` (a path), `start` and `duration` (s). Any other column of N numbers or texts is an attribute.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from amber2_core.cache import Failure, FeatureCache, Features, read_cache, write_cache
+from amber2_core.errors import CacheError, bad_choice
+from amber2_core.features import check_fit
+from amber2_core.tables import AttributeColumns, RatingTable, Texts, UtteranceTable, is_storable_name, texts
+from amber2_core.utterance import STIMULI, LabelDefaults, Stimulus
+
+from .arrays import Array, ArrayFile, open_arrays
+from .audio import sha256_of
+from .parts import work_folder
+
+ID_NAMES = ("id", "ids")
+EMOTIONS = "emotions"
+VOTES: Mapping[str, Stimulus] = {"votes": "audiovisual", **{f"votes_{stimulus}": stimulus for stimulus in STIMULI}}
+TEXT_COLUMNS = ("speaker", "session", "dialogue", "split", "language", "transcript", "audio")
+NUMBER_COLUMNS = ("start", "duration")
+MAX_VOTES = 10_000  # of one utterance for one emotion
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """One array that becomes a feature set."""
+
+    modality: str
+    name: str
+    array: str
+
+
+@dataclass(frozen=True)
+class Imported:
+    """What an import did."""
+
+    output: Path
+    utterances: int
+    # modality/name → (rows with features, their size)
+    features: Mapping[str, tuple[int, tuple[int, ...]]]
+    # utterances of the cache without a vector, and ids of the file that the cache does not know
+    missing: tuple[str, ...]
+    extra: tuple[str, ...]
+
+
+def import_features(
+    path: Path,
+    wanted: Sequence[Wanted],
+    output: Path,
+    *,
+    cache: Path | None = None,
+    ids: str | None = None,
+    origin: str = "",
+    name: str = "",
+    defaults: LabelDefaults | None = None,
+    force: bool = False,
+) -> Imported:
+    """Import vectors into an existing cache, or, without one, make a whole cache of the file.
+
+    Args:
+        path: .npy, .npz, HDF5 or safetensors.
+        wanted: the arrays that become feature sets.
+        output: the cache to write; may be `cache` itself.
+        cache: the cache whose utterances the vectors belong to.
+        ids: name of the array of ids, or a text file with one a line, or a .npy file of text.
+        origin: what made the vectors, for the recipe.
+        name: what the corpus of a whole cache is called; the file's name by default.
+        defaults: the label policy of a whole cache; by default its emotions in their order, any vote.
+        force: replace an existing `output`, or a feature set of the same name.
+
+    Raises:
+        CacheError: a file is missing, damaged or foreign, ids are not unique or match nothing, an array does not fit,
+            or something would be overwritten.
+    """
+    if not wanted:
+        raise CacheError("Nothing to import: name an array with --audio, --text or --video")
+    for one in wanted:
+        if not is_storable_name(one.name):
+            raise CacheError(f"Bad feature set name {one.name!r}, expected one without '/'")
+    file = open_arrays(path)
+    found = _ids(file, ids)
+    with work_folder(output):
+        if cache is None:
+            if output.exists() and not force:
+                raise CacheError(f"{output} exists: add to it with --cache, choose another --output, or --force")
+            before = _whole(file, found, name or path.stem, defaults)
+        else:
+            before = read_cache(cache)
+        place = {id_: row for row, id_ in enumerate(found)}
+        source = np.array([place.get(id_, -1) for id_ in before.utterances.id], dtype=np.intp)
+        if not (source >= 0).any():
+            raise CacheError(
+                f"Not one of the {len(found):,} ids of {path} ({found[0]!r}, …) is in {cache} "
+                f"({before.utterances.id[0]!r}, …): ids must be spelled alike"
+            )
+        digest = sha256_of(path)
+        after, sets = before, []
+        for one in wanted:
+            features = _features(file, one, before, source, {"file": path.name, "sha256": digest, "origin": origin})
+            after = _added(after, features, path.name, force)
+            sets.append(features)
+        try:
+            check_fit(after)
+        except CacheError as problem:
+            raise CacheError(f"{path} cannot be imported: {problem}") from None
+        write_cache(output, after)
+    known = set(before.utterances.id)
+    return Imported(
+        output=output,
+        utterances=len(known),
+        features={f"{f.modality}/{f.name}": (int(f.encoded.sum()), f.values.shape[1:]) for f in sets},
+        missing=tuple(id_ for id_, row in zip(before.utterances.id, source, strict=True) if row < 0),
+        extra=tuple(id_ for id_ in found if id_ not in known),
+    )
+
+
+def _ids(file: ArrayFile, name: str | None) -> Texts:
+    """The id of every row."""
+    if name is not None and name not in file.shapes:
+        path = Path(name)
+        if not path.is_file():
+            raise CacheError(f"--ids {name} is neither a file nor one of {[*file.shapes]} in {file.path}")
+        if path.suffix.lower() == ".npy":
+            found, where = open_arrays(path).read(path.stem), str(path)
+        else:
+            from amber2_data.lines import text_lines
+
+            found, where = texts([line.strip() for _, line in text_lines(path) if line.strip()]), str(path)
+    else:
+        inside = name or next((one for one in ID_NAMES if one in file.shapes), None)
+        if inside is None:
+            raise CacheError(f"{file.path} holds no ids ({[*file.shapes]}): name their array or their file with --ids")
+        found, where = file.read(inside), f"{inside} of {file.path}"
+    if found.dtype != object:
+        found = texts([str(value) for value in found.ravel().tolist()])
+    seen: set[str] = set()
+    twice = sorted({id_ for id_ in found if id_ in seen or seen.add(id_)})  # type: ignore[func-returns-value]
+    if twice or not len(found) or "" in seen:
+        what = f"the id {twice[0]!r} stands there twice" if twice else "an id is empty" if len(found) else "no id"
+        raise CacheError(f"Bad ids in {where}: {what}; each row needs one of its own")
+    return found
+
+
+def _features(
+    file: ArrayFile, wanted: Wanted, cache: FeatureCache, source: npt.NDArray[np.intp], origin: Mapping[str, str]
+) -> Features:
+    """The rows of an array in the order of the cache's utterances; NaN where there is none."""
+    vectors = file.read(wanted.array)
+    rows = int(source.max()) + 1
+    if vectors.dtype.kind not in "fiu" or vectors.ndim not in (2, 3) or len(vectors) < rows:
+        raise CacheError(
+            f"array {wanted.array!r} of {file.path} is {vectors.shape} {vectors.dtype}, expected (ids, D) or "
+            f"(ids, layers, D) numbers for at least {rows:,} ids"
+        )
+    dtype = np.float16 if vectors.dtype == np.float16 else np.float32
+    finite = np.array([bool(np.isfinite(vectors[row]).all()) if row >= 0 else False for row in source])
+    with np.errstate(over="ignore"):
+        values = np.full((len(source), *vectors.shape[1:]), np.nan, dtype=dtype)
+        values[finite] = vectors[source[finite]]
+    finite &= np.isfinite(values.reshape(len(values), -1)).all(axis=1)  # what float32 cannot hold is none
+    values[~finite] = np.nan
+    if not finite.any():
+        raise CacheError(f"array {wanted.array!r} of {file.path} has no finite row")
+    recipe = {"modality": wanted.modality, "imported": True, "array": wanted.array, **origin}
+    return Features(wanted.modality, wanted.name, values, _inputs(cache, wanted.modality, values, finite), recipe)
+
+
+def _inputs(cache: FeatureCache, modality: str, values: Array, held: npt.NDArray[np.bool_]) -> Texts:
+    """What each row counts as encoded from: as other sets of the modality, so that extract-features sees a change."""
+    others = [features.inputs for features in cache.features if features.modality == modality]
+    digests = []
+    for row, is_held in enumerate(held):
+        known = next((inputs[row] for inputs in others if inputs[row]), "")
+        if not known and modality == "text":
+            known = hashlib.sha256(cache.utterances.transcript[row].encode()).hexdigest()
+        if not known:
+            known = cache.utterances.audio_sha256[row] or hashlib.sha256(values[row].tobytes()).hexdigest()
+        digests.append(known if is_held else "")
+    return texts(digests)
+
+
+def _added(cache: FeatureCache, features: Features, file: str, force: bool) -> FeatureCache:
+    key = (features.modality, features.name)
+    stage = "/".join(key)
+    others = [f for f in cache.features if (f.modality, f.name) != key]
+    if len(others) < len(cache.features) and not force:
+        raise CacheError(f"The cache holds {stage} already: give another name (--{key[0]} NAME=ARRAY) or --force")
+    failures = [f for f in cache.failures if f.stage != stage]
+    failures += [
+        Failure(str(id_), stage, f"no vector, or one that is not finite, in {file}")
+        for id_, held in zip(cache.utterances.id, features.encoded, strict=True)
+        if not held
+    ]
+    sets = sorted([*others, features], key=lambda f: (f.modality, f.name))
+    failures.sort(key=lambda failure: (failure.stage, failure.utterance))
+    return replace(cache, features=tuple(sets), failures=tuple(failures))
+
+
+def _whole(file: ArrayFile, ids: Texts, name: str, defaults: LabelDefaults | None) -> FeatureCache:
+    """A cache without features of the utterances, votes and attributes that a file holds."""
+    held = [array for array in VOTES if array in file.shapes]
+    if not held or EMOTIONS not in file.shapes:
+        raise CacheError(
+            f"{file.path} holds no votes ({[*file.shapes]}): add its vectors to a cache with --cache CACHE; a whole "
+            f"cache needs {EMOTIONS!r} and one of {[*VOTES]}"
+        )
+    emotions = tuple(str(emotion).strip() for emotion in file.read(EMOTIONS))
+    columns = dict(_columns(file, len(ids)))
+    table = UtteranceTable(
+        id=ids,
+        **{column: columns.pop(column, texts([""] * len(ids))) for column in TEXT_COLUMNS},
+        audio_sha256=texts([""] * len(ids)),
+        **{c: columns.pop(c, np.full(len(ids), np.nan)).astype(np.float32) for c in NUMBER_COLUMNS},
+    )
+    stimuli = {VOTES[array]: _votes(file, array, (len(ids), len(emotions))) for array in held}
+    return FeatureCache(
+        corpus=name,
+        utterances=table,
+        ratings=_rating_table(stimuli, emotions),
+        defaults=defaults or _defaults(table, emotions, tuple(stimuli)),
+        features=(),
+        attributes={column: values for column, values in columns.items() if is_storable_name(column)},
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        versions={package: version(package) for package in ("amber2", "numpy", "h5py")},
+        summary={"imported": file.path.name},
+    )
+
+
+def _columns(file: ArrayFile, count: int) -> Iterator[tuple[str, Array]]:
+    """Every array of one value per utterance, as columns of the cache."""
+    for name, shape in file.shapes.items():
+        if name in (*ID_NAMES, EMOTIONS) or shape != (count,):
+            continue
+        values = file.read(name)
+        if name in TEXT_COLUMNS and values.dtype != object:
+            values = texts([str(value) for value in values.tolist()])
+        if name in NUMBER_COLUMNS and values.dtype.kind not in "fiu":
+            raise CacheError(f"array {name!r} of {file.path} holds no numbers")
+        if values.dtype.kind in "fiub":
+            yield name, values.astype(np.float64)
+        elif values.dtype == object:
+            yield name, values
+
+
+def _votes(file: ArrayFile, name: str, shape: tuple[int, int]) -> npt.NDArray[np.float64]:
+    values = file.read(name)
+    if values.shape != shape or values.dtype.kind not in "fiu":
+        raise CacheError(f"array {name!r} of {file.path} is {values.shape} {values.dtype}, expected {shape} of votes")
+    votes = values.astype(np.float64)
+    if not (np.isfinite(votes).all() and (votes >= 0).all() and (votes <= MAX_VOTES).all()):
+        raise CacheError(f"array {name!r} of {file.path} holds votes below 0, above {MAX_VOTES:,} or not finite")
+    return votes
+
+
+def _rating_table(stimuli: Mapping[Stimulus, npt.NDArray[np.float64]], emotions: tuple[str, ...]) -> RatingTable:
+    """One row for each vote of an anonymous rater; where votes are no whole numbers, one for each share."""
+    parts: list[tuple[npt.NDArray[np.intp], list[str], Stimulus, npt.NDArray[np.intp], npt.NDArray[np.float64]]] = []
+    for stimulus, votes in stimuli.items():
+        utterance, emotion = np.nonzero(votes)
+        amount = votes[utterance, emotion]
+        if (amount == np.floor(amount)).all():
+            counts = amount.astype(np.intp)
+            utterance, emotion = np.repeat(utterance, counts), np.repeat(emotion, counts)
+            first = np.searchsorted(utterance, utterance)  # of the ticks on the same utterance
+            raters = [f"anonymous{number}" for number in np.arange(len(utterance)) - first + 1]
+            amount = np.ones(len(utterance))
+        else:
+            raters = ["distribution"] * len(utterance)
+        parts.append((utterance, raters, stimulus, emotion, amount))
+    utterance = np.concatenate([part[0] for part in parts])
+    order = np.argsort(utterance, kind="stable")
+    return RatingTable(
+        utterance=utterance[order].astype(np.int32),
+        rater=texts([rater for part in parts for rater in part[1]])[order],
+        source=texts(["external"] * len(order)),
+        stimulus=texts([part[2] for part in parts for _ in part[1]])[order],
+        label=texts(list(emotions))[np.concatenate([part[3] for part in parts])[order]],
+        weight=np.concatenate([part[4] for part in parts])[order].astype(np.float32),
+    )
+
+
+def _defaults(table: UtteranceTable, emotions: tuple[str, ...], stimuli: tuple[Stimulus, ...]) -> LabelDefaults:
+    folds: Literal["session", "speaker", "stratified"] = "stratified"
+    if all(table.session):
+        folds = "session"
+    elif all(table.speaker):
+        folds = "speaker"
+    stimulus: Stimulus = "audiovisual" if "audiovisual" in stimuli else stimuli[0]
+    return LabelDefaults(emotions=emotions, stimulus=stimulus, keep="any-vote", folds=folds)
