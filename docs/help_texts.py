@@ -4,25 +4,29 @@ from __future__ import annotations
 
 import re
 import sys
+from importlib import import_module
 from importlib.metadata import distribution
 from pathlib import Path
 
 import click
 
 PAGE = Path(__file__).resolve().with_name("commands.md")
+# run as `python -m`
+MODULES = ("amber2_data.corpora.synthetic", "amber2_extract.stand_ins")
 # ## name, prose of any length, then the quoted help
-BLOCK = re.compile(r"(^## (?P<command>[a-z-]+)\n(?:(?!^## ).*\n)*?```text\n)(?:(?!```).*\n)*(```\n)", re.MULTILINE)
+BLOCK = re.compile(r"(^## (?P<command>[\w. -]+)\n(?:(?!^## ).*\n)*?```text\n)(?:(?!```).*\n)*(```\n)", re.MULTILINE)
 
 
 def commands() -> dict[str, click.Command]:
-    """Every console script of the installed package by its name."""
+    """Every command by what a user types: the console scripts of the installed package, and `MODULES`."""
     points = distribution("amber2").entry_points.select(group="console_scripts")
-    return {point.name: point.load() for point in points}
+    modules = {f"python -m {name}": import_module(name).main for name in MODULES}
+    return {point.name: point.load() for point in points} | modules
 
 
 def help_text(name: str, command: click.Command) -> str:
     """What `name --help` prints on a terminal of 100 columns."""
-    context = click.Context(command, info_name=name, terminal_width=100, max_content_width=100)
+    context = command.make_context(name, [], resilient_parsing=True, terminal_width=100, max_content_width=100)
     return command.get_help(context).rstrip() + "\n"
 
 

@@ -16,8 +16,8 @@ settings.load_profile("amber2")
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ["MPLBACKEND"] = "Agg"
-# The tests' matrices are small: more threads than two only wait for each other.
-os.environ.setdefault("OMP_NUM_THREADS", "2")
+# The tests' matrices are small: threads would mostly wait for each other, all the more on busy cores.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 @pytest.fixture(scope="session")

@@ -14,7 +14,10 @@ import help_texts
 import pytest
 from house import ROOT, console_scripts, module_names, setup_cfg
 
+from amber2_data.corpora.registry import READERS
+
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
+NAMES = [*sorted(console_scripts()), *(f"python -m {name}" for name in help_texts.MODULES)]
 # options of other people's programs that the pages mention
 FOREIGN = {"--constraint", "--editable", "--strict", "--extra"}
 
@@ -40,10 +43,10 @@ def shell_lines(page: Path) -> list[str]:
 
 
 def test_the_installed_commands_are_those_of_setup_cfg() -> None:
-    assert sorted(commands()) == sorted(console_scripts())
+    assert {name for name in commands() if not name.startswith("python -m ")} == set(console_scripts())
 
 
-@pytest.mark.parametrize("name", sorted(console_scripts()))
+@pytest.mark.parametrize("name", NAMES)
 def test_every_command_and_every_option_says_what_it_does(name: str) -> None:
     assert (commands()[name].help or "").strip()
     assert [option.name for option in options(commands()[name]) if not (option.help or "").strip()] == []
@@ -55,10 +58,10 @@ def test_the_page_of_the_commands_quotes_their_help_of_today() -> None:
     assert page == help_texts.refreshed(page), "run `make docs`"
 
 
-@pytest.mark.parametrize("name", sorted(console_scripts()))
+@pytest.mark.parametrize("name", NAMES)
 def test_every_option_is_on_the_page_of_the_commands(name: str) -> None:
     page = help_texts.PAGE.read_text(encoding="utf-8")
-    section = re.search(rf"^## {name}\n(.*?)(?=^## |\Z)", page, re.DOTALL | re.MULTILINE)
+    section = re.search(rf"^## {re.escape(name)}\n(.*?)(?=^## |\Z)", page, re.DOTALL | re.MULTILINE)
     assert section is not None
     missing = flags(commands()[name]) - set(re.findall(r"--?[a-zA-Z][\w-]*", section[1]))
     assert missing == set()
@@ -75,6 +78,8 @@ def test_every_command_line_on_a_page_can_be_parsed(page: Path) -> None:
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
     for line in shell_lines(page):
         program, *arguments = shlex.split(line)
+        if arguments[:1] == ["-m"]:
+            program, arguments = f"python -m {arguments[1]}", arguments[2:]
         if program in commands():
             parser = commands()[program].make_parser(click.Context(commands()[program]))
             parser.parse_args(arguments)  # raises on an option that does not exist, or that misses its value
@@ -84,6 +89,12 @@ def test_every_command_line_on_a_page_can_be_parsed(page: Path) -> None:
             assert program.partition("=")[0] in {"git", "cd", "pip", "python", ".venv/bin/pip", "export", "pytest"}, (
                 line
             )
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/corpora.md"])
+def test_every_corpus_that_can_be_read_is_named(page: str) -> None:
+    named = set(re.findall(r"`([\w-]+)`", (ROOT / page).read_text(encoding="utf-8")))
+    assert set(READERS) - named == set()
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
