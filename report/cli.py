@@ -1,0 +1,65 @@
+"""The command `report-runs`: run folders in, one folder with a page, tables and figures out."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+
+import click
+
+from amber2_core.command import command_body
+
+
+@click.command(context_settings={"show_default": True, "max_content_width": 110})
+@click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="RUN...")
+@click.option("--output", type=click.Path(path_type=Path), help="The folder to write. [default: ./reports/TIME-RUN]")
+@click.option(
+    "--cache",
+    "caches",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    help="Where a run's feature cache lies now, if it was moved: transcripts, speakers and votes come from it.",
+)
+@click.option("--with-audio", is_flag=True, help="Embed recordings in the page; mind the licence of the corpus.")
+@click.option("--audio-count", type=click.IntRange(1), default=100, help="Recordings of each preset to embed.")
+@click.option(
+    "--root",
+    type=click.Path(path_type=Path),
+    help="Where the recordings lie. [default: AMBER2_<CORPUS>_ROOT, else ./corpora/<corpus>]",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print where the report is, and the comparisons, as JSON.")
+@command_body
+def report_runs(
+    *,
+    runs: tuple[Path, ...],
+    output: Path | None,
+    caches: tuple[Path, ...],
+    with_audio: bool,
+    audio_count: int,
+    root: Path | None,
+    as_json: bool,
+) -> None:
+    """Turn run folders into what a paper needs: report.html, tables as CSV, Markdown and LaTeX, figures as SVG and PDF.
+
+    Runs that were tested on the same utterances are compared: a paired bootstrap over speakers, Holm-corrected.
+
+    \b
+      report-runs runs/20260101-120000-iemocap
+      report-runs --output ablation runs/full runs/no-mai
+    """
+    from dataclasses import asdict
+
+    from .assembly import AudioRequest, Options, write_report
+
+    folder = output or Path("reports") / f"{time.strftime('%Y%m%d-%H%M%S')}-{runs[0].resolve().name}"
+    audio = AudioRequest(root, audio_count) if with_audio else None
+    report = write_report(runs, folder, Options(caches, audio))
+    if as_json:
+        compared = [asdict(one) for chapter in report.chapters for one in chapter.comparisons]
+        click.echo(json.dumps({"report": str(report.page), "comparisons": compared}))
+        return
+    for chapter in report.chapters:
+        for line in chapter.headline:
+            click.echo(line)
+    click.echo(f"report: {report.page}")

@@ -1,0 +1,117 @@
+"""How figures look: one set of inks for paper and page; a matplotlib figure goes in, SVG and PDF come out."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import re
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+# On paper these colours; on the page each is a CSS variable, so that a figure follows the reader's colour scheme.
+INK, MUTED, LINE = "#1b1e23", "#5c6370", "#d5d9e0"
+# Okabe and Ito's colours, which colour-blind readers can tell apart; dash and marker tell them apart in greyscale
+SERIES = ("#0072b2", "#d55e00", "#009e73", "#b8609a", "#3a9bd0", "#a87000")
+DASHES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1, 1, 1)))
+MARKERS = ("o", "s", "^", "D", "v", "P")
+VARIABLES = {INK: "--ink", MUTED: "--muted", LINE: "--line"} | {c: f"--s{k}" for k, c in enumerate(SERIES, start=1)}
+STYLE: dict[str, Any] = {
+    "font.family": "sans-serif",
+    "font.sans-serif": ["DejaVu Sans"],
+    "font.size": 8,
+    "axes.titlesize": 9,
+    "axes.labelsize": 8,
+    "axes.edgecolor": MUTED,
+    "axes.labelcolor": INK,
+    "axes.titlecolor": INK,
+    "axes.linewidth": 0.7,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": LINE,
+    "grid.linewidth": 0.6,
+    "text.color": INK,
+    "xtick.color": MUTED,
+    "ytick.color": MUTED,
+    "xtick.labelcolor": INK,
+    "ytick.labelcolor": INK,
+    "lines.linewidth": 1.5,
+    "lines.markersize": 4,
+    "legend.frameon": False,
+    "legend.fontsize": 8,
+    # glyphs travel inside of the file
+    "pdf.fonttype": 42,
+    "svg.hashsalt": "amber2",
+}
+PANEL = (3.4, 2.5)  # inches
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """A figure in the three forms that a report needs."""
+
+    name: str
+    title: str
+    svg: str  # for the page: inks are CSS variables, text is text
+    svg_file: str  # on its own: text is outlines
+    pdf: bytes  # fonts embedded
+
+
+def house_style() -> AbstractContextManager[None]:
+    """While it lasts, figures are made in `STYLE`."""
+    return matplotlib.rc_context(STYLE)
+
+
+def canvas(rows: int = 1, columns: int = 1, size: tuple[float, float] = PANEL) -> tuple[Figure, Sequence[Axes]]:
+    """An empty figure and its axes, row by row; to be called, and filled, in the `house_style`."""
+    figure = Figure(figsize=(size[0] * columns, size[1] * rows), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False)
+    return figure, list(axes.flat)
+
+
+def drawing(figure: Figure, name: str, title: str, *, page: bool = True, paper: bool = True) -> Drawing:
+    """Render a figure for the page, for paper, or for both."""
+    on_page = _for_page(_render(figure, "svg", "none").decode(), title) if page else ""
+    on_paper = (_render(figure, "svg", "path").decode(), _render(figure, "pdf", "path")) if paper else ("", b"")
+    return Drawing(name, title, on_page, *on_paper)
+
+
+def series(index: int) -> dict[str, Any]:
+    """Colour, dash and marker of the index-th line."""
+    k = index % len(SERIES)
+    return {"color": SERIES[k], "linestyle": DASHES[k], "marker": MARKERS[k]}
+
+
+def _render(figure: Figure, kind: str, text: str) -> bytes:
+    out = io.BytesIO()
+    with matplotlib.rc_context({"svg.fonttype": text}):
+        undated = {"Date": None} if kind == "svg" else {"CreationDate": None}
+        figure.savefig(out, format=kind, metadata=undated, transparent=text == "none")
+    figure.set_layout_engine("none")  # the places are found; finding them takes as long as drawing
+    return out.getvalue()
+
+
+def _for_page(svg: str, title: str) -> str:
+    """An SVG as part of an HTML page: no prolog, ids of its own, the page's fonts and colours, a size that follows."""
+    own = f"f{hashlib.sha256(svg.encode()).hexdigest()[:8]}"
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
+    svg = re.sub(r'\b(id="|href="#|url\(#)', rf"\g<1>{own}-", svg)
+    svg = re.sub(r"font: ([^\"';]*?)([\d.]+)px [^;\"]*", r"font-size: \2px", svg)
+    for colour, variable in VARIABLES.items():
+        svg = svg.replace(colour, f"var({variable})")
+    width = re.search(r'viewBox="0 0 ([\d.]+)', svg)
+    label = title.replace("&", "&amp;").replace("<", "&lt;").replace('"', "&quot;")
+    opening = (
+        f'<svg role="img" aria-label="{label}" style="max-width:{float(width[1]) * 1.45:.0f}px"' if width else "<svg"
+    )
+    return re.sub(
+        r'<svg([^>]*?) (?:width|height)="[^"]*"([^>]*?) (?:width|height)="[^"]*"', rf"{opening}\1\2", svg, count=1
+    )

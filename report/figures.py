@@ -1,0 +1,312 @@
+"""From a group of runs to its figures, each a `Drawing`: what Figure 2 of the paper shows, and what lies behind it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.colors import LinearSegmentedColormap
+
+from amber2_core.metrics import METRICS
+
+from . import analysis
+from .corpus_facts import CorpusFacts
+from .drawing import INK, LINE, MUTED, SERIES, Drawing, canvas, drawing, house_style, series
+from .runs import Floats, Group
+from .table import METRIC_TITLES
+from .tables import slug
+
+# the paper's Figure 2, then the rest
+PAPER_METRICS = ("js", "bc", "r2", "accuracy", "weighted_f1", "macro_f1")
+SHADES = LinearSegmentedColormap.from_list("shades", ["#f4f7fb", "#9cc3e4", "#2f74b5", "#0b2f5c"])
+# beyond that many lines a figure cannot be read
+OVERLAID = 6
+
+
+@dataclass(frozen=True)
+class Figures:
+    """All figures of a group, by what they show."""
+
+    paper_figure: Drawing  # Figure 2 of the paper, whole
+    ambiguity: Sequence[Drawing]  # its panels
+    other_metrics: Sequence[Drawing]  # the same of the other metrics
+    confusions: Sequence[Drawing]
+    calibration: Sequence[Drawing]
+    modalities: Sequence[Drawing]
+    spread: Sequence[Drawing]
+    grid: Sequence[Drawing]
+
+    @property
+    def for_paper(self) -> list[Drawing]:
+        """Those that have files of their own."""
+        every = (self.paper_figure, *self.confusions, *self.calibration, *self.modalities, *self.spread, *self.grid)
+        return [drawing for drawing in every if drawing.pdf]
+
+
+def figures(group: Group, facts: CorpusFacts) -> Figures:
+    """Draw everything that a group has."""
+    with house_style():
+        return Figures(
+            *ambiguity_figures(group),
+            confusions=confusion_figures(group),
+            calibration=calibration_figures(group),
+            modalities=modality_figures(group),
+            spread=spread_figures(group, facts),
+            grid=grid_figures(group),
+        )
+
+
+def ambiguity_figures(group: Group) -> tuple[Drawing, list[Drawing], list[Drawing]]:
+    """Figure 2 as one file, its panels for the page, and the panels of the other metrics."""
+    bins = analysis.bins_of(group)
+    shown = group.mains[:OVERLAID]
+    scores = [analysis.scores_by_bin(group, entry, bins) for entry in shown]
+    labels = [entry.label for entry in shown]
+    figure, axes = canvas(2, 4, (2.7, 2.3))
+    _counts(axes[0], bins)
+    for place, metric in zip((1, 2, 3, 5, 6, 7), PAPER_METRICS, strict=True):
+        _by_bin(axes[place], metric, bins, scores)
+    axes[4].axis("off")
+    handles, _ = axes[1].get_legend_handles_labels()
+    axes[4].legend(handles, labels, loc="center")
+    whole = drawing(figure, "ambiguity", "Scores by ambiguity of the raters", page=False)
+    panels = [_counts_panel(bins), *(_metric_panel(metric, bins, scores, labels) for metric in PAPER_METRICS)]
+    rest = [_metric_panel(metric, bins, scores, labels) for metric in METRICS if metric not in PAPER_METRICS]
+    return whole, panels, rest
+
+
+def confusion_figures(group: Group) -> list[Drawing]:
+    """The confusion of the predicted class, and of the votes, of every system's main head."""
+    drawings = []
+    for entry in group.mains[:OVERLAID]:
+        for kind, shares, title, axis in (
+            ("confusion", analysis.confusion_shares(group, entry), "label and predicted class", "predicted class"),
+            ("votes", analysis.vote_shares(group, entry), "votes and predicted shares", "predicted share"),
+        ):
+            size = max(2.6, 0.45 * len(shares) + 1.0)
+            figure, (axes,) = canvas(size=(size + 0.3, size))
+            emotions = group.predictions.emotions
+            _heat(axes, shares, emotions, emotions, [[f"{x:.0%}"[:-1] for x in row] for row in shares], (0, 1))
+            axes.set(xlabel=f"{axis}, %", ylabel="label" if kind == "confusion" else "votes for")
+            axes.tick_params(axis="x", rotation=45)
+            name = f"{kind}-{slug(entry.label)}"
+            drawings.append(drawing(figure, name, f"{entry.label}: {title}"))
+    return drawings
+
+
+def calibration_figures(group: Group) -> list[Drawing]:
+    """Reliability, and predicted against rater entropy, all systems overlaid."""
+    shown = group.mains[:OVERLAID]
+    figure, (axes,) = canvas()
+    axes.plot([0, 1], [0, 1], color=MUTED, linewidth=0.8)
+    for k, entry in enumerate(shown):
+        confidence, accuracy, _ = analysis.reliability(group, entry)
+        axes.plot(confidence, accuracy, label=entry.label, **series(k))
+    axes.set(xlim=(0, 1), ylim=(0, 1), xlabel="confidence of the predicted class", ylabel="accuracy")
+    axes.legend(loc="upper left")
+    reliable = drawing(figure, "reliability", "Reliability of the predicted class")
+    figure, (axes,) = canvas()
+    limit = float(np.log2(len(group.predictions.emotions)))
+    axes.plot([0, limit], [0, limit], color=MUTED, linewidth=0.8)
+    for k, entry in enumerate(shown):
+        _entropy_line(axes, *analysis.entropies(group, entry), limit, entry.label, k)
+    axes.set(xlabel="entropy of the raters, bits", ylabel="entropy of the prediction, bits", ylim=(0, None))
+    axes.legend(loc="best")
+    return [reliable, drawing(figure, "entropy", "Predicted against rater entropy")]
+
+
+def modality_figures(group: Group) -> list[Drawing]:
+    """Expert weight u and disagreement of the modalities, by class and by ambiguity."""
+    bins, emotions = analysis.bins_of(group), group.predictions.emotions
+    label = group.predictions.target.argmax(-1)
+    by_class = [np.flatnonzero(label == c) for c in range(len(emotions))]
+    by_bin = [np.flatnonzero(bins.member == b) for b in range(len(bins.counts))]
+    places = ((by_class, list(emotions), "class", "label"), (by_bin, _bin_names(bins), "bin", "ambiguity, bits"))
+    drawings = []
+    weighted = next(((m, u) for m in group.mains if (u := analysis.expert_weights(group, m)) is not None), None)
+    conflict = {
+        entry.label: values
+        for entry in group.mains[:OVERLAID]
+        if (values := analysis.disagreement(group, entry)) is not None
+    }
+    for members, names, kind, axis in places:
+        if weighted is not None:
+            main, weights = weighted
+            title = f"{main.label}: weight of each expert by {kind}"
+            drawings.append(
+                _means(
+                    f"experts-{kind}",
+                    title,
+                    members,
+                    names,
+                    axis,
+                    "expert weight u",
+                    weights,
+                    (0, 1),
+                    apart=kind == "class",
+                )
+            )
+        if conflict:
+            title = f"Disagreement of the modalities by {kind}"
+            drawings.append(
+                _means(
+                    f"conflict-{kind}",
+                    title,
+                    members,
+                    names,
+                    axis,
+                    "JS between heads, bits",
+                    conflict,
+                    apart=kind == "class",
+                )
+            )
+    return drawings
+
+
+def spread_figures(group: Group, facts: CorpusFacts) -> list[Drawing]:
+    """JS by fold and by speaker."""
+    shown = group.mains[:OVERLAID]
+    figure, (axes,) = canvas()
+    folds = sorted(set(group.predictions.fold.tolist()))
+    for k, entry in enumerate(shown):
+        of_fold = [[float(row["js"]) for row in entry.tested if row["fold"] == fold] for fold in folds]
+        shift = 0.16 * (k - (len(shown) - 1) / 2)
+        style = {**series(k), "linestyle": ""}
+        for place, values in enumerate(of_fold):
+            where = np.full(len(values), place + shift)
+            axes.plot(where, values, label=entry.label if not place else None, **style)
+    axes.set(xlabel="test fold", ylabel="JS, bits (each mark a seed)")
+    axes.set_xticks(range(len(folds)), [str(fold) for fold in folds])
+    axes.legend(loc="best")
+    drawings = [drawing(figure, "spread-folds", "JS by fold and seed")]
+    if any(facts.speaker):
+        figure, (axes,) = canvas()
+        for k, entry in enumerate(shown):
+            _, means = analysis.speaker_scores(group, entry, facts.speaker)
+            axes.plot(np.arange(1, len(means) + 1), means, label=entry.label, **{**series(k), "markersize": 2.5})
+        axes.set(xlabel="speakers, from the best predicted to the worst", ylabel="JS, bits")
+        axes.legend(loc="upper left")
+        drawings.append(drawing(figure, "spread-speakers", "JS by speaker"))
+    return drawings
+
+
+def grid_figures(group: Group) -> list[Drawing]:
+    """Dev JS over λ_MAI × κ of every system that has such a grid; how many folds chose a point is in brackets."""
+    drawings = []
+    for main in group.mains:
+        found = analysis.grid_map(main)
+        if found is None:
+            continue
+        words = [
+            [f"{x:.4f}" + (f"\nchosen {n}×" if n else "") for x, n in zip(*row, strict=True)]
+            for row in zip(found.js, found.chosen, strict=True)
+        ]
+        figure, (axes,) = canvas(size=(0.9 * len(found.kappa) + 1.2, 0.55 * len(found.lambda_mai) + 0.9))
+        span = (float(np.nanmin(found.js)), float(np.nanmax(found.js)))
+        _heat(axes, found.js, [f"{x:g}" for x in found.kappa], [f"{x:g}" for x in found.lambda_mai], words, span)
+        axes.set(xlabel="κ", ylabel="λ_MAI")
+        drawings.append(drawing(figure, f"grid-{slug(main.label)}", f"{main.label}: JS on dev, bits"))
+    return drawings
+
+
+def _counts(axes: Axes, bins: analysis.Bins) -> None:
+    axes.bar(bins.centres, bins.counts, width=0.85 * np.diff(bins.edges), color=LINE, edgecolor=MUTED, linewidth=0.7)
+    for x, count in zip(bins.centres, bins.counts, strict=True):
+        axes.annotate(str(count), (x, count), ha="center", va="bottom", fontsize=7, color=INK)
+    axes.set(xlabel="ambiguity, bits", ylabel="utterances", title="utterances in each bin")
+    axes.set_xticks(bins.edges, [f"{edge:.2f}" for edge in bins.edges])
+    axes.margins(y=0.15)
+
+
+def _by_bin(axes: Axes, metric: str, bins: analysis.Bins, scores: Sequence[Mapping[str, Floats]]) -> None:
+    for k, found in enumerate(scores):
+        mean = found[metric].mean(0)
+        axes.plot(bins.centres, mean, label=str(k), **series(k))
+        if len(found[metric]) > 1:
+            sd = found[metric].std(0, ddof=1)
+            axes.fill_between(bins.centres, mean - sd, mean + sd, color=SERIES[k % len(SERIES)], alpha=0.2, linewidth=0)
+    axes.set(xlabel="ambiguity, bits", title=METRIC_TITLES[metric])
+    axes.set_xticks(bins.edges, [f"{edge:.2f}" for edge in bins.edges])
+
+
+def _counts_panel(bins: analysis.Bins) -> Drawing:
+    figure, (axes,) = canvas()
+    _counts(axes, bins)
+    return drawing(figure, "ambiguity-counts", "Utterances by ambiguity", paper=False)
+
+
+def _metric_panel(
+    metric: str, bins: analysis.Bins, scores: Sequence[Mapping[str, Floats]], labels: Sequence[str]
+) -> Drawing:
+    figure, (axes,) = canvas()
+    _by_bin(axes, metric, bins, scores)
+    axes.legend(axes.get_legend_handles_labels()[0], labels, loc="best")
+    return drawing(
+        figure, f"ambiguity-{metric.replace('_', '-')}", f"{METRIC_TITLES[metric]} by ambiguity", paper=False
+    )
+
+
+def _heat(
+    axes: Axes,
+    values: Floats,
+    columns: Sequence[str],
+    rows: Sequence[str],
+    words: Sequence[Sequence[str]],
+    span: tuple[float, float],
+) -> None:
+    low, high = span
+    axes.pcolormesh(np.nan_to_num(values, nan=low), cmap=SHADES, vmin=low, vmax=high, edgecolors="white", linewidth=1.5)
+    for i, line in enumerate(words):
+        for j, word in enumerate(line):
+            if np.isfinite(values[i, j]):
+                dark = values[i, j] > low + 0.5 * (high - low)
+                colour = "#ffffff" if dark else "#111111"
+                axes.annotate(word, (j + 0.5, i + 0.5), ha="center", va="center", fontsize=7, color=colour)
+    axes.set_xticks(np.arange(len(columns)) + 0.5, columns)
+    axes.set_yticks(np.arange(len(rows)) + 0.5, rows)
+    axes.invert_yaxis()
+    axes.grid(False)
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+
+
+def _entropy_line(axes: Axes, rated: Floats, predicted: Floats, limit: float, label: str, k: int) -> None:
+    """Mean predicted entropy with the middle half of utterances, in ten bins of rater entropy."""
+    edges = np.linspace(0, limit, 11)
+    member = np.minimum(np.searchsorted(edges[1:-1], rated, side="right"), 9)
+    filled = [b for b in range(10) if np.count_nonzero(member == b) > 1]
+    centre = (edges[1:] + edges[:-1])[filled] / 2
+    low, high = np.array([np.quantile(predicted[member == b], [0.25, 0.75]) for b in filled]).reshape(-1, 2).T
+    axes.fill_between(centre, low, high, color=SERIES[k % len(SERIES)], alpha=0.15, linewidth=0)
+    axes.plot(centre, [predicted[member == b].mean() for b in filled], label=label, **series(k))
+
+
+def _means(
+    name: str,
+    title: str,
+    members: Sequence[np.ndarray[tuple[int], np.dtype[np.intp]]],
+    names: Sequence[str],
+    xlabel: str,
+    ylabel: str,
+    lines: Mapping[str, Floats],
+    ylim: tuple[float, float] | None = None,
+    *,
+    apart: bool,
+) -> Drawing:
+    """Means over groups of utterances, one line each, or marks where the groups stand `apart` in no order."""
+    figure, (axes,) = canvas()
+    for k, (label, values) in enumerate(lines.items()):
+        means = [float(values[rows].mean()) if len(rows) else np.nan for rows in members]
+        shift = 0.1 * (k - (len(lines) - 1) / 2) if apart else 0.0
+        style = {**series(k), **({"linestyle": ""} if apart else {})}
+        axes.plot(np.arange(len(members)) + shift, means, label=label, **style)
+    axes.set_xticks(range(len(names)), names, rotation=30 if max(map(len, names)) > 6 else 0)
+    axes.set(xlabel=xlabel, ylabel=ylabel, ylim=ylim or (0, None))
+    axes.legend(loc="best")
+    return drawing(figure, name, title)
+
+
+def _bin_names(bins: analysis.Bins) -> list[str]:
+    return [f"{low:.1f}–{high:.1f}" for low, high in zip(bins.edges[:-1], bins.edges[1:], strict=True)]

@@ -1,0 +1,206 @@
+"""Two entries' predictions of the same utterances go in; their difference, its interval and its p-value come out.
+
+The difference is the one that the tables show: averaged over seeds and folds. What is drawn again, 10,000 times, are
+speakers, with replacement within each fold, and every entry is scored on the same draws (a paired, stratified cluster
+bootstrap): utterances of one speaker are not independent. Few speakers make the plain percentile interval too narrow
+twice over; both are put right as Hesterberg (2015, "What teachers should know about the bootstrap", §4.3) does: the
+deviations of a fold of S speakers are widened by √(S / (S − 1)), and the percentiles are those at which a normal
+distribution has the tails of Student's t with Σ_f (S_f − 1) degrees of freedom. With many speakers neither matters.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
+from scipy import stats
+
+from amber2_core.metrics import UTTERANCE_METRICS, confusion
+from amber2_core.tables import Texts
+from amber2_core.votes import codes
+
+from .runs import Entry, Floats, Group
+
+DRAWS = 10_000
+LEVEL = 0.95
+# draws × clusters of weights that are held at once
+CHUNK = 4_000_000
+Finish = Callable[[Floats], Floats]  # sums over drawn clusters (…, K) → scores (…, scores)
+MEANS = ("js", "bc", "r2", "accuracy")
+# in the order of `_scores`
+COMPARED = (*MEANS, "uar", "macro_f1", "weighted_f1")
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """`first` minus `second` in one metric."""
+
+    first: str
+    second: str
+    metric: str
+    difference: float
+    low: float  # of the 95 % interval
+    high: float
+    p: float
+    p_holm: float  # corrected for all comparisons of this metric
+    seeds_agree: float | None  # share of seeds whose difference has the sign of the whole; None: seeds are not alike
+
+
+@dataclass(frozen=True, eq=False)
+class Clusters:
+    """What is drawn: the cluster of every utterance, numbered within its fold."""
+
+    rows: Sequence[npt.NDArray[np.intp]]  # fold → rows of its utterances
+    numbers: Sequence[npt.NDArray[np.int64]]  # fold → their clusters, from 0
+    sizes: Sequence[int]  # fold → S_f
+    by_speaker: bool
+
+    @property
+    def freedom(self) -> int:
+        """Σ_f (S_f − 1)."""
+        return sum(size - 1 for size in self.sizes)
+
+
+def speaker_clusters(fold: npt.NDArray[np.int64], speaker: Texts) -> Clusters:
+    """Speakers within folds (N,). Who is unknown counts as a speaker of his own.
+
+    Where nobody is known, or a fold has but one speaker, single utterances are drawn.
+    """
+    rows = [np.flatnonzero(fold == number) for number in np.unique(fold)]
+    people = [codes([speaker[row] or f"\0{row}" for row in some]) for some in rows]
+    by_speaker = any(speaker) and all(len(names) > 1 for _, names in people)
+    if not by_speaker:
+        people = [codes([str(row) for row in some]) for some in rows]
+    return Clusters(rows, [number for number, _ in people], [len(names) for _, names in people], by_speaker)
+
+
+def compare(group: Group, clusters: Clusters, *, draws: int = DRAWS, seed: int = 0) -> list[Comparison]:
+    """The first system's main head against every other system's, then against its own other heads, in `COMPARED`."""
+    reference = group.mains[0]
+    rivals = [*group.mains[1:], *(e for e in group.heads(reference).values() if e is not reference)]
+    if not rivals or clusters.freedom < 1:
+        return []
+    widened, observed = _draw([reference, *rivals], group, clusters, draws, seed)
+    found: list[Comparison] = []
+    for m, metric in enumerate(COMPARED):
+        own = []
+        for k, rival in enumerate(rivals, start=1):
+            difference = float(observed[0, m] - observed[k, m])
+            low, high, p = interval(difference, widened[:, 0, m] - widened[:, k, m], clusters.freedom)
+            agree = _seeds_agree(reference, rival, metric)
+            own.append(Comparison(reference.label, rival.label, metric, difference, low, high, p, p, agree))
+        corrected = holm([one.p for one in own])
+        found += [replace(one, p_holm=p) for one, p in zip(own, corrected, strict=True)]
+    return found
+
+
+def interval(observed: float, drawn: Floats, freedom: int) -> tuple[float, float, float]:
+    """The 95 % interval of a difference and its two-sided p-value, from its widened draws (draws,)."""
+    if not observed and not drawn.any():
+        return 0.0, 0.0, 1.0
+    tail = stats.norm.cdf(stats.t.ppf((1 - LEVEL) / 2, freedom))
+    low, high = np.quantile(drawn, [tail, 1 - tail])
+    beyond = min(np.count_nonzero(drawn <= 0), np.count_nonzero(drawn >= 0))
+    share = min((beyond + 1) / (len(drawn) + 1), 0.5)
+    return float(low), float(high), float(2 * stats.t.cdf(stats.norm.ppf(share), freedom))
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Holm's step-down correction.
+
+    >>> holm([0.01, 0.04, 0.03])
+    [0.03, 0.06, 0.06]
+    """
+    corrected, largest = [0.0] * len(p_values), 0.0
+    for rank, place in enumerate(np.argsort(p_values, kind="stable")):
+        largest = max(largest, min(1.0, p_values[place] * (len(p_values) - rank)))
+        corrected[place] = largest
+    return corrected
+
+
+def drawn_scores(sums: Sequence[Floats], finish: Finish, *, draws: int, seed: int) -> list[Floats]:
+    """Scores of every fold on bootstrap draws of its clusters.
+
+    Args:
+        sums: fold → (S_f, K), what each cluster adds to the sums that a score is made of.
+        finish: from sums over the drawn clusters (…, K) to scores.
+
+    Returns:
+        fold → (draws, …).
+    """
+    rng = np.random.default_rng(seed)
+    return [np.concatenate([finish(w @ some) for w in _weights(rng, len(some), draws)]) for some in sums]
+
+
+def widened_draws(observed: Sequence[Floats], drawn: Sequence[Floats], sizes: Sequence[int]) -> Floats:
+    """The mean over folds of scores (draws, …), each fold's deviations from what was observed times √(S / (S − 1))."""
+    wide = [
+        mean + (some - mean) * np.sqrt(size / (size - 1)) if size > 1 else np.broadcast_to(mean, some.shape)
+        for mean, some, size in zip(observed, drawn, sizes, strict=True)
+    ]
+    return np.asarray(np.mean(wide, axis=0))
+
+
+def _weights(rng: np.random.Generator, size: int, draws: int) -> Iterator[Floats]:
+    """How often each of `size` clusters is drawn, in chunks (≤ draws, size)."""
+    step = max(1, CHUNK // size)
+    for first in range(0, draws, step):
+        count = min(step, draws - first)
+        yield rng.multinomial(size, np.full(size, 1 / size), size=count).astype(np.float64)
+
+
+def _draw(entries: Sequence[Entry], group: Group, clusters: Clusters, draws: int, seed: int) -> tuple[Floats, Floats]:
+    """Widened scores (draws, entries, metrics) and observed ones (entries, metrics), averaged over seeds and folds."""
+    classes = len(group.predictions.emotions)
+    columns = [_columns(entry, group) for entry in entries]
+    ends = np.cumsum([block.shape[1] for block in columns])[:-1]
+
+    def finish(sums: Floats) -> Floats:
+        return np.stack([_scores(block, classes) for block in np.split(sums, ends, axis=-1)], axis=-2)
+
+    table = np.concatenate(columns, axis=1)  # (N, K)
+    sums = []
+    for rows, numbers, size in zip(clusters.rows, clusters.numbers, clusters.sizes, strict=True):
+        order = np.argsort(numbers, kind="stable")
+        starts = np.searchsorted(numbers[order], np.arange(size))
+        sums.append(np.add.reduceat(table[rows[order]], starts, axis=0))  # (S_f, K)
+    observed = [finish(some.sum(0)) for some in sums]
+    drawn = drawn_scores(sums, finish, draws=draws, seed=seed)
+    return widened_draws(observed, drawn, clusters.sizes), np.asarray(np.mean(observed, axis=0))
+
+
+def _columns(entry: Entry, group: Group) -> Floats:
+    """What each utterance adds to the sums behind `_scores` → (N, 1 + means + classes + 2 · seeds · classes)."""
+    target = group.predictions.target
+    count = len(target)
+    means = [UTTERANCE_METRICS[name](target, entry.probs).mean(0) for name in MEANS]  # each (N,)
+    cells = confusion(target[:, None], entry.probs[:, :, None])  # (seeds, N, classes, classes), a single 1 each
+    hits = np.diagonal(cells, axis1=-2, axis2=-1).swapaxes(0, 1).reshape(count, -1)  # (N, seeds · classes)
+    predicted = cells.sum(-2).swapaxes(0, 1).reshape(count, -1)
+    return np.column_stack([np.ones(count), *means, cells[0].sum(-1), hits, predicted])
+
+
+def _scores(sums: Floats, classes: int) -> Floats:
+    """`COMPARED`, averaged over seeds, of sums over utterances (…, K) → (…, metrics)."""
+    count, means, labelled, by_seed = np.split(sums, np.cumsum([1, len(MEANS), classes]), axis=-1)
+    hits, predicted = (
+        half.reshape(*half.shape[:-1], -1, classes) for half in np.split(by_seed, 2, axis=-1)
+    )  # each (…, seeds, classes)
+    labelled = labelled[..., None, :]  # (…, 1, classes)
+    recall = hits / np.maximum(labelled, 1)
+    f1 = 2 * hits / np.maximum(labelled + predicted, 1)
+    uar = recall.sum(-1) / (labelled > 0).sum(-1)  # (…, seeds)
+    macro_f1 = f1.sum(-1) / (labelled + predicted > 0).sum(-1)
+    weighted_f1 = (f1 * labelled).sum(-1) / count
+    of_classes = np.stack([uar.mean(-1), macro_f1.mean(-1), weighted_f1.mean(-1)], axis=-1)
+    return np.concatenate([means / count, of_classes], axis=-1)
+
+
+def _seeds_agree(first: Entry, second: Entry, metric: str) -> float | None:
+    a, b = first.per_seed(metric), second.per_seed(metric)
+    if len(a) != len(b):
+        return None
+    signs = np.sign(a - b)
+    return float(np.mean(signs == np.sign(np.mean(a - b))))

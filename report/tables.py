@@ -1,0 +1,202 @@
+"""From a group of runs to the paper's tables: systems × heads × metrics, per fold, per setting, beside published."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from amber2_core.metrics import METRICS
+
+from .published import PUBLISHED
+from .runs import Entry, Group, Row, Run, setting_of
+from .significance import Comparison
+from .table import METRIC_TITLES, Cell, Column, Interval, Number, PValue, Table, with_best
+
+DISTRIBUTION = ("js", "bc", "r2")
+CLASSIFICATION = ("macro_f1", "weighted_f1", "accuracy")
+# SHOWN metrics first, then what was said under other names
+AGAINST_PUBLISHED = (*DISTRIBUTION, "js_distance_nats", *CLASSIFICATION, "uar", "macro_f1_threshold")
+SPREAD = "Mean ± sd over {seeds} seeds of the mean over {folds} test folds; bold is the best of its column."
+ENTRY = Column("entry", "system, head")
+
+
+def result_tables(group: Group) -> list[Table]:
+    """The paper's Tables 1 to 4 and the table with every metric."""
+    by_head = sorted(group.entries, key=lambda entry: entry.system == "amber2")
+    note = (_spread(group),)
+    return [
+        _table(
+            "heads-distribution", "Every head, distribution metrics (Table 1 of the paper)", by_head, DISTRIBUTION, note
+        ),
+        _table("heads-classification", "Every head, classification metrics (Table 2)", by_head, CLASSIFICATION, note),
+        _table("systems-distribution", "Systems, distribution metrics (Table 3)", group.mains, DISTRIBUTION, note),
+        _table(
+            "systems-classification", "Systems, classification metrics (Table 4)", group.mains, CLASSIFICATION, note
+        ),
+        _table("all-metrics", "Every head, every metric", by_head, tuple(METRICS), note),
+    ]
+
+
+def published_table(group: Group) -> Table:
+    """Table 5: our rows, and what others printed for the same corpus, with the traps under it."""
+    columns = [ENTRY, *_metric_columns(AGAINST_PUBLISHED)]
+    ours: list[list[Cell]] = [
+        [f"{entry.label} (this run)", *_scores(entry, AGAINST_PUBLISHED)] for entry in group.mains
+    ]
+    theirs = [row for row in PUBLISHED if row.corpus == group.corpus]
+    rows = [
+        *ours,
+        *([row.method, *(Number(*row.scores.get(name, (None, None))) for name in AGAINST_PUBLISHED)] for row in theirs),
+    ]
+    traps = list(dict.fromkeys(row.note for row in theirs if row.note))
+    if theirs:
+        traps.append(
+            "Printed numbers come from other features, folds and label sets: they orient, they do not compare."
+        )
+    else:
+        traps.append(f"Nothing that this project knows of was published for the corpus {group.corpus!r}.")
+    return Table("published", "Beside published numbers (Table 5)", columns, rows, [_spread(group, bold=False), *traps])
+
+
+def fold_table(group: Group) -> Table:
+    """What stands behind the means: every fold, over its seeds."""
+    metrics = (*DISTRIBUTION, *CLASSIFICATION, "uar", "ece")
+    rows: list[list[Cell]] = []
+    for entry in group.entries:
+        for fold in sorted({row["fold"] for row in entry.tested}):
+            own = [row for row in entry.tested if row["fold"] == fold]
+            rows.append([entry.label, str(fold), str(own[0]["n"]), *(_over_seeds(own, name) for name in metrics)])
+    columns = [ENTRY, Column("fold", "fold"), Column("n", "n"), *_metric_columns(metrics)]
+    return Table("folds", "Every test fold", columns, rows, ["Mean ± sd over seeds."])
+
+
+def setting_tables(group: Group) -> list[Table]:
+    """The ablation: every setting of a grid on dev, by run and system, the best first."""
+    tables = []
+    for main in group.mains:
+        rows = dev_rows(main)
+        varied = varied_settings(rows)
+        if not varied:
+            continue
+        metrics = (*DISTRIBUTION, *CLASSIFICATION)
+        lines: list[tuple[float, list[Cell]]] = []
+        for setting, own in by_setting(rows).items():
+            values = dict(setting)
+            cells = [_seeds_of_fold_means(own, name) for name in metrics]
+            chosen = len({row["fold"] for row in own if row["selected"] == 1})
+            named = [str(values.get(name, "–")) for name in varied]
+            lines.append((cells[0].value or 0.0, [*named, *cells, str(chosen)]))
+        columns = [*(Column(name, name.replace("_", " ")) for name in varied), *_metric_columns(metrics)]
+        columns.append(Column("folds_that_chose_it", "chosen in folds"))
+        tables.append(
+            Table(
+                f"settings-{slug(main.label)}",
+                f"Every setting of {main.label}, on dev",
+                columns,
+                with_best([row for _, row in sorted(lines, key=lambda line: line[0])], columns),
+                [
+                    "Mean ± sd over seeds of the mean over dev folds. Each fold tests the setting with its own lowest "
+                    "dev JS; no setting was chosen by test."
+                ],
+            )
+        )
+    return tables
+
+
+def significance_table(comparisons: Sequence[Comparison], words: str) -> Table:
+    """Differences with their intervals."""
+    rows: list[list[Cell]] = [
+        [
+            f"{c.first} − {c.second}",
+            METRIC_TITLES[c.metric],
+            Number(c.difference, signed=True, digits=4),
+            Interval(c.low, c.high),
+            PValue(c.p),
+            PValue(c.p_holm),
+            "–" if c.seeds_agree is None else f"{c.seeds_agree:.0%}",
+        ]
+        for c in comparisons
+    ]
+    columns = [
+        Column("comparison", "comparison"), Column("metric", "metric"), Column("difference", "difference"),
+        Column("interval", "95 % interval"), Column("p", "p"), Column("p_holm", "p, Holm"),
+        Column("seeds_agree", "seeds that agree"),
+    ]  # fmt: skip
+    return Table("significance", "Differences on test", columns, rows, [words])
+
+
+def dev_rows(main: Entry) -> list[Row]:
+    """The dev rows of an entry, one per setting, fold and seed."""
+    return [
+        row for row in main.run.rows
+        if row["split"] == "dev" and (row["system"], row["head"]) == (main.system, main.head)
+    ]  # fmt: skip
+
+
+def by_setting(rows: Sequence[Row]) -> dict[tuple[tuple[str, Any], ...], list[Row]]:
+    """Rows by setting, in their order."""
+    found: dict[tuple[tuple[str, Any], ...], list[Row]] = {}
+    for row in rows:
+        found.setdefault(tuple(setting_of(row).items()), []).append(row)
+    return found
+
+
+def varied_settings(rows: Sequence[Row]) -> list[str]:
+    """The settings that take several values in these rows."""
+    names = dict.fromkeys(name for row in rows for name in setting_of(row))
+    return [name for name in names if len({row[name] for row in rows}) > 1]
+
+
+def run_settings(runs: Sequence[Run]) -> dict[str, list[str]]:
+    """What differs between runs: setting → its words in each run."""
+    words: dict[str, list[str]] = {}
+    for place, run in enumerate(runs):
+        for row in run.rows:
+            for name, value in setting_of(row).items():
+                seen = words.setdefault(name, [""] * len(runs))
+                if str(value) not in seen[place].split(", "):
+                    seen[place] = f"{seen[place]}, {value}".lstrip(", ")
+    return {name: values for name, values in words.items() if len(set(values)) > 1}
+
+
+def slug(label: str) -> str:
+    """A label as part of a file's name."""
+    return "-".join("".join(c if c.isalnum() and c.isascii() else " " for c in label).split()).lower() or "unnamed"
+
+
+def _table(name: str, caption: str, entries: Sequence[Entry], metrics: Sequence[str], notes: Sequence[str]) -> Table:
+    columns = [ENTRY, *_metric_columns(metrics)]
+    return Table(name, caption, columns, with_best([[e.label, *_scores(e, metrics)] for e in entries], columns), notes)
+
+
+def _metric_columns(metrics: Sequence[str]) -> list[Column]:
+    return [Column(name, METRIC_TITLES[name]) for name in metrics]
+
+
+def _scores(entry: Entry, metrics: Sequence[str]) -> list[Number]:
+    return [_seeds_of_fold_means(entry.tested, name) for name in metrics]
+
+
+def _seeds_of_fold_means(rows: Sequence[Row], metric: str) -> Number:
+    seeds = sorted({row["seed"] for row in rows})
+    of_seed = [np.array([row[metric] for row in rows if row["seed"] == seed], dtype=np.float64) for seed in seeds]
+    return _number([np.mean(values) for values in of_seed])
+
+
+def _over_seeds(rows: Sequence[Row], metric: str) -> Number:
+    return _number([row[metric] for row in rows])
+
+
+def _number(values: Sequence[Any]) -> Number:
+    numbers = np.array([np.nan if value is None else value for value in values], dtype=np.float64)
+    mean = float(np.mean(numbers))
+    sd = float(np.std(numbers, ddof=1)) if len(numbers) > 1 else None
+    return Number(mean if np.isfinite(mean) else None, sd)
+
+
+def _spread(group: Group, bold: bool = True) -> str:
+    seeds = {len(entry.probs) for entry in group.entries}
+    text = SPREAD.format(seeds=" or ".join(map(str, sorted(seeds))), folds=len(set(group.predictions.fold.tolist())))
+    return text if bold else text.partition(";")[0] + "."
