@@ -1,8 +1,9 @@
-"""A file of arrays made elsewhere (.npy, .npz, HDF5, safetensors) → its arrays by name; nothing in it is ever executed."""
+"""A file of arrays made elsewhere (.npy, .npz, HDF5, safetensors) → its arrays by name; nothing of it is executed."""
 
 from __future__ import annotations
 
 import zipfile
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -71,11 +72,7 @@ def _guarded(path: Path, function: Any) -> Any:
         raise CacheError(f"{path} does not fit into memory") from None
     except (ValueError, KeyError, EOFError, RuntimeError, TypeError, NotImplementedError) as problem:
         raise CacheError(f"{path} is damaged or holds what is no plain array: {_line(problem)}") from None
-    except (zipfile.BadZipFile, SafetensorError, SyntaxError, ArithmeticError, AttributeError) as problem:
-        raise CacheError(f"{path} is damaged: {_line(problem)}") from None
-    except Exception as problem:
-        if type(problem).__module__ != "zlib":
-            raise
+    except (zipfile.BadZipFile, zlib.error, SafetensorError, SyntaxError, ArithmeticError, AttributeError) as problem:
         raise CacheError(f"{path} is damaged: {_line(problem)}") from None
 
 

@@ -22,7 +22,9 @@ _SHOWN = 20
 @click.option("--text", metavar="ARRAY", help="Array of text vectors; NAME=ARRAY gives the feature set a name.")
 @click.option("--video", metavar="ARRAY", help="Array of video vectors; NAME=ARRAY gives the feature set a name.")
 @click.option(
-    "--ids", metavar="ARRAY|FILE", help="Ids of the rows: an array of FILE, a text file with one a line, or a .npy file."
+    "--ids",
+    metavar="ARRAY|FILE",
+    help="Ids of the rows: an array of FILE, a text file with one a line, or a .npy file.",
 )
 @click.option(
     "--cache", type=click.Path(path_type=Path), help="Add to this cache. [default: a whole cache is made of FILE]"
@@ -60,7 +62,9 @@ def import_features(
     from . import imported
 
     wanted = [
-        _wanted(modality, given, file) for modality, given in (("audio", audio), ("text", text), ("video", video)) if given
+        _wanted(modality, given, file)
+        for modality, given in (("audio", audio), ("text", text), ("video", video))
+        if given
     ]
     folder = Path(os.environ.get("AMBER2_CACHE_DIR") or "cache")
     defaults = None

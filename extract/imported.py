@@ -15,15 +15,15 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from amber2_core.cache import Failure, FeatureCache, Features, read_cache, write_cache
-from amber2_core.errors import CacheError, bad_choice
+from amber2_core.errors import CacheError
 from amber2_core.features import check_fit
-from amber2_core.tables import AttributeColumns, RatingTable, Texts, UtteranceTable, is_storable_name, texts
+from amber2_core.tables import RatingTable, Texts, UtteranceTable, is_storable_name, texts
 from amber2_core.utterance import STIMULI, LabelDefaults, Stimulus
 
 from .arrays import Array, ArrayFile, open_arrays
@@ -224,12 +224,13 @@ def _whole(file: ArrayFile, ids: Texts, name: str, defaults: LabelDefaults | Non
             f"cache needs {EMOTIONS!r} and one of {[*VOTES]}"
         )
     emotions = tuple(str(emotion).strip() for emotion in file.read(EMOTIONS))
-    columns = dict(_columns(file, len(ids)))
+    columns, unknown = dict(_columns(file, len(ids))), np.full(len(ids), np.nan)
     table = UtteranceTable(
         id=ids,
         **{column: columns.pop(column, texts([""] * len(ids))) for column in TEXT_COLUMNS},
         audio_sha256=texts([""] * len(ids)),
-        **{c: columns.pop(c, np.full(len(ids), np.nan)).astype(np.float32) for c in NUMBER_COLUMNS},
+        start=columns.pop("start", unknown).astype(np.float32),
+        duration=columns.pop("duration", unknown).astype(np.float32),
     )
     stimuli = {VOTES[array]: _votes(file, array, (len(ids), len(emotions))) for array in held}
     return FeatureCache(

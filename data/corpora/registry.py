@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Protocol, cast
 
 from amber2_core.errors import CorpusError, bad_choice
-from amber2_core.utterance import Corpus
+from amber2_core.utterance import Corpus, LabelDefaults
 
 # name, as given to --corpus → module of this package; loaded only when it is asked for
 READERS: dict[str, str] = {
@@ -45,6 +45,18 @@ def reader(name: str) -> Reader:
     if name not in READERS:
         raise CorpusError(bad_choice("corpus", name, READERS))
     return cast(Reader, import_module(f".{READERS[name]}", __package__))
+
+
+def label_defaults(name: str) -> LabelDefaults:
+    """How the corpus of that name is labelled by default.
+
+    Raises:
+        CorpusError: no reader has that name, or its labels are the user's own.
+    """
+    defaults = getattr(reader(name), "DEFAULTS", None)
+    if not isinstance(defaults, LabelDefaults):
+        raise CorpusError(f"The corpus {name!r} has no label defaults of its own: leave the name out")
+    return defaults
 
 
 def corpus_root(name: str, root_option: str | Path | None = None) -> Path:
