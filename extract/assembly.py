@@ -70,20 +70,17 @@ def new_features(
 ) -> Features | None:
     """The feature set whose rows lie in an earlier cache or in parts; None where there is not a single row."""
     rows = inputs.rows()
-    old = {digest: reusable[digest] for digest in rows if digest in reusable}
-    new = {digest: targets for digest, targets in rows.items() if digest not in old and digest in parts}
-    if before is not None and old:
-        shape = before.values.shape[1:]
-    elif new:
-        shape = parts.row_shape
-    else:
+    old = [digest for digest in rows if digest in reusable]
+    new = {digest: targets for digest, targets in rows.items() if digest not in reusable and digest in parts}
+    if not old and not new:
         return None
+    shape = before.values.shape[1:] if before is not None and old else parts.row_shape
     values = np.full((len(inputs.digests), *shape), np.nan, dtype=np.float32)
-    for digest, row in old.items():
-        assert before is not None
-        values[rows[digest]] = before.values[row]
+    if before is not None:
+        for digest in old:
+            values[rows[digest]] = before.values[reusable[digest]]
     parts.fill(values, new)
-    held = [digest if digest in old or digest in new else "" for digest in inputs.digests]
+    held = [digest if digest in reusable or digest in new else "" for digest in inputs.digests]
     return Features(recipe.modality, name, values, texts(held), recipe.record())
 
 

@@ -103,7 +103,7 @@ def extract_features(
     from amber2_data.corpora.registry import corpus_root, read_corpus
 
     from . import pipeline
-    from .encoding import Effort
+    from .work import Effort
 
     effort = Effort(device=device, batch_seconds=batch_seconds, batch_tokens=batch_tokens)
     folder = cache_dir or Path(os.environ.get("AMBER2_CACHE_DIR") or "cache")

@@ -74,6 +74,8 @@ class Parts:
         self._places: dict[str, tuple[Path, int]] = {}
         self._waiting: list[tuple[Sequence[str], Rows]] = []
         self._began = time.monotonic()
+        # of one row; () until there is one
+        self.row_shape: tuple[int, ...] = ()
         with self._writing():
             if anew and folder.exists():
                 shutil.rmtree(folder)
@@ -111,7 +113,7 @@ class Parts:
             values = np.concatenate([rows for _, rows in self._waiting])
             with self._writing():
                 path = self._write(digests, values)
-            self._places.update({digest: (path, row) for row, digest in enumerate(digests)})
+            self._add(path, digests, values)
             self._waiting.clear()
         self._began = time.monotonic()
 
@@ -126,12 +128,6 @@ class Parts:
             for row, targets in pairs:
                 matrix[list(targets)] = values[row]
 
-    @property
-    def row_shape(self) -> tuple[int, ...]:
-        """Shape of one row; there must be one."""
-        path, _ = next(iter(self._places.values()))
-        return tuple(_read(path)[1].shape[1:])
-
     def remove(self) -> None:
         """Delete all parts: their rows stand in the cache now."""
         shutil.rmtree(self._folder, ignore_errors=True)
@@ -144,9 +140,10 @@ class Parts:
             _log.warning("%s is damaged (%s): its rows are encoded again", path, problem)
             path.unlink()
             return
-        shapes = {_read(known)[1].shape[1:] for known, _ in list(self._places.values())[:1]}
-        if shapes and values.shape[1:] not in shapes:
-            raise CacheError(f"{path} has rows of another shape than the parts beside it: delete {path.parent}")
+        self._add(path, digests, values)
+
+    def _add(self, path: Path, digests: Sequence[str], values: Rows) -> None:
+        self.row_shape = values.shape[1:]
         self._places.update({digest: (path, row) for row, digest in enumerate(digests)})
 
     def _write(self, digests: Sequence[str], values: Rows) -> Path:

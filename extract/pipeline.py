@@ -3,34 +3,25 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from amber2_core.cache import Failure, FeatureCache, Features, read_cache, write_cache
-from amber2_core.errors import AudioError, CacheError, ModelError, SettingError
-from amber2_core.tables import UtteranceTable, attribute_columns, rating_table, texts, utterance_table
+from amber2_core.cache import Failure, FeatureCache, read_cache, write_cache
+from amber2_core.errors import CacheError, SettingError
+from amber2_core.tables import attribute_columns, rating_table, texts, utterance_table
 from amber2_core.utterance import Corpus
 
-from .assembly import (
-    failures_of,
-    find_features,
-    is_same,
-    kept_features,
-    known_failures,
-    new_features,
-    reusable_rows,
-    stage_of,
-    with_recordings,
-)
+from .assembly import is_same, kept_features, stage_of, with_recordings
 from .checkpoint import Checkpoint, find_checkpoint
-from .encoding import Effort, OnProgress, Outcome, encode_items
-from .inputs import Inputs, scan_recordings, storable, transcript_inputs
-from .parts import Parts, work_folder
+from .encoding import OnProgress
+from .feature_set import Call, Done, FeatureSummary, Task, complete
+from .inputs import scan_recordings, storable, transcript_inputs
+from .parts import work_folder
 from .recipe import AudioRecipe, EncoderRecipe, Layers, TextRecipe
+from .work import Effort
 
 AUDIO_MODEL = "facebook/wav2vec2-base"
 TEXT_MODEL = "bert-base-uncased"
@@ -38,27 +29,6 @@ TEXT_MODEL = "bert-base-uncased"
 _SOFTWARE = ("amber2", "torch", "torchaudio", "transformers", "tokenizers", "soundfile", "numpy", "h5py")
 
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class FeatureSummary:
-    """What one call did for one feature set, counted in utterances."""
-
-    modality: str
-    name: str
-    # by this call
-    encoded: int
-    # before it, under the same recipe and from the same input
-    up_to_date: int
-    failed: int
-    # encoded: distinct recordings or transcripts, seconds of audio, transcripts cut to the model's limit
-    distinct: int
-    seconds: float
-    truncated: int
-    # on the clock
-    elapsed: float
-    padding: float
-    device: str
 
 
 @dataclass(frozen=True)
@@ -71,38 +41,6 @@ class Summary:
     failures: tuple[Failure, ...]
     # False where the cache on disk was up to date already
     written: bool
-
-
-@dataclass(frozen=True)
-class _Task:
-    """One feature set that is asked for."""
-
-    name: str
-    checkpoint: Checkpoint
-    recipe: EncoderRecipe
-
-
-@dataclass(frozen=True)
-class _Call:
-    """What all feature sets of one call have in common."""
-
-    table: UtteranceTable
-    inputs: Mapping[str, Inputs]
-    before: FeatureCache | None
-    work: Path
-    effort: Effort
-    force: bool
-    on_progress: OnProgress | None
-
-
-@dataclass(frozen=True)
-class _Done:
-    """One feature set that is complete."""
-
-    features: Features
-    failures: list[Failure]
-    summary: FeatureSummary
-    parts: Parts
 
 
 def extract_features(
@@ -152,8 +90,8 @@ def extract_features(
             recordings = scan_recordings(corpus)
             inputs["audio"] = recordings.inputs
         table = with_recordings(table, recordings, before)
-        call = _Call(table, inputs, before, work, effort or Effort(), force, on_progress)
-        done = [_complete(task, call) for task in tasks]
+        call = Call(table, inputs, before, work, effort or Effort(), force, on_progress)
+        done = [complete(task, call) for task in tasks]
         after = _cache(corpus, call, done)
         written = force or before is None or not is_same(before, after)
         if written:
@@ -165,7 +103,7 @@ def extract_features(
 
 def _tasks(
     audio_model: str | None, text_model: str | None, layers: Layers, max_seconds: float | None
-) -> tuple[_Task, ...]:
+) -> tuple[Task, ...]:
     """Text first: it takes minutes where audio takes hours, and so all that can be wrong is met early."""
     if max_seconds is not None and not max_seconds > 0:
         raise SettingError(f"Bad max_seconds {max_seconds}, expected more than 0")
@@ -173,11 +111,11 @@ def _tasks(
     if text_model is not None:
         checkpoint = find_checkpoint(text_model, modality="text")
         recipe: EncoderRecipe = TextRecipe.of(checkpoint, layers=layers)
-        tasks.append(_Task(_name(checkpoint, layers), checkpoint, recipe))
+        tasks.append(Task(_name(checkpoint, layers), checkpoint, recipe))
     if audio_model is not None:
         checkpoint = find_checkpoint(audio_model, modality="audio")
         recipe = AudioRecipe.of(checkpoint, layers=layers, max_seconds=max_seconds)
-        tasks.append(_Task(_name(checkpoint, layers), checkpoint, recipe))
+        tasks.append(Task(_name(checkpoint, layers), checkpoint, recipe))
     if not tasks:
         raise SettingError("Nothing to encode: name an audio model, a text model, or both")
     return tuple(tasks)
@@ -205,71 +143,7 @@ def _earlier(output: Path, corpus: Corpus, force: bool) -> FeatureCache | None:
     return cache
 
 
-def _complete(task: _Task, call: _Call) -> _Done:
-    """Encode what is missing of one feature set.
-
-    Raises:
-        AudioError, ModelError: nothing at all can be encoded.
-    """
-    recipe, stage = task.recipe, stage_of(task.recipe.modality, task.name)
-    inputs = call.inputs[recipe.modality]
-    earlier = find_features(call.before, recipe.modality, task.name)
-    reusable: Mapping[str, int] = {}
-    failed: Mapping[str, str] = {}
-    parts = Parts(call.work / recipe.fingerprint[:16], anew=call.force)
-    if not call.force:
-        reusable = reusable_rows(earlier, recipe)
-        failed = known_failures(call.before, call.table, inputs, recipe=recipe, name=task.name)
-    missing = {digest: item for digest, item in inputs.items.items() if digest not in reusable and digest not in failed}
-    fresh = {digest for digest in missing if digest not in parts}
-    _announce(stage, inputs, missing=len(missing), fresh=len(fresh), known=len(failed))
-    outcome = Outcome()
-    if fresh:
-        outcome = encode_items(
-            missing,
-            parts,
-            features=stage,
-            recipe=recipe,
-            checkpoint=task.checkpoint,
-            effort=call.effort,
-            on_progress=call.on_progress,
-        )
-    failures = failures_of(task.name, recipe.modality, call.table.id, inputs, {**failed, **outcome.failures})
-    features = new_features(task.name, recipe, inputs, earlier, reusable, parts)
-    if features is None:
-        first = f"{failures[0].utterance}: {failures[0].reason}" if failures else "there is none"
-        error = AudioError if recipe.modality == "audio" else ModelError
-        raise error(f"Not one of {len(call.table)} utterances can be encoded as {stage} ({first})")
-    return _Done(features, failures, _summary(features, fresh, len(failures), outcome), parts)
-
-
-def _summary(features: Features, fresh: set[str], failed: int, outcome: Outcome) -> FeatureSummary:
-    encoded = sum(digest in fresh for digest in features.inputs)
-    return FeatureSummary(
-        modality=features.modality,
-        name=features.name,
-        encoded=encoded,
-        up_to_date=int(features.encoded.sum()) - encoded,
-        failed=failed,
-        distinct=outcome.encoded,
-        seconds=outcome.seconds,
-        truncated=outcome.truncated,
-        elapsed=outcome.elapsed,
-        padding=outcome.padding,
-        device=outcome.device,
-    )
-
-
-def _announce(stage: str, inputs: Inputs, *, missing: int, fresh: int, known: int) -> None:
-    if known:
-        _log.info("%s: %d could not be encoded before, and have not changed since", stage, known)
-    if missing:
-        kind = "recordings" if stage.startswith("audio/") else "transcripts"
-        finished = f", {missing - fresh:,} are finished already" if fresh < missing else ""
-        _log.info("%s: encoding %d of %d distinct %s%s", stage, missing, len(inputs.items), kind, finished)
-
-
-def _cache(corpus: Corpus, call: _Call, done: list[_Done]) -> FeatureCache:
+def _cache(corpus: Corpus, call: Call, done: list[Done]) -> FeatureCache:
     """The new cache: the feature sets that are done, and those of the earlier cache that were not asked for."""
     stages = {stage_of(one.features.modality, one.features.name) for one in done}
     sets = [one.features for one in done]
@@ -282,7 +156,10 @@ def _cache(corpus: Corpus, call: _Call, done: list[_Done]) -> FeatureCache:
         sets += [features for features in kept if features is not None]
         failures += [f for f in call.before.failures if f.stage not in stages and f.utterance in ids]
         work = dict(call.before.summary.get("features", {}))
-    work.update({stage_of(one.summary.modality, one.summary.name): asdict(one.summary) for one in done})
+    for one in done:
+        stage = stage_of(one.summary.modality, one.summary.name)
+        if one.summary.encoded or stage not in work:
+            work[stage] = asdict(one.summary)
     return FeatureCache(
         corpus=corpus.name,
         corpus_version=corpus.version,

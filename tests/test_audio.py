@@ -245,8 +245,8 @@ def test_resampling_agrees_with_a_long_polyphase_filter_of_scipy() -> None:
     # noise up to 7 kHz, which both filters pass
     spectrum[7_000:] = 0
     waveform = np.fft.irfft(spectrum).astype(np.float32)
-    filter_ = scipy.signal.firwin(6_001, 1 / 3, window=("kaiser", 14.0))
-    expected = scipy.signal.resample_poly(waveform.astype(np.float64), 1, 3, window=filter_.tolist())
+    filter_: Any = scipy.signal.firwin(6_001, 1 / 3, window=("kaiser", 14.0))
+    expected = scipy.signal.resample_poly(waveform.astype(np.float64), 1, 3, window=filter_)
     resampled = KAISER_BEST(waveform, old_rate=48_000, new_rate=16_000)
     assert resampled.shape == expected.shape
     assert _decibels(resampled - expected) - _decibels(expected) < -80

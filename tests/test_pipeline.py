@@ -23,8 +23,10 @@ import amber2_extract.parts
 from amber2_core.cache import FeatureCache, read_cache
 from amber2_core.errors import AudioError, CacheError, SettingError
 from amber2_core.utterance import Corpus, Rating
-from amber2_extract.encoding import Effort, Progress
-from amber2_extract.pipeline import FeatureSummary, Summary, extract_features
+from amber2_extract.encoding import Progress
+from amber2_extract.feature_set import FeatureSummary
+from amber2_extract.pipeline import Summary, extract_features
+from amber2_extract.work import Effort
 
 
 class Place:
@@ -236,10 +238,12 @@ def test_utterances_may_come_go_and_change_places(place: Place) -> None:
 def test_changed_votes_are_written_and_nothing_is_encoded(place: Place, request: pytest.FixtureRequest) -> None:
     place.extract()
     request.getfixturevalue("no_encoder")
+    work = place.cache().summary
     summary = place.extract(with_utterance(place.corpus, 4, ratings=(Rating("r9", "sad"),)))
     assert _counts(summary, "audio") == _counts(summary, "text") == (0, 12, 0)
     assert summary.written
     assert len(place.cache().ratings) == 34
+    assert place.cache().summary == work
 
 
 def test_a_changed_model_under_the_same_name_is_encoded_again_and_the_log_says_why(
@@ -435,6 +439,12 @@ def test_an_interrupted_extraction_goes_on_and_ends_with_the_same_values(
     undisturbed = read_cache(place.folder / "undisturbed.h5")
     for modality in ("audio", "text"):
         np.testing.assert_array_equal(_values(place.cache(), modality), _values(undisturbed, modality))
+
+
+def test_what_was_encoded_before_an_interruption_from_the_keyboard_is_kept(place: Place) -> None:
+    """Although no part was due yet."""
+    _interrupted(place, after=5)
+    assert _of(place.extract(), "audio").encoded <= 7
 
 
 def test_an_interrupted_change_leaves_the_earlier_cache_readable(place: Place, small_parts: None) -> None:

@@ -12,8 +12,8 @@ from small_models import save_speech, save_text
 from amber2_core.errors import ModelError
 from amber2_extract.audio import Resampler
 from amber2_extract.checkpoint import find_checkpoint
-from amber2_extract.encoding import Effort
 from amber2_extract.recipe import AudioRecipe, TextRecipe, differences
+from amber2_extract.work import Effort
 
 AUDIO = AudioRecipe(
     model="facebook/wav2vec2-base",
