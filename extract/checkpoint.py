@@ -149,8 +149,8 @@ def _snapshot(model: str, revision: str, modality: EncoderModality, *, download:
     except Exception as problem:  # the hub's client raises its HTTP library's errors, which change with its versions
         reason = (str(problem) or type(problem).__name__).strip().splitlines()[0]
         raise ModelError(
-            f"Cannot load {model!r}: there is no such folder, it is not downloaded yet or not whole, and downloading failed "
-            f"({reason}). Where there is a network, run `hf download {model}`; or name a folder that holds the model"
+            f"Cannot load {model!r}: there is no such folder, it is not downloaded yet or not whole, and downloading "
+            f"failed ({reason}). Where there is a network, run `hf download {model}`; or name a folder that holds the model"
         ) from None
 
 
