@@ -150,7 +150,7 @@ def _snapshot(model: str, revision: str, modality: EncoderModality, *, download:
         reason = (str(problem) or type(problem).__name__).strip().splitlines()[0]
         raise ModelError(
             f"Cannot load {model!r}: there is no such folder, it is not downloaded yet or not whole, and downloading "
-            f"failed ({reason}). Where there is a network, run `hf download {model}`; or name a folder that holds the model"
+            f"failed ({reason}). Where there is a network, run `hf download {model}`; or name a folder that holds it"
         ) from None
 
 
