@@ -16,6 +16,7 @@ READERS: dict[str, str] = {
     "crema_d": "crema_d",
     "iemocap": "iemocap",
     "manifest": "manifest",
+    "msp_podcast": "msp_podcast",
     "synthetic": "synthetic",
 }
 
