@@ -15,6 +15,7 @@ from amber2_core.losses import class_balanced_weights
 from amber2_core.tables import RatingTable, UtteranceTable, texts
 from amber2_core.utterance import LabelDefaults
 from amber2_train.folds import Fold
+from amber2_train.labels import LABELS
 from amber2_train.rows import FoldRows, Rows
 from amber2_train.systems.system import TrainingStatistics
 from amber2_train.targets import TrainingData
@@ -84,7 +85,7 @@ def fold_in(
     train, test = part(fold.train), part(fold.test)
     if test_targets is not None:
         test = Rows(test.features, test.index, test_targets)
-    statistics = TrainingStatistics(class_balanced_weights(train.targets))
+    statistics = {kind: TrainingStatistics(class_balanced_weights(LABELS[kind](train.targets))) for kind in LABELS}
     return FoldRows(fold.number, train, part(fold.dev), test, statistics)
 
 

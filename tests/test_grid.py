@@ -73,6 +73,7 @@ def test_a_row_leaves_empty_what_the_system_does_not_look_at() -> None:
     row = Setting(system="cb-ce").row()
     assert {name for name, value in row.items() if value is None} == {
         "lambda_rai", "lambda_mai", "lambda_expert", "kappa", "student", "loss", "weight_gradient",
+        "expert_gradient",
     }  # fmt: skip
     assert None not in Setting().row().values()
     assert list(row) == ["system", *AXES] == list(Setting().row())

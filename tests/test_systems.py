@@ -39,7 +39,7 @@ SETTINGS = [
 def test_the_loss_of_amber_is_that_of_the_slow_formula_for_every_run() -> None:
     logits, target = batch(2, len(SETTINGS))
     system = registry.system("amber2")
-    losses = system.loss(logits, target, SETTINGS, heads=HEADS, statistics=TrainingStatistics(WEIGHTS))
+    losses = system.loss(SETTINGS, heads=HEADS, statistics=TrainingStatistics(WEIGHTS))(logits, target)
     assert losses.shape == (2, len(SETTINGS))
     probs = logits.softmax(-1)
     for s, (k, setting) in itertools.product(range(2), enumerate(SETTINGS)):
@@ -62,18 +62,17 @@ def test_settings_of_different_students_distances_and_gradients_stay_in_their_or
     ]
     logits, target = batch(1, len(mixed))
     system, statistics = registry.system("amber2"), TrainingStatistics(WEIGHTS)
-    together = system.loss(logits, target, mixed, heads=HEADS, statistics=statistics)
+    together = system.loss(mixed, heads=HEADS, statistics=statistics)(logits, target)
     for k, setting in enumerate(mixed):
-        alone = system.loss(logits[:, :, k : k + 1], target, [setting], heads=HEADS, statistics=statistics)
+        alone = system.loss([setting], heads=HEADS, statistics=statistics)(logits[:, :, k : k + 1], target)
         torch.testing.assert_close(together[:, k : k + 1], alone)
 
 
 def test_the_loss_of_the_baseline_is_the_sum_of_the_heads_slow_formulas() -> None:
     logits, target = batch(2, 2)
     settings = [Setting(system="cb-ce"), Setting(system="cb-ce", lr=1e-3)]
-    losses = registry.system("cb-ce").loss(
-        logits, target, settings, heads=HEADS, statistics=TrainingStatistics(WEIGHTS)
-    )
+    baseline = registry.system("cb-ce").loss(settings, heads=HEADS, statistics=TrainingStatistics(WEIGHTS))
+    losses = baseline(logits, target)
     for s, k in itertools.product(range(2), range(2)):
         expected = sum(
             reference.class_balanced_cross_entropy(
@@ -96,14 +95,14 @@ def test_the_student_judges_every_head_of_amber_and_each_head_of_the_baseline_ju
 def test_a_system_uses_settings_that_exist_and_its_loss_looks_at_no_other() -> None:
     logits, target = batch(1, 1)
     other = {"lambda_rai": 3.0, "lambda_mai": 3.0, "lambda_expert": 3.0, "kappa": 1.0, "student": "audio",
-             "loss": "kl", "weight_gradient": "flow"}  # fmt: skip
+             "loss": "kl", "weight_gradient": "flow", "expert_gradient": "own"}  # fmt: skip
     for name, system in registry.SYSTEMS.items():
         assert system.name == name
         assert system.uses <= LOSS_SETTINGS
         for setting in set(other) - system.uses:
             changed = Setting(system=name, **{setting: other[setting]})  # type: ignore[arg-type]
             losses = [
-                system.loss(logits, target, [one], heads=HEADS, statistics=TrainingStatistics(WEIGHTS))
+                system.loss([one], heads=HEADS, statistics=TrainingStatistics(WEIGHTS))(logits, target)
                 for one in (Setting(system=name), changed)
             ]
             assert torch.equal(*losses)

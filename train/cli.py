@@ -43,6 +43,8 @@ class _Recorded(click.Command):
 @_axis("--student", "fusion", "The head that the others teach: fusion, audio, text.")
 @_axis("--loss", "js", "Distance in the rater-ambiguity loss: js, kl, soft-ce.")
 @_axis("--weight-gradient", "detach", "Expert weights as constants, or with their gradient: detach, flow.")
+@_axis("--expert-gradient", "all", "What experts learn from: all terms, or their own rater loss alone: all, own.")
+@_axis("--labels", "soft", "The raters' distribution, or its largest share alone, one-hot: soft, hard.")
 @_axis("--fusion", "gmu", "Fusion layer: gmu, concat, softmax-gate, self-gate.")
 @_axis("--hidden", "256", "Units of each head's hidden layer and of the fused vector.")
 @_axis("--dropout", "0", "Share of hidden units dropped in training.")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
@@ -14,11 +14,15 @@ from torch import Generator, Tensor
 from amber2_core.divergences import js
 from amber2_core.heads import Architecture
 
+from .best import BestHeads
 from .grid import Setting
+from .labels import LABELS, Labels
+from .optimizer import StackedAdamW
+from .products import Precision
 from .rows import FoldRows, Rows
 from .stack import Dropout, StackedHeads, initial_state
 from .systems import registry
-from .systems.system import TrainingStatistics
+from .systems.system import Loss, TrainingStatistics
 
 SCORED_ROWS = 2048  # rows scored at a time: bounds memory, changes no number
 
@@ -28,7 +32,7 @@ class Fitted:
     """Trained runs, each head at its best epoch."""
 
     stack: StackedHeads
-    # (heads, seeds, settings) the epoch kept, from 1, and the dev JS there
+    # (heads, seeds, settings) the epoch kept, from 1, and the dev JS there; 0 and NaN where it never was a number
     epoch: npt.NDArray[np.int64]
     dev_js: npt.NDArray[np.float64]
 
@@ -39,7 +43,9 @@ def fit(
     *,
     seeds: Sequence[int],
     epochs: int = 30,
+    patience: int | None = None,
     dtype: torch.dtype = torch.float32,
+    precision: Precision = "fp32",
 ) -> Fitted:
     """Train all settings, of equal shape, under every seed on one fold.
 
@@ -50,33 +56,42 @@ def fit(
     Args:
         data: rows in memory, in `dtype`, on the device to train on; those of test are not looked at.
         settings: of one `Setting.shape`, each system's side by side.
+        patience: a head that has not improved for so many epochs is not looked at again; training ends with the last.
+        precision: "bf16" computes the largest products in bfloat16; parameters and moments stay in `dtype`.
     """
-    shape, train, fold = settings[0], data.train, data.number
+    shape, train = settings[0], data.train
     device = train.targets.device
-    inputs = tuple((name, x.shape[1]) for name, x in train.features.items())
-    architecture = Architecture(inputs, train.targets.shape[1], shape.fusion, shape.hidden, shape.hidden, shape.dropout)
-    streams = [random_stream(seed, fold, "parameters") for seed in seeds]
-    stack = StackedHeads(
-        architecture, [initial_state(architecture, s) for s in streams], len(settings), device=device, dtype=dtype
+    stack = new_stack(data, settings, seeds, dtype)
+    orders = [random_stream(seed, data.number, "order") for seed in seeds]
+    dropout = Dropout(shape.dropout, [random_stream(seed, data.number, "dropout") for seed in seeds])
+    optimizer = StackedAdamW(
+        stack.parameters, wide=stack.wide, lr=shape.lr, weight_decay=shape.weight_decay, precision=precision
     )
-    order_streams = [random_stream(seed, fold, "order") for seed in seeds]
-    dropout_streams = [random_stream(seed, fold, "dropout") for seed in seeds]
-    dropout = Dropout(shape.dropout, dropout_streams) if shape.dropout else None
-    optimizer = torch.optim.AdamW(
-        list(stack.parameters.values()), lr=shape.lr, weight_decay=shape.weight_decay, fused=True
-    )
-    best = _Best(stack, settings)
+    loss = loss_of(settings, stack.architecture.heads, data.statistics)
+    best = BestHeads(stack, settings, patience=patience)
     for epoch in range(1, epochs + 1):
-        order = torch.stack([torch.randperm(len(train), generator=s) for s in order_streams]).to(device)
+        order = torch.stack([torch.randperm(len(train), generator=stream) for stream in orders]).to(device)
         for rows in torch.split(order, shape.batch_size, dim=1):  # (seeds, batch)
-            logits = stack.logits(train.vectors(rows), dropout=dropout)  # (heads, seeds, settings, batch, C)
-            loss = _loss(logits, train.targets[rows].unsqueeze(1), settings, architecture, data.statistics)
-            optimizer.zero_grad(set_to_none=True)
-            loss.sum().backward()  # type: ignore[no-untyped-call]
+            vectors = train.vectors(rows)  # each (seeds, batch, D)
+            logits = stack.logits(vectors, dropout=dropout, optimizer=optimizer)  # (heads, seeds, settings, batch, C)
+            losses = loss(logits, train.targets[rows].unsqueeze(1))  # (seeds, settings)
+            losses.sum().backward()  # type: ignore[no-untyped-call]
             optimizer.step()
-        best.keep(epoch, dev_js(stack, data.dev))
-    optimizer.zero_grad(set_to_none=True)  # what stays of a run is its parameters
-    return best.restored()
+        best.keep(epoch, dev_js(stack, data.dev, optimizer=optimizer))
+        if best.all_stopped:
+            break
+    best.restore()
+    return Fitted(stack, best.epoch, best.dev_js)
+
+
+def new_stack(data: FoldRows, settings: Sequence[Setting], seeds: Sequence[int], dtype: torch.dtype) -> StackedHeads:
+    """Untrained runs of all settings and seeds."""
+    shape = settings[0]
+    inputs = tuple((name, x.shape[1]) for name, x in data.train.features.items())
+    classes = data.train.targets.shape[1]
+    architecture = Architecture(inputs, classes, shape.fusion, shape.hidden, shape.hidden, shape.dropout)
+    initial = [initial_state(architecture, random_stream(seed, data.number, "parameters")) for seed in seeds]
+    return StackedHeads(architecture, initial, len(settings), device=data.train.targets.device, dtype=dtype)
 
 
 def random_stream(seed: int, fold: int, purpose: str) -> Generator:
@@ -85,71 +100,35 @@ def random_stream(seed: int, fold: int, purpose: str) -> Generator:
     return Generator().manual_seed(int(entropy) >> 1)
 
 
+def loss_of(
+    settings: Sequence[Setting], heads: tuple[str, ...], statistics: Mapping[Labels, TrainingStatistics]
+) -> Loss:
+    """The loss of every run (seeds, settings), each system's on its own settings and with the labels they want."""
+    parts: list[tuple[int, Callable[[Tensor], Tensor], Loss]] = []
+    for (name, labels), alike in groupby(settings, key=lambda setting: (setting.system, setting.labels)):
+        some = list(alike)
+        loss = registry.system(name).loss(some, heads=heads, statistics=statistics[labels])
+        parts.append((len(some), LABELS[labels], loss))
+
+    def losses(logits: Tensor, target: Tensor) -> Tensor:
+        of_parts = torch.split(logits, [count for count, _, _ in parts], dim=2)
+        return torch.cat([f(some, y(target)) for some, (_, y, f) in zip(of_parts, parts, strict=True)], dim=-1)
+
+    return losses
+
+
 @torch.no_grad()
-def predict(stack: StackedHeads, rows: Rows) -> Tensor:
-    """Logits (heads, seeds, settings, n, C) of all rows, without dropout."""
+def predict(stack: StackedHeads, rows: Rows, *, optimizer: StackedAdamW | None = None) -> Tensor:
+    """Logits (heads, seeds, settings, n, C) of all rows, without dropout; with an optimizer, of its precision."""
     chunks = []
     for some in torch.split(torch.arange(len(rows), device=rows.index.device), SCORED_ROWS):
         vectors = {name: x.expand(stack.seeds, -1, -1) for name, x in rows.vectors(some).items()}
-        chunks.append(stack.logits(vectors))
+        chunks.append(stack.logits(vectors, optimizer=optimizer))
     return torch.cat(chunks, dim=-2)
 
 
-def dev_js(stack: StackedHeads, dev: Rows) -> npt.NDArray[np.float64]:
+def dev_js(stack: StackedHeads, dev: Rows, *, optimizer: StackedAdamW | None = None) -> npt.NDArray[np.float64]:
     """JS on dev, mean over utterances, (heads, seeds, settings)."""
-    log_p = predict(stack, dev).double().log_softmax(-1)
-    divergence = js(dev.targets.double(), log_p)  # (heads, seeds, settings, n)
+    log_p = predict(stack, dev, optimizer=optimizer).double().mT.log_softmax(-2)
+    divergence = js(dev.targets.double().mT, log_p, dim=-2)  # (heads, seeds, settings, n)
     return np.asarray(divergence.mean(-1).cpu().numpy())
-
-
-def _loss(
-    logits: Tensor,
-    target: Tensor,
-    settings: Sequence[Setting],
-    architecture: Architecture,
-    statistics: TrainingStatistics,
-) -> Tensor:
-    """The loss of every run (seeds, settings), each system's on its own runs."""
-    losses, first = [], 0
-    for name, alike in groupby(settings, key=lambda setting: setting.system):
-        some = list(alike)
-        part = logits[:, :, first : first + len(some)]
-        losses.append(registry.system(name).loss(part, target, some, heads=architecture.heads, statistics=statistics))
-        first += len(some)
-    return torch.cat(losses, dim=-1)
-
-
-class _Best:
-    """Keeps, for every run, each head's parameters of the epoch at which its judge scored best."""
-
-    def __init__(self, stack: StackedHeads, settings: Sequence[Setting]) -> None:
-        self.stack = stack
-        heads = stack.architecture.heads
-        self.judges = np.array(
-            [[heads.index(registry.system(s.system).judge(head, s)) for s in settings] for head in heads]
-        )  # (heads, settings)
-        runs = (len(heads), stack.seeds, stack.settings)
-        self.epoch = np.zeros(runs, dtype=np.int64)
-        self.score = np.full(runs, np.inf)
-        self.dev_js = np.full(runs, np.nan)
-        self.kept = {name: parameter.detach().clone() for name, parameter in stack.parameters.items()}
-
-    def keep(self, epoch: int, scores: npt.NDArray[np.float64]) -> None:
-        """Take over the heads that got better; scores (heads, seeds, settings)."""
-        judged = np.take_along_axis(scores, self.judges[:, None, :], axis=0)
-        better = judged < self.score
-        self.score[better], self.epoch[better], self.dev_js[better] = judged[better], epoch, scores[better]
-        for head, improved in zip(self.stack.architecture.heads, better, strict=True):
-            seed, setting = (torch.from_numpy(index) for index in np.nonzero(improved))
-            if not len(seed):
-                continue
-            for name, rows in self.stack.owned(head):
-                now, kept = self.stack.parameters[name].detach(), self.kept[name]
-                kept[seed, setting, rows] = now[seed, setting, rows]
-
-    def restored(self) -> Fitted:
-        """The runs with every head at its best epoch."""
-        with torch.no_grad():
-            for name, parameter in self.stack.parameters.items():
-                parameter.copy_(self.kept[name])
-        return Fitted(self.stack, self.epoch, self.dev_js)

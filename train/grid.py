@@ -5,15 +5,18 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import Field, asdict, dataclass, field, fields
-from typing import Any
+from dataclasses import Field, dataclass, field, fields
+from typing import Any, Literal, get_args
 
 from amber2_core.errors import SettingError, bad_choice
 from amber2_core.fusion import FUSIONS, Fusion
 from amber2_core.losses import DISTANCES, WEIGHT_GRADIENTS, Distance, WeightGradient
 
+from .labels import LABEL_KINDS, Labels
 from .systems import registry
 
+ExpertGradient = Literal["all", "own"]
+EXPERT_GRADIENTS: tuple[ExpertGradient, ...] = get_args(ExpertGradient)
 Value = float | int | str
 
 
@@ -30,6 +33,8 @@ class Setting:
     """One point of the grid: all that may differ between runs besides fold and seed; the defaults are the paper's."""
 
     system: str = "amber2"
+    # what sets this apart from the system as it is, where several variants of one compete; part of its name in results
+    variant: str = ""
     # λ_RAI, λ_MAI, λ_E and κ of the loss of AmbER²
     lambda_rai: float = field(default=1.0, metadata=AT_LEAST_0)
     lambda_mai: float = field(default=0.5, metadata=AT_LEAST_0)
@@ -39,6 +44,10 @@ class Setting:
     student: str = field(default="fusion", metadata=WORD)
     loss: Distance = field(default="js", metadata={**WORD, "choices": DISTANCES})
     weight_gradient: WeightGradient = field(default="detach", metadata={**WORD, "choices": WEIGHT_GRADIENTS})
+    # what the experts learn from: all terms, or λ_E's own alone
+    expert_gradient: ExpertGradient = field(default="all", metadata={**WORD, "choices": EXPERT_GRADIENTS})
+    # the raters' distribution, or its largest share alone
+    labels: Labels = field(default="soft", metadata={**WORD, "choices": LABEL_KINDS})
     fusion: Fusion = field(default="gmu", metadata={**WORD, "choices": FUSIONS})
     # units of every head's hidden layer and of the fused vector
     hidden: int = field(default=256, metadata=COUNT)
@@ -48,10 +57,15 @@ class Setting:
     weight_decay: float = field(default=1e-2, metadata=AT_LEAST_0)
     batch_size: int = field(default=128, metadata=COUNT)
 
+    @property
+    def name(self) -> str:
+        """What results call the system: "amber2", or "amber2-no-mai" for its variant "no-mai"."""
+        return f"{self.system}-{self.variant}" if self.variant else self.system
+
     def row(self) -> dict[str, Value | None]:
         """The setting as results.csv shows it: None where the system does not look at a value."""
         unused = LOSS_SETTINGS - registry.system(self.system).uses
-        return {name: None if name in unused else value for name, value in asdict(self).items()}
+        return {"system": self.name} | {name: None if name in unused else getattr(self, name) for name in AXES}
 
     @property
     def shape(self) -> tuple[Value, ...]:
@@ -60,8 +74,12 @@ class Setting:
 
 
 # what the loss reads, in contrast to what shapes the model and its optimizer; a system may ignore some of it
-LOSS_SETTINGS = frozenset({"lambda_rai", "lambda_mai", "lambda_expert", "kappa", "student", "loss", "weight_gradient"})
-_FIELDS: Mapping[str, Field[Any]] = {f.name: f for f in fields(Setting) if f.name != "system"}
+LOSS_SETTINGS = frozenset(
+    {
+        "lambda_rai", "lambda_mai", "lambda_expert", "kappa", "student", "loss", "weight_gradient", "expert_gradient",
+    }
+)  # fmt: skip
+_FIELDS: Mapping[str, Field[Any]] = {f.name: f for f in fields(Setting) if f.name not in ("system", "variant")}
 AXES = tuple(_FIELDS)
 
 
@@ -115,6 +133,11 @@ def _parse(name: str, text: str) -> Value:
 
 def _check(setting: Setting) -> None:
     uses = registry.system(setting.system).uses
+    if "expert_gradient" in uses and setting.expert_gradient == "own":
+        if setting.lambda_expert == 0:
+            raise SettingError("expert-gradient own with lambda-expert 0: the experts would never train")
+        if setting.weight_gradient == "flow":
+            raise SettingError("expert-gradient own with weight-gradient flow: the weights' gradient runs into them")
     if {"lambda_rai", "lambda_mai"} <= uses and setting.lambda_rai == setting.lambda_mai == setting.lambda_expert == 0:
         raise SettingError("lambda-rai, lambda-mai and lambda-expert are all 0: nothing would be trained")
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -15,6 +15,7 @@ from amber2_core.heads_folder import standardised
 from amber2_core.losses import class_balanced_weights
 
 from .folds import Fold
+from .labels import LABEL_KINDS, LABELS, Labels
 from .systems.system import TrainingStatistics
 from .targets import TrainingData
 
@@ -55,10 +56,18 @@ class FoldRows:
     train: Rows
     dev: Rows
     test: Rows
-    statistics: TrainingStatistics
+    # kind of labels → what is known of the train rows under it
+    statistics: Mapping[Labels, TrainingStatistics]
 
 
-def fold_rows(data: TrainingData, fold: Fold, *, inputs: Inputs = "raw", device: str = "cpu") -> FoldRows:
+def fold_rows(
+    data: TrainingData,
+    fold: Fold,
+    *,
+    inputs: Inputs = "raw",
+    labels: Collection[Labels] = LABEL_KINDS[:1],
+    device: str = "cpu",
+) -> FoldRows:
     """A fold's parts as tensors; standardised by the mean and sd of its train rows where that is asked for.
 
     On a CPU the features are not copied, whatever the number of folds.
@@ -72,7 +81,9 @@ def fold_rows(data: TrainingData, fold: Fold, *, inputs: Inputs = "raw", device:
         return Rows(features, torch.from_numpy(rows).to(device), targets, standardisation)
 
     train = part(fold.train)
-    statistics = TrainingStatistics(class_balanced_weights(train.targets))
+    statistics = {
+        kind: TrainingStatistics(class_balanced_weights(LABELS[kind](train.targets))) for kind in sorted(labels)
+    }
     return FoldRows(fold.number, train, part(fold.dev), part(fold.test), statistics)
 
 

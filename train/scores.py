@@ -17,7 +17,7 @@ from amber2_core.metrics import evaluate
 
 from .fit import SCORED_ROWS, Fitted, predict
 from .grid import Setting
-from .rows import FoldRows
+from .rows import FoldRows, Rows
 from .select import Candidate
 
 Row = dict[str, Any]  # of results.csv
@@ -32,18 +32,26 @@ class Tested:
     models: tuple[MultimodalHeads, ...]  # one per seed
 
 
-def dev_rows(fold: FoldRows, settings: Sequence[Setting], fitted: Fitted, seeds: Sequence[int]) -> list[Row]:
-    """Every run's metrics on dev, each head at its best epoch."""
+def scores_of(
+    part: Rows, split: str, fold: int, settings: Sequence[Setting], fitted: Fitted, seeds: Sequence[int]
+) -> tuple[list[Row], npt.NDArray[np.float64]]:
+    """Every run's metrics on dev or test, each head at its best epoch; of them the JS as (heads, seeds, settings), too.
+
+    What diverged at once, so that no epoch was kept, has no scores: NaN.
+    """
     rows = []
-    probs = _numbers(predict(fitted.stack, fold.dev).softmax(-1))
-    scores = evaluate(_numbers(fold.dev.targets), probs)  # each (heads, seeds, settings)
+    probs = _numbers(predict(fitted.stack, part).softmax(-1))
+    # each (heads, seeds, settings)
+    scores = {
+        name: np.where(fitted.epoch > 0, values, np.nan)
+        for name, values in evaluate(_numbers(part.targets), probs).items()
+    }
     for k, setting in enumerate(settings):
         for s, seed in enumerate(seeds):
             for h, head in enumerate(fitted.stack.architecture.heads):
                 metrics = {name: float(values[h, s, k]) for name, values in scores.items()}
-                epoch = int(fitted.epoch[h, s, k])
-                rows.append(_row(setting, head, "dev", fold.number, seed, epoch, len(fold.dev), metrics))
-    return rows
+                rows.append(_row(setting, head, split, fold, seed, int(fitted.epoch[h, s, k]), len(part), metrics))
+    return rows, scores["js"]
 
 
 def score_on_test(fold: FoldRows, candidate: Candidate) -> Tested:
@@ -83,7 +91,7 @@ def trained_heads(
 ) -> TrainedHeads:
     """A selected run as its file in `heads/` holds it; `features` gives every modality's name and fingerprint."""
     origin = {
-        "system": candidate.setting.system,
+        "system": candidate.setting.name,
         "setting": candidate.setting.row(),
         "fold": fold.number,
         "seed": seed,

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
 from amber2_core.errors import SettingError
 from amber2_core.heads import Architecture
@@ -39,35 +40,44 @@ class Candidate:
     runs: tuple[Run, ...]
 
 
-def choose(candidates: dict[str, Candidate], settings: Sequence[Setting], fitted: Sequence[Fitted]) -> None:
-    """Let every setting compete with its system's candidate: the lower dev JS wins, the earlier one on a tie.
+def best_settings(
+    settings: Sequence[Setting], fitted: Sequence[Fitted], dev_js: npt.NDArray[np.float64]
+) -> dict[str, Candidate]:
+    """The setting of each system with the lowest dev JS, the earlier one on a tie.
 
     A setting under which a run never had a dev JS that is a number does not compete.
 
     Args:
-        candidates: by system; updated.
         settings: one stack of settings.
         fitted: the stack's runs, seeds spread over one or several.
+        dev_js: (heads, seeds, settings), as results.csv holds it.
     """
     heads = fitted[0].stack.architecture.heads
-    dev_js = np.concatenate([some.dev_js for some in fitted], axis=1)  # (heads, seeds, settings)
+    candidates: dict[str, Candidate] = {}
     for k, setting in enumerate(settings):
         decider = heads.index(registry.system(setting.system).decider(setting))
         score = float(dev_js[decider, :, k].mean())
         if not np.isfinite(score):
             _log.warning("%s: the dev JS of a run is not a number from the first epoch on: left out", setting)
             continue
-        best = candidates.get(setting.system)
-        if best is None or score < best.dev_js:
+        if setting.name not in candidates or score < candidates[setting.name].dev_js:
             runs = tuple(_run(some, seed, k) for some in fitted for seed in range(some.stack.seeds))
-            candidates[setting.system] = Candidate(setting, score, runs)
+            candidates[setting.name] = Candidate(setting, score, runs)
+    return candidates
 
 
-def check_chosen(candidates: dict[str, Candidate], settings: Sequence[Setting], fold: int) -> None:
+def compete(candidates: dict[str, Candidate], others: Mapping[str, Candidate]) -> None:
+    """Let later candidates take the place of earlier ones that they are better than."""
+    for name, other in others.items():
+        if name not in candidates or other.dev_js < candidates[name].dev_js:
+            candidates[name] = other
+
+
+def check_chosen(candidates: Mapping[str, Candidate], settings: Sequence[Setting], fold: int) -> None:
     """Raises SettingError where a system has no setting that could be chosen."""
-    for system in dict.fromkeys(setting.system for setting in settings):
-        if system not in candidates:
-            raise SettingError(f"{system} diverged in fold {fold}: no dev JS is a number; try a smaller --lr")
+    for name in dict.fromkeys(setting.name for setting in settings):
+        if name not in candidates:
+            raise SettingError(f"{name} diverged in fold {fold}: no dev JS is a number; try a smaller --lr")
 
 
 def _run(fitted: Fitted, seed: int, setting: int) -> Run:

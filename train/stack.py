@@ -16,6 +16,9 @@ from torch import Generator, Tensor
 from amber2_core.fusion import gmu, self_gate, softmax_gate
 from amber2_core.heads import FUSION_HEAD, Architecture, MultimodalHeads
 
+from .optimizer import StackedAdamW
+from .products import WideProduct
+
 StateDict = dict[str, Tensor]
 
 
@@ -63,11 +66,15 @@ class StackedHeads:
             for name in starts[0]
         }
 
-    def logits(self, vectors: Mapping[str, Tensor], *, dropout: Dropout | None = None) -> Tensor:
-        """Vectors (seeds, batch, D_m) by modality → logits (heads, seeds, settings, batch, classes)."""
+    def logits(
+        self, vectors: Mapping[str, Tensor], *, dropout: Dropout | None = None, optimizer: StackedAdamW | None = None
+    ) -> Tensor:
+        """Vectors (seeds, batch, D_m) by modality → logits (heads, seeds, settings, batch, classes).
+
+        With an optimizer the wide products are of its precision, and a backward pass lets it update their weights.
+        """
         shape = self.architecture
-        wide = {m: self._wide(m, vectors[m]) for m in shape.modalities}  # each (seeds, settings, batch, outputs)
-        pieces = {m: {b.parameter: wide[m][..., b.outputs] for b in self._blocks[m]} for m in shape.modalities}
+        pieces = {m: self._wide(m, vectors[m], optimizer) for m in shape.modalities}
         hidden = {m: pieces[m][f"heads.{m}.hidden.weight"] for m in shape.modalities}
         hidden[FUSION_HEAD] = self._fusion_hidden(vectors, pieces)
         return torch.stack([self._head(name, hidden[name], dropout) for name in shape.heads])
@@ -84,6 +91,11 @@ class StackedHeads:
                 # modalities come in the order of their columns
                 wide[block.parameter] = part.clone() if earlier is None else torch.cat((earlier, part), dim=1)
         return {**own, **wide}
+
+    @property
+    def wide(self) -> frozenset[str]:
+        """The names of the wide weights."""
+        return frozenset(f"wide.{modality}" for modality in self.architecture.modalities)
 
     def owned(self, head: str) -> Iterator[tuple[str, slice]]:
         """The parameters that only `head` reads, as (name, rows): what to keep when this head was at its best."""
@@ -106,10 +118,15 @@ class StackedHeads:
         }
         return {**wide, **{name: state[name] for name in self._own_names}}
 
-    def _wide(self, modality: str, x: Tensor) -> Tensor:
-        weight = self.parameters[f"wide.{modality}"].flatten(1, 2)  # (seeds, settings·outputs, D)
-        product = torch.bmm(x, weight.mT)  # (seeds, batch, settings·outputs)
-        return product.view(*product.shape[:2], self.settings, -1).transpose(1, 2)  # (seeds, settings, batch, outputs)
+    def _wide(self, modality: str, x: Tensor, optimizer: StackedAdamW | None) -> StateDict:
+        """The product of every layer that reads a modality, by parameter, each (seeds, settings, batch, outputs)."""
+        name = f"wide.{modality}"
+        low = None if optimizer is None else optimizer.low.get(name)
+        learn = None if optimizer is None else optimizer.learner(name)
+        blocks = self._blocks[modality]
+        sizes = [block.outputs.stop - block.outputs.start for block in blocks]
+        parts = WideProduct.apply(x, self.parameters[name], low, learn, sizes)  # type: ignore[no-untyped-call]
+        return {block.parameter: part for block, part in zip(blocks, parts, strict=True)}
 
     def _fusion_hidden(self, vectors: Mapping[str, Tensor], pieces: Mapping[str, StateDict]) -> Tensor:
         """The fusion head's hidden layer before its bias, (seeds, settings, batch, hidden)."""
@@ -146,6 +163,8 @@ class Dropout:
 
     def __call__(self, active: Tensor) -> Tensor:
         """(seeds, settings, batch, units) → the same, a share of it zero and the rest scaled up."""
+        if not self.share:
+            return active
         size = active.shape[-2:]
         draws = torch.stack([torch.rand(size, generator=stream) for stream in self.streams])
         keep = (draws >= self.share).to(active) / (1 - self.share)

@@ -17,9 +17,11 @@ from amber2_core.run_folder import Predictions
 from .fit import fit
 from .folds import Fold
 from .grid import Setting
+from .parts import Part, Parts
+from .products import Precision, fast_products
 from .rows import FoldRows, Inputs, fold_rows
-from .scores import Row, dev_rows, mark_selected, score_on_test, trained_heads
-from .select import Candidate, check_chosen, choose
+from .scores import Row, mark_selected, score_on_test, scores_of, trained_heads
+from .select import Candidate, best_settings, check_chosen, compete
 from .targets import TrainingData
 
 # Settings that train in one stack. More would share the first layer's product, but their weights, gradients and moments
@@ -57,8 +59,12 @@ def sweep(
     *,
     seeds: int = 5,
     epochs: int = 30,
+    patience: int | None = None,
     inputs: Inputs = "raw",
+    precision: Precision = "fp32",
+    score_all: bool = False,
     device: str = "cpu",
+    parts: Parts | None = None,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> SweepResult:
     """Train every setting under every seed on every fold, choose by dev, test what was chosen.
@@ -69,31 +75,74 @@ def sweep(
     Args:
         seeds: how many; they are 0, 1, ….
         inputs: features as the cache holds them, or standardised by the mean and sd of the fold's train rows.
+        epochs, patience, precision: as `fit`.
+        score_all: give every setting's test scores too, for those who study what selection costs.
+        parts: finished stacks of an earlier, interrupted call, which are not trained again.
         on_progress: called with the runs done and the runs in all.
 
     Raises:
         SettingError: under all settings of a system training diverged.
     """
+    plan = _Plan(settings, seeds, epochs, patience, inputs, precision, score_all, device)
     total, done = len(folds) * len(settings) * seeds, 0
     found = _Found()
     for fold in folds:
         began = time.monotonic()
-        rows = fold_rows(data, fold, inputs=inputs, device=device)
+        rows = fold_rows(data, fold, inputs=inputs, labels={setting.labels for setting in settings}, device=device)
         candidates: dict[str, Candidate] = {}
-        of_dev: list[Row] = []
-        for chunk in stacks(settings, device):
-            fitted = []
-            for group in seed_groups(seeds, device):
-                fitted.append(fit(rows, chunk, seeds=group, epochs=epochs))
-                of_dev += dev_rows(rows, chunk, fitted[-1], group)
-                done += len(chunk) * len(group)
-                on_progress(done, total)
-            choose(candidates, chunk, fitted)
+        of_settings: list[Row] = []
+        for part in _parts_of(rows, plan, parts):
+            of_settings += part.rows
+            compete(candidates, part.candidates)
+            done += part.runs
+            on_progress(done, total)
         check_chosen(candidates, settings, fold.number)
-        _test(rows, candidates, of_dev, data, found)
+        _test(rows, candidates, of_settings, data, found)
         chosen = ", ".join(f"{name}{_point(c.setting)} (dev js {c.dev_js:.4f})" for name, c in candidates.items())
         _log.info("fold %d of %d: %.1f s; chosen on dev: %s", fold.number, len(folds), time.monotonic() - began, chosen)
     return SweepResult(found.rows, _predictions(data, folds, found), found.selected, found.heads)
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What is trained, and how."""
+
+    settings: Sequence[Setting]
+    seeds: int
+    epochs: int
+    patience: int | None
+    inputs: Inputs
+    precision: Precision
+    score_all: bool
+    device: str
+
+
+def _parts_of(rows: FoldRows, plan: _Plan, kept: Parts | None) -> Iterator[Part]:
+    """Every stack of one fold: from disk where it was finished before, else trained, and kept."""
+    for number, settings in enumerate(stacks(plan.settings, plan.device), start=1):
+        part = kept.read(rows.number, number) if kept else None
+        if part is None:
+            part = _train(rows, settings, plan)
+            if kept:
+                kept.write(rows.number, number, part)
+        yield part
+
+
+@fast_products()
+def _train(rows: FoldRows, settings: Sequence[Setting], plan: _Plan) -> Part:
+    """Train one stack of settings under all seeds, and score it."""
+    fitted, of_dev, of_test, dev_js = [], [], [], []
+    for group in seed_groups(plan.seeds, plan.device):
+        some = fit(rows, settings, seeds=group, epochs=plan.epochs, patience=plan.patience, precision=plan.precision)
+        fitted.append(some)
+        scored, js = scores_of(rows.dev, "dev", rows.number, settings, some, group)
+        of_dev += scored
+        dev_js.append(js)
+        if plan.score_all:
+            of_test += scores_of(rows.test, "test", rows.number, settings, some, group)[0]
+    return Part(
+        len(settings) * plan.seeds, of_dev + of_test, best_settings(settings, fitted, np.concatenate(dev_js, axis=1))
+    )
 
 
 def stacks(settings: Sequence[Setting], device: str) -> Iterator[list[Setting]]:
@@ -113,19 +162,21 @@ def seed_groups(seeds: int, device: str) -> list[list[int]]:
 
 
 def _test(
-    rows: FoldRows, candidates: Mapping[str, Candidate], of_dev: list[Row], data: TrainingData, found: _Found
+    rows: FoldRows, candidates: Mapping[str, Candidate], of_settings: list[Row], data: TrainingData, found: _Found
 ) -> None:
     """Score what dev chose in one fold, and add all that the fold has given to `found`."""
-    found.rows += of_dev
-    for system, candidate in candidates.items():
-        mark_selected(of_dev, candidate.setting)
+    for candidate in candidates.values():
+        mark_selected(of_settings, candidate.setting)
+    # the selected ones' test rows are those of the heads that are kept
+    found.rows += [row for row in of_settings if row["split"] == "dev" or not row["selected"]]
+    for name, candidate in candidates.items():
         tested = score_on_test(rows, candidate)
         found.rows += tested.rows
-        found.selected[system, rows.number] = candidate.setting
+        found.selected[name, rows.number] = candidate.setting
         for head, probs in tested.probs.items():
-            found.probs.setdefault(f"{system}/{head}", []).append(probs)
+            found.probs.setdefault(f"{name}/{head}", []).append(probs)
         for seed, model in enumerate(tested.models):
-            found.heads[system, rows.number, seed] = trained_heads(
+            found.heads[name, rows.number, seed] = trained_heads(
                 rows, candidate, seed, model, emotions=data.emotions, features=data.feature_sets
             )
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from amber2_core.heads import FUSION_HEAD
 from amber2_core.losses import class_balanced_cross_entropy
 
-from .system import TrainingStatistics
+from .system import Loss, TrainingStatistics
 
 if TYPE_CHECKING:
     from ..grid import Setting
@@ -22,17 +22,13 @@ class ClassBalancedCrossEntropy:
     name = "cb-ce"
     uses: frozenset[str] = frozenset()
 
-    def loss(
-        self,
-        logits: Tensor,
-        target: Tensor,
-        settings: Sequence[Setting],
-        *,
-        heads: tuple[str, ...],
-        statistics: TrainingStatistics,
-    ) -> Tensor:
+    def loss(self, settings: Sequence[Setting], *, heads: tuple[str, ...], statistics: TrainingStatistics) -> Loss:
         """See `System.loss`. The heads share no parameter, so their sum trains each as if it were alone."""
-        return class_balanced_cross_entropy(logits, target, statistics.class_weights).sum(0)
+
+        def losses(logits: Tensor, target: Tensor) -> Tensor:
+            return class_balanced_cross_entropy(logits, target, statistics.class_weights).sum(0)
+
+        return losses
 
     def judge(self, head: str, setting: Setting) -> str:
         return head

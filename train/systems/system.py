@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -11,10 +11,13 @@ from torch import Tensor
 if TYPE_CHECKING:
     from ..grid import Setting
 
+# logits (heads, seeds, settings, batch, C), target (seeds, 1, batch, C) → losses (seeds, settings)
+Loss = Callable[[Tensor, Tensor], Tensor]
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, eq=False)
 class TrainingStatistics:
-    """What a loss may know of the training rows of its fold."""
+    """What a loss may know of the training rows of its fold, in the precision and on the device of training."""
 
     class_weights: Tensor  # (C,)
 
@@ -27,16 +30,8 @@ class System(Protocol):
     # the settings of `grid.LOSS_SETTINGS` that the loss reads
     uses: frozenset[str]
 
-    def loss(
-        self,
-        logits: Tensor,
-        target: Tensor,
-        settings: Sequence[Setting],
-        *,
-        heads: tuple[str, ...],
-        statistics: TrainingStatistics,
-    ) -> Tensor:
-        """Logits (heads, seeds, settings, batch, C), target (seeds, 1, batch, C) → losses (seeds, settings)."""
+    def loss(self, settings: Sequence[Setting], *, heads: tuple[str, ...], statistics: TrainingStatistics) -> Loss:
+        """The loss of runs of these settings, made once and called at every step."""
         ...
 
     def judge(self, head: str, setting: Setting) -> str:

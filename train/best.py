@@ -1,0 +1,60 @@
+"""Best epochs: dev scores of a stack go in after every epoch, every head's parameters at its best epoch come out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from .grid import Setting
+from .stack import StackedHeads
+from .systems import registry
+
+
+class BestHeads:
+    """Keeps, for every run, each head's parameters of the epoch at which its judge scored best.
+
+    Args:
+        stack, settings: the runs, and what they are.
+        patience: a head that has not improved for so many epochs has stopped: nothing of it is kept any more. A stopped
+            head costs as much as another until all of a stack have stopped.
+    """
+
+    def __init__(self, stack: StackedHeads, settings: Sequence[Setting], *, patience: int | None = None) -> None:
+        self.stack, self.patience = stack, patience
+        heads = stack.architecture.heads
+        self.judges = np.array(
+            [[heads.index(registry.system(s.system).judge(head, s)) for s in settings] for head in heads]
+        )  # (heads, settings)
+        runs = (len(heads), stack.seeds, stack.settings)
+        self.epoch: npt.NDArray[np.int64] = np.zeros(runs, dtype=np.int64)
+        self.dev_js = np.full(runs, np.nan)
+        self._score = np.full(runs, np.inf)
+        self._stopped = np.zeros(runs, dtype=bool)
+        self._kept = {name: parameter.detach().clone() for name, parameter in stack.parameters.items()}
+
+    @property
+    def all_stopped(self) -> bool:
+        return bool(self._stopped.all())
+
+    def keep(self, epoch: int, scores: npt.NDArray[np.float64]) -> None:
+        """Take over the heads that got better; scores (heads, seeds, settings)."""
+        judged = np.take_along_axis(scores, self.judges[:, None, :], axis=0)
+        better = (judged < self._score) & ~self._stopped
+        self._score[better], self.epoch[better], self.dev_js[better] = judged[better], epoch, scores[better]
+        if self.patience is not None:
+            self._stopped |= epoch - self.epoch >= self.patience
+        for head, improved in zip(self.stack.architecture.heads, better, strict=True):
+            runs = np.argwhere(improved).tolist()
+            for name, rows in self.stack.owned(head):
+                now, kept = self.stack.parameters[name].detach(), self._kept[name]
+                for seed, setting in runs:
+                    kept[seed, setting, rows].copy_(now[seed, setting, rows])
+
+    @torch.no_grad()
+    def restore(self) -> None:
+        """Give the stack every head of its best epoch."""
+        for name, parameter in self.stack.parameters.items():
+            parameter.copy_(self._kept[name])

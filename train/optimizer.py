@@ -1,0 +1,104 @@
+"""AdamW for a stack of runs: gradients go in, whole or run by run as they become known, and parameters change."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor
+from torch.optim.adamw import adamw
+
+from .products import Learn, Precision
+
+BETAS = (0.9, 0.999)
+EPSILON = 1e-8
+
+
+@dataclass(frozen=True, eq=False)
+class _Piece:
+    """A parameter, or one run's part of it, with its moments and the number of steps it has made."""
+
+    parameter: Tensor
+    mean: Tensor
+    square: Tensor
+    steps: Tensor
+
+
+class StackedAdamW:
+    """torch's AdamW at its defaults of β and ε.
+
+    Args:
+        parameters: (seeds, settings, …) by name.
+        wide: names of the large ones. On a CPU they are updated run by run, while a run's gradient still lies in the
+            processor's cache; all others, and on other devices all, by `step`, from their `.grad`.
+        precision: for "bf16" there is a copy of the wide ones in bfloat16, up to date after every step.
+    """
+
+    def __init__(
+        self,
+        parameters: Mapping[str, Tensor],
+        *,
+        wide: frozenset[str],
+        lr: float,
+        weight_decay: float,
+        precision: Precision = "fp32",
+    ) -> None:
+        self.lr, self.weight_decay = lr, weight_decay
+        self._masters = {name: parameters[name].detach() for name in wide if precision == "bf16"}
+        self.low = {name: master.bfloat16() for name, master in self._masters.items()}
+        in_pieces = {name for name in wide if parameters[name].device.type == "cpu"}
+        self._pieces: dict[str, list[list[_Piece]]] = {}
+        self._whole: list[_Piece] = []
+        for name, parameter in parameters.items():
+            mean, square = torch.zeros_like(parameter), torch.zeros_like(parameter)
+            if name in in_pieces:
+                data = parameter.detach()
+                seeds, settings = parameter.shape[:2]
+                self._pieces[name] = [
+                    [_Piece(data[s, k], mean[s, k], square[s, k], torch.zeros(())) for k in range(settings)]
+                    for s in range(seeds)
+                ]
+            else:
+                self._whole.append(_Piece(parameter, mean, square, torch.zeros((), device=parameter.device)))
+
+    def learner(self, name: str) -> Learn | None:
+        """What takes the gradients of a parameter run by run; None for one that `step` updates."""
+        return partial(self._learn, name) if name in self._pieces else None
+
+    @torch.no_grad()
+    def step(self) -> None:
+        """Update all other parameters, and forget their gradients."""
+        moved = [(piece, gradient) for piece in self._whole if (gradient := piece.parameter.grad) is not None]
+        self._update([piece for piece, _ in moved], [gradient for _, gradient in moved])
+        for piece, _ in moved:
+            piece.parameter.grad = None
+        for name, low in self.low.items():
+            if name not in self._pieces:
+                low.copy_(self._masters[name])
+
+    @torch.no_grad()
+    def _learn(self, name: str, seed: int, setting: int, gradient: Tensor) -> None:
+        piece = self._pieces[name][seed][setting]
+        self._update([piece], [gradient])
+        if name in self.low:
+            self.low[name][seed, setting].copy_(piece.parameter)
+
+    def _update(self, pieces: list[_Piece], gradients: list[Tensor]) -> None:
+        adamw(
+            [piece.parameter for piece in pieces],
+            gradients,
+            [piece.mean for piece in pieces],
+            [piece.square for piece in pieces],
+            [],
+            [piece.steps for piece in pieces],
+            fused=True,
+            amsgrad=False,
+            beta1=BETAS[0],
+            beta2=BETAS[1],
+            lr=self.lr,
+            weight_decay=self.weight_decay,
+            eps=EPSILON,
+            maximize=False,
+        )
