@@ -79,7 +79,7 @@ def disagreement(group: Group, main: Entry) -> Floats | None:
     """JS between the heads of single modalities, in bits, averaged over their pairs and over seeds → (N,)."""
     single = [entry.probs for name, entry in group.heads(main).items() if name != FUSION]
     pairs = [(a, b) for k, a in enumerate(single) for b in single[k + 1 :]]
-    return np.mean([utterance_js(a, b).mean(0) for a, b in pairs], axis=0) if pairs else None
+    return np.asarray(np.mean([utterance_js(a, b).mean(0) for a, b in pairs], axis=0)) if pairs else None
 
 
 def expert_weights(group: Group, main: Entry) -> Mapping[str, Floats] | None:
@@ -136,4 +136,5 @@ def grid_map(main: Entry) -> GridMap | None:
 
 def _by_row(counts: Floats) -> Floats:
     total = counts.sum(1, keepdims=True)
-    return np.divide(counts, total, out=np.full(counts.shape, np.nan), where=total > 0)
+    shares: Floats = np.divide(counts, total, out=np.full(counts.shape, np.nan), where=total > 0)
+    return shares

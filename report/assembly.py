@@ -15,7 +15,7 @@ from .corpus_facts import CorpusFacts, corpus_facts
 from .figures import figures
 from .page import Chapter, page
 from .runs import Group, grouped, read_run
-from .significance import DRAWS, Clusters, compare, speaker_clusters
+from .significance import DRAWS, Clusters, compare, smallest_p, speaker_clusters
 from .table import csv_text, latex_text, markdown_text
 from .tables import (
     fold_table,
@@ -133,7 +133,7 @@ def words(clusters: Clusters, draws: int) -> str:
         "whose own difference has the same sign."
     )
     if clusters.by_speaker and clusters.freedom < 15:
-        text += f" With {count} speakers, intervals are wide, and p-values near 0.05 should not be leaned on."
+        text += f" With {count} speakers intervals are wide, and no p can fall below {smallest_p(clusters, draws):.3f}."
     return text if clusters.by_speaker else text.replace("other speakers like these", "other utterances like these")
 
 

@@ -8,7 +8,7 @@ import re
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import matplotlib
 from matplotlib.axes import Axes
@@ -66,7 +66,7 @@ class Drawing:
 
 def house_style() -> AbstractContextManager[None]:
     """While it lasts, figures are made in `STYLE`."""
-    return matplotlib.rc_context(STYLE)
+    return matplotlib.rc_context(cast(Any, STYLE))
 
 
 def canvas(rows: int = 1, columns: int = 1, size: tuple[float, float] = PANEL) -> tuple[Figure, Sequence[Axes]]:

@@ -23,6 +23,7 @@ PAPER_METRICS = ("js", "bc", "r2", "accuracy", "weighted_f1", "macro_f1")
 SHADES = LinearSegmentedColormap.from_list("shades", ["#f4f7fb", "#9cc3e4", "#2f74b5", "#0b2f5c"])
 # beyond that many lines a figure cannot be read
 OVERLAID = 6
+UNITS = {"js": ", bits"}
 
 
 @dataclass(frozen=True)
@@ -66,8 +67,10 @@ def ambiguity_figures(group: Group) -> tuple[Drawing, list[Drawing], list[Drawin
     labels = [entry.label for entry in shown]
     figure, axes = canvas(2, 4, (2.7, 2.3))
     _counts(axes[0], bins)
+    axes[0].set_title("utterances")
     for place, metric in zip((1, 2, 3, 5, 6, 7), PAPER_METRICS, strict=True):
         _by_bin(axes[place], metric, bins, scores)
+        axes[place].set_title(METRIC_TITLES[metric])
     axes[4].axis("off")
     handles, _ = axes[1].get_legend_handles_labels()
     axes[4].legend(handles, labels, loc="center")
@@ -215,7 +218,7 @@ def _counts(axes: Axes, bins: analysis.Bins) -> None:
     axes.bar(bins.centres, bins.counts, width=0.85 * np.diff(bins.edges), color=LINE, edgecolor=MUTED, linewidth=0.7)
     for x, count in zip(bins.centres, bins.counts, strict=True):
         axes.annotate(str(count), (x, count), ha="center", va="bottom", fontsize=7, color=INK)
-    axes.set(xlabel="ambiguity, bits", ylabel="utterances", title="utterances in each bin")
+    axes.set(xlabel="ambiguity, bits", ylabel="utterances")
     axes.set_xticks(bins.edges, [f"{edge:.2f}" for edge in bins.edges])
     axes.margins(y=0.15)
 
@@ -227,7 +230,7 @@ def _by_bin(axes: Axes, metric: str, bins: analysis.Bins, scores: Sequence[Mappi
         if len(found[metric]) > 1:
             sd = found[metric].std(0, ddof=1)
             axes.fill_between(bins.centres, mean - sd, mean + sd, color=SERIES[k % len(SERIES)], alpha=0.2, linewidth=0)
-    axes.set(xlabel="ambiguity, bits", title=METRIC_TITLES[metric])
+    axes.set(xlabel="ambiguity, bits", ylabel=METRIC_TITLES[metric].rstrip(" ↓↑") + UNITS.get(metric, ""))
     axes.set_xticks(bins.edges, [f"{edge:.2f}" for edge in bins.edges])
 
 

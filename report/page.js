@@ -63,7 +63,7 @@
       make("p", {},
         make("span", { class: "key" }, make("i", { class: "rated" }), "raters"),
         make("span", { class: "key" }, make("i"), said(data.heads[data.main])), status),
-      make("table", { class: "list" }, make("thead", {}, make("tr", {}, ...heads)), body),
+      make("table", { class: "list" }, make("thead", {}, make("tr", {}, ...heads, make("th", {}))), body),
       more,
     );
 
@@ -96,14 +96,14 @@
       const about = [data.id[k], data.speaker[k] && `speaker ${data.speaker[k]}`, `fold ${data.fold[k]}`].filter(Boolean);
       const open = make("button", { type: "button", "aria-expanded": "false" }, "All heads");
       const who = make("td", { class: "who" }, said(data.text[k], { class: "said" }), said(about.join(" · "), { class: "id" }), votes(k), ...player(k));
-      const chart = make("td", {}, bars(k), make("div", {}, open));
+      const chart = make("td", {}, bars(k));
       const cells = columns.slice(2).map((column) => make("td", { class: "n", "data-name": column.title }, share(column.key(k))));
-      const tr = make("tr", { "data-id": data.id[k] }, who, chart, ...cells);
+      const tr = make("tr", { "data-id": data.id[k] }, who, chart, ...cells, make("td", { class: "open" }, open));
       open.addEventListener("click", () => {
         const opened = open.getAttribute("aria-expanded") === "true";
         open.setAttribute("aria-expanded", String(!opened));
         if (opened) tr.nextElementSibling.remove();
-        else tr.after(make("tr", { class: "heads" }, make("td", { colspan: columns.length }, allHeads(k))));
+        else tr.after(make("tr", { class: "heads" }, make("td", { colspan: columns.length + 1 }, allHeads(k))));
       });
       return tr;
     }
@@ -127,7 +127,7 @@
         predicted.style.height = `${(probs[c] / 1000) * 34}px`;
         if (!target[c]) rated.style.border = "0";
         const column = make("div", { class: c === label ? "class top" : "class", title: words[c] },
-          make("div", { class: "pair2" }, rated, predicted), [...emotion].slice(0, 4).join(""));
+          make("div", { class: "pair2" }, rated, predicted), make("span", {}, emotion));
         box.append(column);
       });
       return box;

@@ -54,7 +54,7 @@ class Chapter:
             lines.append(
                 f"JS of {c.first} is {number_text(abs(c.difference), 4)} {verdict} than that of {c.second} "
                 f"(95 % interval {number_text(c.low, 4, True)} to {number_text(c.high, 4, True)}, "
-                f"p {PValue(c.p_holm).text if c.p_holm < 0.001 else '= ' + PValue(c.p_holm).text}{sure})."
+                f"p\N{NO-BREAK SPACE}{_equals(PValue(c.p_holm).text)}{sure})."
             )
         return lines
 
@@ -89,6 +89,11 @@ def page(chapters: Sequence[Chapter], title: str, notes: Sequence[str] = ()) -> 
         style=(HERE / "page.css").read_text(encoding="utf-8"),
         script=(HERE / "page.js").read_text(encoding="utf-8"),
     )
+
+
+def _equals(p: str) -> str:
+    """`< 0.001` as it is, `0.041` as `= 0.041`, never at the end of a line."""
+    return (p if p.startswith("<") else f"= {p}").replace(" ", "\N{NO-BREAK SPACE}")
 
 
 def _plain(settings: Mapping[str, Any]) -> dict[str, str]:

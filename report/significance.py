@@ -93,7 +93,8 @@ def compare(group: Group, clusters: Clusters, *, draws: int = DRAWS, seed: int =
             own.append(Comparison(reference.label, rival.label, metric, difference, low, high, p, p, agree))
         corrected = holm([one.p for one in own])
         found += [replace(one, p_holm=p) for one, p in zip(own, corrected, strict=True)]
-    return found
+    places = {rival.label: k for k, rival in enumerate(rivals)}
+    return sorted(found, key=lambda one: places[one.second])
 
 
 def interval(observed: float, drawn: Floats, freedom: int) -> tuple[float, float, float]:
@@ -102,9 +103,13 @@ def interval(observed: float, drawn: Floats, freedom: int) -> tuple[float, float
         return 0.0, 0.0, 1.0
     tail = stats.norm.cdf(stats.t.ppf((1 - LEVEL) / 2, freedom))
     low, high = np.quantile(drawn, [tail, 1 - tail])
-    beyond = min(np.count_nonzero(drawn <= 0), np.count_nonzero(drawn >= 0))
-    share = min((beyond + 1) / (len(drawn) + 1), 0.5)
-    return float(low), float(high), float(2 * stats.t.cdf(stats.norm.ppf(share), freedom))
+    beyond = int(min(np.count_nonzero(drawn <= 0), np.count_nonzero(drawn >= 0)))
+    return float(low), float(high), _p_value(beyond, len(drawn), freedom)
+
+
+def smallest_p(clusters: Clusters, draws: int) -> float:
+    """What `interval` gives where no draw is on the other side of 0."""
+    return _p_value(0, draws, clusters.freedom)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -141,6 +146,12 @@ def widened_draws(observed: Sequence[Floats], drawn: Sequence[Floats], sizes: Se
         for mean, some, size in zip(observed, drawn, sizes, strict=True)
     ]
     return np.asarray(np.mean(wide, axis=0))
+
+
+def _p_value(beyond: int, draws: int, freedom: int) -> float:
+    """Two-sided, from the number of draws on the other side of 0 (itself counted as one)."""
+    share = min((beyond + 1) / (draws + 1), 0.5)
+    return float(2 * stats.t.cdf(stats.norm.ppf(share), freedom))
 
 
 def _weights(rng: np.random.Generator, size: int, draws: int) -> Iterator[Floats]:

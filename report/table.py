@@ -61,7 +61,7 @@ class Interval:
 
     @property
     def texts(self) -> tuple[str, str]:
-        return number_text(self.low, DIGITS, True), number_text(self.high, DIGITS, True)
+        return number_text(self.low, DIGITS + 1, True), number_text(self.high, DIGITS + 1, True)
 
 
 @dataclass(frozen=True)

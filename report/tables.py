@@ -25,7 +25,7 @@ ENTRY = Column("entry", "system, head")
 def result_tables(group: Group) -> list[Table]:
     """The paper's Tables 1 to 4 and the table with every metric."""
     by_head = sorted(group.entries, key=lambda entry: entry.system == "amber2")
-    note = (_spread(group),)
+    note = [_spread(group), *_experts(group)]
     return [
         _table(
             "heads-distribution", "Every head, distribution metrics (Table 1 of the paper)", by_head, DISTRIBUTION, note
@@ -48,7 +48,10 @@ def published_table(group: Group) -> Table:
     theirs = [row for row in PUBLISHED if row.corpus == group.corpus]
     rows = [
         *ours,
-        *([row.method, *(Number(*row.scores.get(name, (None, None))) for name in AGAINST_PUBLISHED)] for row in theirs),
+        *(
+            _published_row(row.method, [row.scores.get(name, (None, None)) for name in AGAINST_PUBLISHED])
+            for row in theirs
+        ),
     ]
     traps = list(dict.fromkeys(row.note for row in theirs if row.note))
     if theirs:
@@ -175,6 +178,10 @@ def _metric_columns(metrics: Sequence[str]) -> list[Column]:
     return [Column(name, METRIC_TITLES[name]) for name in metrics]
 
 
+def _published_row(method: str, scores: Sequence[tuple[float | None, float | None]]) -> list[Cell]:
+    return [method, *(Number(mean, sd) for mean, sd in scores)]
+
+
 def _scores(entry: Entry, metrics: Sequence[str]) -> list[Number]:
     return [_seeds_of_fold_means(entry.tested, name) for name in metrics]
 
@@ -194,6 +201,17 @@ def _number(values: Sequence[Any]) -> Number:
     mean = float(np.mean(numbers))
     sd = float(np.std(numbers, ddof=1)) if len(numbers) > 1 else None
     return Number(mean if np.isfinite(mean) else None, sd)
+
+
+def _experts(group: Group) -> list[str]:
+    """What must be said where heads were trained to teach, not to match the raters."""
+    settings = [(entry.system, setting_of(entry.tested[0])) for entry in group.mains]
+    taught = [system for system, setting in settings if setting.get("lambda_expert") == 0]
+    return [
+        f"The heads of {system} beside the {setting['student']} head were trained without a rater loss of their own "
+        "(lambda expert 0): their scores tell how the student was taught, they are no results for one modality."
+        for system, setting in settings[:1] if system in taught
+    ]  # fmt: skip
 
 
 def _spread(group: Group, bold: bool = True) -> str:

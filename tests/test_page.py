@@ -1,0 +1,353 @@
+"""The page: its numbers are those of results.csv, its text is text, and a real browser finds nothing wrong with it."""
+
+from __future__ import annotations
+
+import csv
+import html.parser
+import json
+import re
+import statistics
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from browser import Page, browser, find_chromium
+from run_folders import GRID, Sketch, write_run
+
+from amber2_report.assembly import Report, write_report
+
+HOSTILE = (
+    "</script><script>document.title = 'taken'</script>",
+    '"quoted" & \'single\' <img src=x onerror="document.title=1">',
+    "مرحبا بالعالم – hello",
+    "I am fine 🙂\u2028{{ 7 * 7 }}",
+)
+NASTY_EMOTION = "<b>sad</b>"
+
+
+class Tables(html.parser.HTMLParser):
+    """The tables of a page: name → rows of (texts of the cell, values of its data elements)."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.found: dict[str, list[list[tuple[str, list[float]]]]] = {}
+        self.columns: dict[str, list[str]] = {}
+        self._table = ""
+        self._in_cell = False
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        attributes = dict(attrs)
+        if tag == "table":
+            self._table = attributes.get("data-table") or ""
+        elif tag == "th" and self._table and attributes.get("data-column"):
+            self.columns.setdefault(self._table, []).append(attributes["data-column"] or "")
+        elif tag == "tr" and self._table:
+            self.found.setdefault(self._table, []).append([])
+        elif tag == "td" and self._table:
+            self.found[self._table][-1].append(("", []))
+            self._in_cell = True
+        elif tag == "data" and self._in_cell:
+            self.found[self._table][-1][-1][1].append(float(attributes["value"] or "nan"))
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag == "td":
+            self._in_cell = False
+        elif tag == "table":
+            self._table = ""
+
+    def handle_data(self, data: str) -> None:
+        if self._in_cell and self._table:
+            text, values = self.found[self._table][-1][-1]
+            self.found[self._table][-1][-1] = (text + data, values)
+
+    def rows(self, name: str) -> list[dict[str, tuple[str, list[float]]]]:
+        return [dict(zip(self.columns[name], row, strict=True)) for row in self.found[name] if row]
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory: pytest.TempPathFactory) -> Report:
+    """A report of a run with a grid, an emotion and transcripts that would like to be markup."""
+    place = tmp_path_factory.mktemp("report")
+    sketch = Sketch(
+        count=90, grid=GRID, transcripts=HOSTILE, emotions=("neutral", NASTY_EMOTION, "angry", "happy"), seeds=3
+    )
+    write_run(place / "run", sketch, cache=place / "cache.h5")
+    return write_report([place / "run"], place / "out")
+
+
+@pytest.fixture(scope="module")
+def text(report: Report) -> str:
+    return report.page.read_text(encoding="utf-8")
+
+
+def results(report: Report) -> list[dict[str, str]]:
+    with (report.folder.parent / "run" / "results.csv").open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def mean_and_sd(rows: list[dict[str, str]], metric: str) -> tuple[float, float]:
+    """Over seeds, of the mean over folds, without any code of ours."""
+    seeds = sorted({row["seed"] for row in rows})
+    means = [statistics.fmean(float(row[metric]) for row in rows if row["seed"] == seed) for seed in seeds]
+    return statistics.fmean(means), statistics.stdev(means)
+
+
+def agrees(cell: tuple[str, list[float]], mean: float, sd: float) -> None:
+    words, values = cell
+    assert values == pytest.approx([mean, sd], abs=1e-12)
+    assert [float(word) for word in re.findall(r"\d+\.\d+", words)] == [round(mean, 3), round(sd, 3)]
+
+
+def test_every_number_of_the_result_tables_is_that_of_results_csv(report: Report, text: str) -> None:
+    tables, rows = Tables(text), results(report)
+    checked = 0
+    for name in ("heads-distribution", "heads-classification", "systems-distribution", "systems-classification",
+                 "all-metrics", "published"):  # fmt: skip
+        for row in tables.rows(name):
+            system, head = row.pop("entry")[0].removesuffix(" (this run)").split()
+            own = [r for r in rows if (r["system"], r["head"], r["split"]) == (system, head, "test")]
+            for metric, cell in row.items():
+                agrees(cell, *mean_and_sd(own, metric))
+                checked += 1
+    assert checked == 6 * 3 + 6 * 3 + 2 * 3 + 2 * 3 + 6 * 11 + 2 * 9
+
+
+def test_every_number_of_the_fold_table_is_that_of_results_csv(report: Report, text: str) -> None:
+    rows = results(report)
+    listed = Tables(text).rows("folds")
+    assert len(listed) == 6 * 3
+    for row in listed:
+        system, head = row.pop("entry")[0].split()
+        key = (system, head, "test", row.pop("fold")[0])
+        own = [r for r in rows if (r["system"], r["head"], r["split"], r["fold"]) == key]
+        assert {row.pop("n")[0]} == {r["n"] for r in own}
+        for metric, cell in row.items():
+            numbers = [float(r[metric]) for r in own]
+            agrees(cell, statistics.fmean(numbers), statistics.stdev(numbers))
+
+
+def test_every_number_of_the_settings_table_is_that_of_results_csv(report: Report, text: str) -> None:
+    rows = results(report)
+    listed = Tables(text).rows("settings-amber2-fusion")
+    assert len(listed) == len(GRID)
+    for row in listed:
+        point = (row.pop("lambda_mai")[0], row.pop("kappa")[0])
+        own = [r for r in rows if (r["system"], r["head"], r["split"], r["lambda_mai"], r["kappa"])
+               == ("amber2", "fusion", "dev", *point)]  # fmt: skip
+        chosen = len({r["fold"] for r in own if r["selected"] == "1"})
+        assert row.pop("folds_that_chose_it")[0] == str(chosen)
+        for metric, cell in row.items():
+            agrees(cell, *mean_and_sd(own, metric))
+
+
+def test_every_difference_is_that_of_results_csv(report: Report, text: str) -> None:
+    rows = results(report)
+    compared = [one for chapter in report.chapters for one in chapter.comparisons]
+    listed = Tables(text).rows("significance")
+    assert len(listed) == len(compared) == 3 * 7
+    for row, one in zip(listed, compared, strict=True):
+        means = []
+        for entry in row["comparison"][0].split(" − "):
+            system, head = entry.split()
+            own = [r for r in rows if (r["system"], r["head"], r["split"]) == (system, head, "test")]
+            means.append(mean_and_sd(own, one.metric)[0])
+        assert row["difference"][1] == pytest.approx([means[0] - means[1]], abs=1e-6)
+        assert row["interval"][1] == [one.low, one.high]
+        assert row["p_holm"][1] == [one.p_holm]
+
+
+def test_the_best_of_a_column_is_bold_and_nothing_else(report: Report, text: str) -> None:
+    table = re.search(r'data-table="systems-distribution".*?</table>', text, re.DOTALL)
+    assert table
+    bold = [float(value) for value in re.findall(r'<strong><data value="([^"]+)"', table[0])]
+    own = {
+        system: [r for r in results(report) if (r["system"], r["head"], r["split"]) == (system, "fusion", "test")]
+        for system in ("amber2", "cb-ce")
+    }
+    best = [
+        (min if metric == "js" else max)(mean_and_sd(rows, metric)[0] for rows in own.values())
+        for metric in ("js", "bc", "r2")
+    ]
+    assert {round(x, 3) for x in best} == {round(x, 3) for x in bold}
+
+
+def test_the_page_names_nothing_outside_of_itself(text: str) -> None:
+    loaded = re.findall(r'(?:src|href|action|data)="([^"#][^"]*)"|url\(([^)#]+)\)|@import', text)
+    assert [one for one in loaded if one[0] or one[1]] == []
+    assert "default-src 'none'" in text
+
+
+def test_hostile_words_are_text_in_the_file(text: str) -> None:
+    assert text.count("<script") == 2 == text.count("</script")
+    assert "<img" not in text
+    assert "<b>" not in text
+    assert "taken" in text
+
+
+# --- in a browser ---
+
+
+@pytest.fixture(scope="module")
+def chromium() -> str:
+    executable = find_chromium()
+    if executable is None:
+        pytest.skip("no chromium on the path: the page cannot be looked at")
+    return executable
+
+
+@pytest.fixture
+def shown(report: Report, chromium: str) -> Iterator[Page]:
+    with browser(chromium) as page:
+        page.resize(1400)
+        page.open(report.page)
+        yield page
+
+
+def ids(page: Page) -> list[str]:
+    found: list[str] = page.run("[...document.querySelectorAll('tr[data-id]')].map((row) => row.dataset.id)")
+    return found
+
+
+def press(page: Page, words: str) -> None:
+    found = f"[...document.querySelectorAll('button')].find((one) => one.textContent === {json.dumps(words)})"
+    page.run(f"{found}.click()")
+
+
+def settle(page: Page) -> None:
+    """Longer than the search waits for the next key."""
+    page.run("new Promise((done) => setTimeout(done, 250))")
+
+
+def test_the_browser_has_nothing_to_complain_of_and_loads_nothing(shown: Page, report: Report) -> None:
+    press(shown, "Raters split")
+    press(shown, "All heads")
+    settle(shown)
+    assert shown.complaints() == []
+    assert shown.requests() == [report.page.resolve().as_uri()]
+
+
+def test_hostile_words_are_text_in_the_browser(shown: Page) -> None:
+    press(shown, "All")
+    assert shown.run("document.title") == "Emotion recognition: made-up"
+    said = shown.run("[...document.querySelectorAll('.said')].slice(0, 4).map((one) => one.textContent)")
+    assert sorted(said) == sorted(HOSTILE)
+    assert shown.run("document.querySelectorAll('img, .utterances b').length") == 0
+    assert shown.run(f"document.body.textContent.includes({json.dumps(NASTY_EMOTION)})")
+    arabic = "[...document.querySelectorAll('.said')].find((one) => one.textContent.startsWith('مرحبا'))"
+    assert shown.run(f"getComputedStyle({arabic}).direction") == "rtl"
+
+
+def test_presets_and_heads_of_columns_sort(shown: Page, report: Report) -> None:
+    record = json.loads(report.chapters[0].utterances)
+    for preset, column in (
+        ("Raters split", "ambiguity"),
+        ("Modalities conflict", "conflict"),
+        ("Worst predicted", "js"),
+    ):
+        press(shown, preset)
+        order = sorted(range(len(record["id"])), key=lambda k, column=column: -record[column][k])
+        assert ids(shown) == [record["id"][k] for k in order[:25]]
+    shown.run("document.querySelector('th[data-name=js] button').click()")
+    order = sorted(range(len(record["id"])), key=lambda k: record["js"][k])
+    assert ids(shown) == [record["id"][k] for k in order[:25]]
+    assert shown.run("document.querySelector('th[data-name=js]').getAttribute('aria-sort')") == "ascending"
+
+
+def test_search_finds_transcripts_speakers_and_ids_and_more_shows_more(shown: Page) -> None:
+    def search(words: str) -> tuple[list[str], str]:
+        shown.run(
+            f"{{ const box = document.querySelector('input[type=search]'); box.value = {json.dumps(words)}; "
+            "box.dispatchEvent(new Event('input')); }"
+        )
+        settle(shown)
+        return ids(shown), str(shown.run("document.querySelector('[role=status]').textContent"))
+
+    assert search("u00007") == (["u00007"], "1 of 90 utterances")
+    assert search("🙂")[1].split()[0] == "22"
+    assert search("مرحبا S4")[1] == "2 of 90 utterances"
+    assert search("nothing like it") == ([], "0 of 90 utterances")
+    assert len(search("")[0]) == 25
+    press(shown, "Show more")
+    assert len(ids(shown)) == 50
+
+
+def test_all_heads_of_an_utterance_are_shown_with_their_numbers(shown: Page, report: Report) -> None:
+    record = json.loads(report.chapters[0].utterances)
+    press(shown, "All")
+    press(shown, "All heads")
+    cells = shown.run("[...document.querySelectorAll('.heads td td')].map((cell) => cell.textContent)")
+    k, classes = record["id"].index("u00000"), len(record["emotions"])
+    wanted = [record["target"], *record["probs"]]
+    assert [float(cell) for cell in cells] == [
+        x / 1000 for line in wanted for x in line[k * classes : (k + 1) * classes]
+    ]
+    assert "Expert weights: audio 0." in shown.run("document.querySelector('.heads .note').textContent")
+
+
+@pytest.mark.parametrize("width", [400, 700, 1000, 1400])
+def test_nothing_is_wider_than_the_window(shown: Page, width: int) -> None:
+    shown.resize(width)
+    shown.run("document.querySelectorAll('details').forEach((one) => { one.open = true; })")
+    press(shown, "All heads")
+    assert shown.run("document.documentElement.scrollWidth") <= width
+    outside = shown.run(
+        "[...document.querySelectorAll('body *')].filter((one) => !one.closest('.scroll, nav, pre, .heads, svg, bdi') "
+        f"&& one.getBoundingClientRect().right > {width} + 1).map((one) => one.outerHTML.slice(0, 80))"
+    )
+    assert outside == []
+
+
+# WCAG's contrast of an element's text with what lies behind it
+CONTRAST = """(() => {
+  const linear = (x) => x <= 0.03928 ? x / 12.92 : ((x + 0.055) / 1.055) ** 2.4;
+  const light = (colour) => colour.match(/[\\d.]+/g).slice(0, 3).map((x) => linear(x / 255))
+    .reduce((sum, x, k) => sum + x * [0.2126, 0.7152, 0.0722][k], 0);
+  const clear = (one) => /, 0\\)$|transparent/.test(getComputedStyle(one).backgroundColor);
+  const behind = (one) => {
+    while (clear(one)) one = one.parentElement;
+    return getComputedStyle(one).backgroundColor;
+  };
+  const worst = {};
+  const texts = 'p, td, th, h1, h3, a, button, summary, figcaption, .id, .voted, .class, svg text';
+  for (const one of document.querySelectorAll(texts)) {
+    if (!one.textContent.trim() || one.closest('details:not([open])')) continue;
+    const style = getComputedStyle(one), inSvg = one.closest('svg');
+    const ink = inSvg ? style.fill : style.color;
+    if (inSvg && /^rgb\\((255, 255, 255|17, 17, 17)\\)$/.test(ink)) continue;  // words on the cells of a heat map
+    const [a, b] = [light(ink), light(behind(one))].sort((x, y) => y - x);
+    const ratio = (a + 0.05) / (b + 0.05), name = inSvg ? 'svg' : one.tagName + '.' + one.className;
+    if (!(ratio >= worst[name])) worst[name] = ratio;
+  }
+  return worst;
+})()"""
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_text_stands_out_in_both_colour_schemes(shown: Page, scheme: str) -> None:
+    shown.prefer(scheme)
+    settle(shown)
+    worst = shown.run(CONTRAST)
+    assert len(worst) > 8
+    assert {name: ratio for name, ratio in worst.items() if ratio < 4.5} == {}
+    background = shown.run("getComputedStyle(document.body).backgroundColor")
+    assert (background == "rgb(255, 255, 255)") == (scheme == "light")
+
+
+def test_a_recording_in_the_page_plays(tmp_path: Path, chromium: str) -> None:
+    import wave
+
+    from amber2_report.assembly import AudioRequest, Options
+
+    with wave.open(str(tmp_path / "a.wav"), "wb") as file:
+        file.setparams((1, 2, 8000, 0, "NONE", ""))
+        file.writeframes(b"\0\1" * 4000)
+    write_run(tmp_path / "run", Sketch(audio=("a.wav", "gone.wav")), cache=tmp_path / "cache.h5")
+    made = write_report([tmp_path / "run"], tmp_path / "out", Options(audio=AudioRequest(tmp_path)))
+    with browser(chromium) as page:
+        page.open(made.page)
+        length = "new Promise((done) => { const one = document.querySelector('audio'); one.preload = 'auto'; "
+        length += "one.addEventListener('loadedmetadata', () => done(one.duration)); one.load(); })"
+        assert page.run(length) == pytest.approx(0.5)
+        assert page.complaints() == []
+        assert "1 more were not found" in page.run("document.body.textContent")
