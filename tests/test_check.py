@@ -1,0 +1,155 @@
+"""check-corpus: a release with every fault, counted by hand; the record, the lines, the picture and the exit code."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+from click.testing import CliRunner, Result
+
+from amber2_data.check import describe
+from amber2_data.cli import check_corpus
+
+# what other programs may count on
+KEYS = {
+    "utterances",
+    "kept",
+    "dropped",
+    "speakers",
+    "sessions",
+    "hours",
+    "emotions",
+    "raters_per_utterance",
+    "problems",
+}
+
+
+def wav(path: Path, seconds: float, *, seed: int = 0) -> None:
+    noise = np.random.default_rng(seed).normal(0, 0.1, round(16_000 * seconds))
+    soundfile.write(path, noise, 16_000, subtype="PCM_16")
+
+
+@pytest.fixture
+def manifest(tmp_path: Path) -> Path:
+    """Eight utterances in seven recordings."""
+    for name, seconds, seed in (("a", 3.6, 1), ("b", 1.8, 2), ("c", 1.8, 2), ("e", 0.0, 3), ("g", 1.8, 4)):
+        wav(tmp_path / f"{name}.wav", seconds, seed=seed)
+    (tmp_path / "f.wav").write_bytes(b"RIFF but no more")
+    rows = [
+        "id,audio,text,speaker,session,start,end,votes.neutral,votes.happy,votes.sad",
+        "1,a.wav,Yes.,ann,s1,0,1.8,3,0,0",  # unanimous
+        "2,a.wav,No.,bob,s1,1.8,3.6,1,1,0",  # tied, 1 bit
+        "3,b.wav,,ann,s2,,,0,2,1",  # no transcript
+        "4,c.wav,Well.,cid,s2,,,0,0,4",  # the bytes of b.wav
+        "5,d.wav,Gone.,cid,s2,,,1,0,0",  # no such recording
+        "6,e.wav,Silent.,,s2,,,0,1,0",  # no samples
+        "7,f.wav,Broken.,,s2,,,0,0,1",
+        "8,g.wav,Unrated.,dan,s3,,,0,0,0",
+    ]
+    (tmp_path / "corpus.csv").write_text("\n".join(rows) + "\n")
+    return tmp_path / "corpus.csv"
+
+
+def call(manifest: Path, *arguments: str) -> Result:
+    return CliRunner().invoke(check_corpus, ["--corpus", "manifest", "--root", str(manifest), *arguments])
+
+
+def record_of(manifest: Path, *arguments: str) -> dict[str, Any]:
+    result = call(manifest, "--json", *arguments)
+    assert result.exit_code in (0, 3), result.output
+    record: dict[str, Any] = json.loads(result.stdout)
+    return record
+
+
+def test_everything_is_counted_as_by_hand(manifest: Path) -> None:
+    record = record_of(manifest)
+    assert record.keys() >= KEYS
+    assert (record["utterances"], record["kept"], record["speakers"], record["sessions"]) == (8, 7, 4, 3)
+    assert record["dropped"] == {"no counting vote": 1, "not keep=any-vote": 0}
+    assert record["hours"] == pytest.approx(5 * 1.8 / 3600, abs=1e-4)
+    assert record["seconds"] == {"shortest": 1.8, "median": 1.8, "longest": 1.8}
+    assert record["emotions"] == {"neutral": 3, "happy": 2, "sad": 2}
+    assert record["raters_per_utterance"] == pytest.approx((3 + 2 + 3 + 4 + 1 + 1 + 1) / 7, abs=1e-4)
+    assert record["raters"] == {"1": 3, "2": 1, "3": 2, "4": 1}
+    assert record["transcripts_missing"] == 1
+    assert record["audio"] == {"missing": 1, "unreadable": 2, "duplicated": 1}
+    # entropies: 0, 1, .918, 0, 0, 0, 0 bits in five bins up to log2 3 = 1.585
+    assert record["ambiguity"]["counts"] == [5, 0, 1, 1, 0]
+    assert (record["ambiguity"]["unanimous"], record["ambiguity"]["tied"]) == (5, 1)
+    assert record["ambiguity"]["mean_bits"] == pytest.approx((1 + 0.9183) / 7, abs=1e-4)
+
+
+def test_every_problem_has_a_file_a_line_and_a_sentence(manifest: Path) -> None:
+    problems = record_of(manifest)["problems"]
+    assert all(problem.keys() == {"file", "line", "what"} for problem in problems)
+    told = {problem["file"]: problem["what"] for problem in problems}
+    assert told["d.wav"] == "no such recording"
+    assert told["e.wav"] == "cannot be read: it holds no sound"
+    assert told["f.wav"].startswith("cannot be read: ")
+    assert told["c.wav"] == "the same bytes as b.wav"
+
+
+def test_dropped_and_kept_are_all_utterances_under_any_policy(manifest: Path) -> None:
+    for keep, kept in (("any-vote", 7), ("plurality", 6), ("majority", 6)):
+        record = record_of(manifest, "--keep", keep)
+        assert (record["kept"], record["kept"] + sum(record["dropped"].values())) == (kept, 8)
+    two = record_of(manifest, "--emotions", "sad,happy", "--merge", "neutral=happy")
+    assert two["emotions"] == {"sad": 2, "happy": 5}
+    assert two["policy"]["merge"] == [["neutral", "happy"]]
+
+
+def test_a_policy_without_any_label_is_told_among_the_rest(manifest: Path) -> None:
+    result = call(manifest, "--json", "--emotions", "neutral,contempt")
+    record = json.loads(result.stdout)
+    assert (result.exit_code, record["kept"], record["dropped"]) == (3, 0, {"no label under the policy": 8})
+    assert "No kept utterance has a vote for 'contempt'" in record["labels_error"]
+    assert "none: No kept utterance" in describe(record)
+
+
+def test_the_lines_say_the_same(manifest: Path) -> None:
+    result = call(manifest)
+    assert result.exit_code == 3
+    for words in (
+        "8, 0.00 h, 4 speakers, 3 sessions",
+        "1 missing, 2 unreadable, 1 duplicated",
+        "7 kept; dropped: 1 no counting vote",
+        "5 unanimous, 1 tied",
+        "c.wav: the same bytes as b.wav",
+    ):
+        assert words in result.stdout
+
+
+def test_a_release_without_faults_exits_with_0(manifest: Path, tmp_path: Path) -> None:
+    lines = manifest.read_text().splitlines()
+    (tmp_path / "good.csv").write_text("\n".join([*lines[:4], lines[8]]) + "\n")
+    assert call(tmp_path / "good.csv").exit_code == 0
+
+
+@pytest.mark.parametrize("suffix", [".png", ".pdf", ".svg"])
+def test_the_picture_is_drawn(suffix: str, manifest: Path, tmp_path: Path) -> None:
+    assert call(manifest, "--figure", str(tmp_path / f"corpus{suffix}")).exit_code == 3
+    head = {".png": b"\x89PNG", ".pdf": b"%PDF", ".svg": b"<?xml"}[suffix]
+    assert (tmp_path / f"corpus{suffix}").read_bytes().startswith(head)
+
+
+@pytest.mark.parametrize(
+    ("name", "what"), [("x.gif", "Bad figure suffix '.gif', expected one of"), ("no/x.png", "there is no folder")]
+)
+def test_a_picture_that_cannot_be_written_is_refused_before_the_work(
+    name: str, what: str, manifest: Path, tmp_path: Path
+) -> None:
+    result = call(manifest, "--figure", str(tmp_path / name))
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert what in result.stderr
+
+
+def test_the_real_sample_is_checked(test_data: Path) -> None:
+    result = CliRunner().invoke(check_corpus, ["--corpus", "crema_d", "--root", str(test_data / "crema_d"), "--json"])
+    record = json.loads(result.stdout)
+    assert record["kept"] == record["utterances"] >= 360
+    assert record["audio"] == {"missing": 0, "unreadable": 0, "duplicated": 0}
+    assert sum(record["emotions"].values()) == record["kept"]
