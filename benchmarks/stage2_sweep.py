@@ -14,7 +14,7 @@ import math
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -25,8 +25,8 @@ from torch.utils.data import DataLoader, TensorDataset
 from amber2_core.tables import texts
 from amber2_train.fit import fit
 from amber2_train.folds import Fold
-from amber2_train.grid import expand
-from amber2_train.products import fast_products
+from amber2_train.grid import Setting, expand
+from amber2_train.products import Precision, fast_products
 from amber2_train.rows import FoldRows, fold_rows
 from amber2_train.targets import TrainingData
 
@@ -95,6 +95,11 @@ def made_up_fold() -> FoldRows:
     return fold_rows(data, Fold(1, rows[:TRAIN], rows[TRAIN:], rows[:0], 0))
 
 
+@fast_products()
+def swept(data: FoldRows, settings: Sequence[Setting], epochs: int, precision: Precision) -> None:
+    fit(data, settings, seeds=[0], epochs=epochs, precision=precision)
+
+
 def floor(settings: int, epochs: int, dtype: torch.dtype) -> tuple[float, float]:
     """Seconds of the wide products, and of AdamW's memory traffic, of one stack of settings."""
     weight = torch.randn(settings * 3 * WIDTH, SIZE)
@@ -131,14 +136,14 @@ def main() -> None:
     data, settings = made_up_fold(), expand(["amber2"], GRID)
     contestants: dict[str, tuple[int, Callable[[], object]]] = {
         "the user's loop": (1, lambda: users_loop(data, epochs)),
-        "sweep, fp32": (len(settings), lambda: fit(data, settings, seeds=[0], epochs=epochs)),
-        "sweep, bf16": (len(settings), lambda: fit(data, settings, seeds=[0], epochs=epochs, precision="bf16")),
+        "sweep, fp32": (len(settings), lambda: swept(data, settings, epochs, "fp32")),
+        "sweep, bf16": (len(settings), lambda: swept(data, settings, epochs, "bf16")),
     }
     times: dict[str, list[float]] = {name: [] for name in contestants}
+    for _ in range(TURNS):
+        for name, (fits, what) in contestants.items():
+            times[name].append(timed(what) / fits)
     with fast_products():
-        for _ in range(TURNS):
-            for name, (fits, what) in contestants.items():
-                times[name].append(timed(what) / fits)
         floors = {name: floor(len(settings), epochs, dtype)
                   for name, dtype in (("sweep, fp32", torch.float32), ("sweep, bf16", torch.bfloat16))}  # fmt: skip
     median = {name: statistics.median(some) for name, some in times.items()}

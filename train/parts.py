@@ -1,8 +1,8 @@
 """Finished stacks of a sweep on disk, so that a sweep can be stopped: dev rows and best runs go in, the same come out.
 
 One safetensors file per fold and stack, which takes its name only when it is complete. Tensors are called
-`<candidate>.<seed>.<parameter>`; the metadata entry `part` is JSON: `runs` trained, `rows` of results.csv, and for every candidate its
-setting, dev JS, architecture and epochs.
+`<candidate>.<seed>.<parameter>`; the metadata entry `part` is JSON: how many `runs` were trained, the `rows` of
+results.csv, and for every candidate its setting, dev JS, architecture and epochs.
 """
 
 from __future__ import annotations
@@ -41,7 +41,8 @@ class Parts:
 
     folder: Path
 
-    def __len__(self) -> int:
+    @property
+    def count(self) -> int:
         return len(list(self.folder.glob("fold*-stack*.safetensors")))
 
     def write(self, fold: int, stack: int, part: Part) -> None:

@@ -120,10 +120,10 @@ class _Plan:
 def _parts_of(rows: FoldRows, plan: _Plan, kept: Parts | None) -> Iterator[Part]:
     """Every stack of one fold: from disk where it was finished before, else trained, and kept."""
     for number, settings in enumerate(stacks(plan.settings, plan.device), start=1):
-        part = kept.read(rows.number, number) if kept else None
+        part = kept.read(rows.number, number) if kept is not None else None
         if part is None:
             part = _train(rows, settings, plan)
-            if kept:
+            if kept is not None:
                 kept.write(rows.number, number, part)
         yield part
 
