@@ -10,7 +10,7 @@ import json
 import math
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from amber2_core.utterance import Rating
@@ -19,12 +19,41 @@ from .tallies import anonymous_ratings
 
 # more raters than any corpus has: a larger count is a mistake, and would be as many ratings in memory
 MAX_VOTES = 10_000
+SUM_ROUNDING = 1e-3  # of shares that were written with three digits
 
 
 def counted_votes(cells: Mapping[str, str]) -> tuple[Rating, ...]:
     """Emotion → number of raters who chose it, as text."""
     counts = {emotion: _count(emotion, text.strip()) for emotion, text in cells.items()}
     return anonymous_ratings(counts, stimulus="audiovisual")
+
+
+def distributed_votes(
+    cells: Mapping[str, str],
+    *,
+    raters: str = "",
+    restored: Callable[[Mapping[str, float]], Mapping[str, float]] | None = None,
+) -> tuple[Rating, ...]:
+    """Emotion → share of the votes, as text; all cells empty is nobody's vote.
+
+    Args:
+        cells: shares that sum to 1 within `SUM_ROUNDING`.
+        raters: how many people stand behind them, empty text if it is not known; weights are shares of so many votes.
+        restored: what turns the written shares into those that are meant.
+    """
+    if not any(text.strip() for text in cells.values()):
+        return ()
+    shares = {emotion: _share(emotion, text.strip()) for emotion, text in cells.items()}
+    if abs(math.fsum(shares.values()) - 1) > SUM_ROUNDING:
+        raise ValueError(f"the shares sum to {math.fsum(shares.values()):g}, not to 1")
+    people = finite_number(raters or "1")
+    if people is None or not 0 < people <= MAX_VOTES:
+        raise ValueError(f"{raters!r} is not a number of raters")
+    if restored is not None:
+        shares = dict(restored(shares))
+    return tuple(
+        Rating("distribution", emotion, weight=share * people) for emotion, share in shares.items() if share > 0
+    )
 
 
 def listed_ratings(text: str) -> tuple[Rating, ...]:
@@ -63,6 +92,13 @@ def _count(emotion: str, text: str) -> int:
     if number > MAX_VOTES:
         raise ValueError(f"{text} votes for {emotion}, more than the {MAX_VOTES:,} allowed")
     return int(number)
+
+
+def _share(emotion: str, text: str) -> float:
+    number = finite_number(text or "0")
+    if number is None or not 0 <= number <= 1 + SUM_ROUNDING:
+        raise ValueError(f"{text!r} is not a share of {emotion}, expected 0 … 1")
+    return number
 
 
 def _rating(tick: Any, number: int) -> Rating:

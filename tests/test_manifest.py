@@ -17,6 +17,7 @@ from amber2_core.errors import CorpusError
 from amber2_core.utterance import Corpus, Utterance
 from amber2_data.corpora import manifest
 from amber2_data.corpora.registry import read_corpus
+from amber2_data.smoothing import smoothed, unsmoothed
 
 VOTES = """id,audio,text,speaker,session,votes.neutral,votes.happy,votes.angry
 a1,wav/a1.wav,"Well, no.",mary,1,2,0,1
@@ -168,7 +169,7 @@ def test_an_absolute_recording_is_refused(cell: str, tmp_path: Path) -> None:
         ("audio,text,label", r"no column 'id', expected one of \['id'\]"),
         ("id,text,label", r"no column 'audio', expected one of \['audio', 'wav', .*\]"),
         ("id,audio,label", r"no column 'text', expected one of \['text', 'transcript', .*\]"),
-        ("id,audio,text", r"no label: expected columns votes\.<emotion>, ratings or label"),
+        ("id,audio,text", r"no label: expected columns votes\.<emotion>, distribution\.<emotion>, ratings or label"),
         ("id,audio,text,votes.", "no label"),
         ("id,audio,wav,text,label", "columns 'audio' and 'wav' mean the same"),
         ("id,audio,text,label,session,fold", "columns 'session' and 'fold' mean the same"),
@@ -286,7 +287,9 @@ def test_a_manifest_without_anything_to_learn_from_is_refused(table: str, what: 
 
 
 def test_a_manifest_of_another_format_names_the_formats(tmp_path: Path) -> None:
-    with pytest.raises(CorpusError, match=r"Bad manifest suffix '\.xlsx', expected one of \['\.csv', '\.tsv'\]"):
+    with pytest.raises(
+        CorpusError, match=r"Bad manifest suffix '\.xlsx', expected one of \['\.csv', '\.tsv', '\.jsonl'"
+    ):
         read(tmp_path, b"PK\3\4", name="corpus.xlsx")
 
 
@@ -326,3 +329,155 @@ def test_a_damaged_manifest_is_read_or_refused_with_its_name(tmp_path: Path, dat
         assert len({utterance.id for utterance in utterances}) == len(utterances) > 0
         assert not any(str(utterance.audio).startswith(("/", "..")) for utterance in utterances)
     assert not refusal or "corpus.csv" in refusal
+
+
+# --- JSON lines, distributions and EMO-SUPERB's tables ---
+
+
+def json_lines(tmp_path: Path, *records: object) -> Corpus:
+    return read(tmp_path, "\n".join(json.dumps(record) for record in records) + "\n\n", name="corpus.jsonl")
+
+
+def test_json_lines_say_the_same_as_the_table(tmp_path: Path) -> None:
+    records: tuple[dict[str, object], ...] = (
+        {"id": "a1", "audio": "wav/a1.wav", "text": "Well, no.", "speaker": "mary", "session": 1,
+         "votes": {"neutral": 2, "happy": 0, "angry": 1}},
+        {"id": "a2", "audio": "wav/a2.wav", "text": 'She said "yes".', "speaker": "john", "session": "1",
+         "votes": {"happy": 3}},
+        {"id": "a3", "audio": "wav/a3.wav", "text": None, "speaker": "mary", "session": 2, "votes": {}},
+    )  # fmt: skip
+    corpus = json_lines(tmp_path, *records)
+    assert corpus.utterances == read(tmp_path, VOTES).utterances
+    assert corpus.defaults.emotions == ("neutral", "happy", "angry")
+
+
+def test_json_lines_hold_ratings_as_lists(tmp_path: Path) -> None:
+    ratings = ["sad", {"rater": "r7", "label": "angry"}]
+    utterance = only(json_lines(tmp_path, {"id": 1, "audio": "wav/a1.wav", "text": "x", "ratings": ratings, "v": 2.5}))
+    assert [(rating.rater, rating.label) for rating in utterance.ratings] == [("anonymous1", "sad"), ("r7", "angry")]
+    assert (utterance.id, utterance.attributes) == ("1", {"v": 2.5})
+
+
+@pytest.mark.parametrize(
+    ("line", "what"),
+    [
+        ("[1, 2]", "a line is one object, not list"),
+        ('{"id": "b"', "line 2: not a JSON line"),
+        ('{"id": "b", "id": "c"}', "the key 'id' stands twice"),
+        ('{"id": "b", "v": NaN}', "NaN is no number of JSON"),
+        ('{"id": "b", "v": {"x": 1}}', "'v' holds an object, which only votes and distribution may"),
+        ('{"id": "b", "votes": {"sad": {"x": 1}}}', "holds an object in an object"),
+        ('{"id": "b\\u0000", "label": "sad"}', "a NUL or half a surrogate pair"),
+        ("[" * 99_999, "line 2: not a JSON line"),
+        ('{"id": ' + "9" * 5000 + "}", "line 2: not a JSON line"),
+        (json.dumps({f"k{n}": n for n in range(5000)}), "more than the 4,096 different keys"),
+    ],
+    ids=lambda text: text[:40],
+)
+def test_a_line_that_is_no_json_is_refused_with_its_number(line: str, what: str, tmp_path: Path) -> None:
+    first = '{"id": "a", "audio": "wav/a1.wav", "text": "x", "label": "sad"}'
+    with pytest.raises(CorpusError, match=r"corpus\.jsonl, line 2: ") as error:
+        read(tmp_path, f"{first}\n{line}\n", name="corpus.jsonl")
+    assert what in str(error.value)
+
+
+@pytest.mark.parametrize("prefix", ["distribution.", ""])
+def test_shares_are_the_weights_of_one_distribution(prefix: str, tmp_path: Path) -> None:
+    header = f"id,audio,text,{prefix}neutral,{prefix}happy,{prefix}sad,raters"
+    rows = "1,wav/a1.wav,x,0.5,0.25,0.25,8\n2,wav/a1.wav,x,1,,0,\n3,wav/a1.wav,x,,,,\n"
+    first, second, third = read(tmp_path, f"{header}\n{rows}").utterances
+    assert [(r.rater, r.label, r.weight) for r in first.ratings] == [
+        ("distribution", "neutral", 4.0),
+        ("distribution", "happy", 2.0),
+        ("distribution", "sad", 2.0),
+    ]
+    assert [(r.label, r.weight) for r in second.ratings] == [("neutral", 1.0)]
+    assert third.ratings == ()
+
+
+@pytest.mark.parametrize(
+    ("row", "what"),
+    [
+        ("0.5,0.4,", "the shares sum to 0.9, not to 1"),
+        ("1.5,-0.5,", "'1.5' is not a share of happy, expected 0 … 1"),
+        ("-0.5,1,", "'-0.5' is not a share of happy"),
+        ("nan,1,", "'nan' is not a share of happy"),
+        ("0.5,0.5,0", "'0' is not a number of raters"),
+        ("0.5,0.5,many", "'many' is not a number of raters"),
+        ("0.5,0.5,1e9", "'1e9' is not a number of raters"),
+    ],
+)
+def test_shares_that_are_none_are_refused(row: str, what: str, tmp_path: Path) -> None:
+    with pytest.raises(CorpusError, match=re.escape(f"corpus.csv, line 2: {what}")):
+        read(tmp_path, f"id,audio,text,happy,sad,raters\n1,wav/a1.wav,x,{row}\n")
+
+
+def test_words_of_emotions_are_attributes_where_there_are_votes(tmp_path: Path) -> None:
+    utterance = only(read(tmp_path, "id,audio,text,votes.sad,votes.angry,happy\n1,wav/a1.wav,x,1,1,0.25\n"))
+    assert utterance.attributes == {"happy": 0.25}
+
+
+@pytest.mark.parametrize(
+    ("header", "what"),
+    [
+        ("id,audio,text,distribution.sad,ratings", "columns distribution.<emotion> and ratings both hold the votes"),
+        ("id,audio,text,distribution.sad", "a distribution over one emotion, 'sad'"),
+        ("id,audio,text,label,raters", "column 'raters' counts the raters of a distribution, and there is none"),
+    ],
+)
+def test_an_unclear_distribution_is_refused(header: str, what: str, tmp_path: Path) -> None:
+    with pytest.raises(CorpusError, match=re.escape(f"corpus.csv, line 1: {what}")):
+        read(tmp_path, header + "\n")
+
+
+def emo_superb(tmp_path: Path, *, smooth: bool, digits: int = 17) -> Corpus:
+    votes = {"wav/a1.wav": (3, 1, 0, 1), "wav/b.wav": (0, 0, 5, 0), "wav/c.wav": (2, 2, 0, 0)}
+    rows = []
+    for (name, counts), split in zip(votes.items(), ("Train", "Development", "Test1"), strict=True):
+        shares = dict(zip("ASHN", (n / sum(counts) for n in counts), strict=True))
+        written = smoothed(shares) if smooth else shares
+        cells = ",".join(f"{share:.{digits}g}" for share in written.values())
+        rows.append(f"{name},{cells},3.5,2,{'Unknown' if split == 'Test1' else '7'},Female,{split}\n")
+    header = "FileName,Angry,Sad,Amused,Neutral,EmoAct,EmoVal,SpkrID,Gender,Split_Set\n"
+    return read(tmp_path, header + "".join(rows))
+
+
+@pytest.mark.parametrize(("smooth", "digits"), [(True, 17), (True, 7), (False, 17)])
+def test_a_table_of_emo_superb_is_read_and_its_smoothing_undone(smooth: bool, digits: int, tmp_path: Path) -> None:
+    corpus = emo_superb(tmp_path, smooth=smooth, digits=digits)
+    weights = [{rating.label: rating.weight for rating in u.ratings} for u in corpus.utterances]
+    expected = [{"Angry": 0.6, "Sad": 0.2, "Neutral": 0.2}, {"Amused": 1.0}, {"Angry": 0.5, "Sad": 0.5}]
+    assert [found.keys() for found in weights] == [wanted.keys() for wanted in expected]
+    for found, wanted in zip(weights, expected, strict=True):
+        assert found == pytest.approx(wanted, abs=1e-9 if digits == 17 else 1e-6)
+    assert any("smoothed with ε = 0.05 over 4 classes; undone" in p.what for p in corpus.problems) == smooth
+    assert corpus.defaults.emotions == ("Angry", "Sad", "Amused", "Neutral")
+    assert corpus.defaults.folds == "official"
+    assert [(u.id, u.speaker, u.split) for u in corpus.utterances] == [
+        ("a1.wav", "7", "Train"),
+        ("b.wav", "7", "Development"),
+        ("c.wav", "", "Test1"),
+    ]
+    assert corpus.utterances[0].attributes == {"EmoAct": 3.5, "EmoVal": 2.0, "Gender": "Female"}
+
+
+@given(
+    st.lists(st.integers(0, 50), min_size=2, max_size=16).filter(lambda counts: sum(counts) > 0),
+    st.floats(0.001, 0.4),
+)
+def test_smoothing_and_its_inverse_cancel(counts: list[int], epsilon: float) -> None:
+    shares = {str(place): count / sum(counts) for place, count in enumerate(counts)}
+    written = smoothed(shares, epsilon)
+    assert sum(written.values()) == pytest.approx(1, abs=1e-9)
+    assert unsmoothed(written, epsilon) == pytest.approx(shares, abs=1e-9)
+    assert smoothed(unsmoothed(written, epsilon), epsilon) == pytest.approx(written, abs=1e-9)
+
+
+def test_a_share_below_what_smoothing_leaves_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"0\.01 for b is below 0\.05, the least that smoothing leaves"):
+        unsmoothed({"a": 0.99, "b": 0.01})
+
+
+def test_cells_that_a_spreadsheet_would_compute_stay_text(tmp_path: Path) -> None:
+    utterance = only(read(tmp_path, "id,audio,text,label\n=1+1,wav/a1.wav,@SUM(A1),-2+cmd|calc\n"))
+    assert (utterance.id, utterance.transcript, votes(utterance)) == ("=1+1", "@SUM(A1)", {"-2+cmd|calc": 1})

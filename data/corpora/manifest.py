@@ -1,24 +1,31 @@
-"""Any corpus that a user describes in one table: a CSV file → utterances with their votes.
+"""Any corpus that a user describes in one table: a CSV file or JSON lines → utterances with their votes.
 
 ```
 id,audio,text,speaker,session,votes.neutral,votes.happy,votes.angry,votes.sad
 a1,wav/a1.wav,"Well, no.",mary,1,2,0,1,0
 ```
-The root is the file itself; recordings are relative to its folder and stay inside it. UTF-8, quoted as in RFC 4180,
-separated by comma, semicolon or tab, whichever the header holds. Upper and lower case in these names are the same:
+The root is the file itself; recordings are relative to its folder and stay inside it. A .csv or .tsv file is UTF-8,
+quoted as in RFC 4180, separated by comma, semicolon or tab, whichever the header holds. In a .jsonl file every line is
+an object with these keys, `votes` and `distribution` being objects of their own. Upper and lower case are the same:
 
 | column | holds |
 |---|---|
 | `id` | a name of its own for each utterance |
 | `audio` (or `wav`, `file`, `path`, `FileName`, `audio_path`) | the recording |
 | `text` (or `transcript`, `Utterance`, `raw_text`) | what is said |
-| `speaker`, `session` (or `fold`), `dialogue`, `split`, `language` | may be missing, as may all below |
-| `start`, `end` | seconds into the recording |
+| `speaker` (or `SpkrID`), `session` (or `fold`), `dialogue`, `split` (or `Split_Set`), `language` | may be missing |
+| `start`, `end` | seconds into the recording, may be missing |
 
-The label stands in one of three forms; an empty cell is nobody's vote:
+The label stands in one of four forms; an empty cell is nobody's vote:
 - `votes.<emotion>`: how many raters chose the emotion, one column for each;
+- `distribution.<emotion>`, or just `<emotion>` where it is one of the field's words: shares that sum to 1, with the
+  number of raters in `raters` if it is known;
 - `ratings`: JSON, a list of labels or of `{"rater": …, "label": …}`;
-- `label`: one word. Beside votes or ratings it is the consensus of the corpus, the attribute `consensus`.
+- `label`: one word. Beside one of the others it is the consensus of the corpus, the attribute `consensus`.
+
+EMO-SUPERB's tables (`FileName,<classes>,[EmoAct,EmoVal,EmoDom,]SpkrID,Gender,Split_Set`) are read as they are, without
+id and text. Their labels are smoothed with ε = 0.05; where the least share of the file is just what smoothing leaves of
+none, the smoothing is undone, and a problem of the corpus says so.
 
 Any other column becomes an attribute: numbers if all its cells are numbers or empty, else text.
 """
@@ -29,52 +36,30 @@ import os
 import posixpath
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 from amber2_core.errors import CorpusError, bad_choice, parse_problem
-from amber2_core.utterance import Corpus, LabelDefaults, Rating, Utterance
+from amber2_core.utterance import Corpus, LabelDefaults, Problem, Rating, Utterance
+from amber2_core.votes import CONSENSUS
 
-from ..label_forms import counted_votes, finite_number, listed_ratings, single_label
-from ..rows import Row, read_table
+from ..json_rows import read_json_lines
+from ..label_forms import counted_votes, distributed_votes, finite_number, listed_ratings, single_label
+from ..manifest_columns import NAMES, Columns, manifest_columns
+from ..rows import Row, Table, read_table
+from ..smoothing import EMO_SUPERB_EPSILON, ROUNDING, restored, smoothing_floor
+
+__all__ = ["NAMES", "ORIGIN", "read"]
 
 ORIGIN = (
-    "The root is a CSV file with the columns id, audio, text, and votes.<emotion> (counts), ratings (JSON) or label."
+    "The root is a CSV or .jsonl file with the columns id, audio, text, and votes.<emotion> (counts), "
+    "distribution.<emotion> (shares), ratings (JSON) or label."
 )
 
-SUFFIXES = (".csv", ".tsv")
-NAMES: dict[str, tuple[str, ...]] = {
-    "id": ("id",),
-    "audio": ("audio", "wav", "file", "path", "filename", "audio_path"),
-    "text": ("text", "transcript", "utterance", "raw_text"),
-    "speaker": ("speaker",),
-    "session": ("session", "fold"),
-    "dialogue": ("dialogue",),
-    "split": ("split",),
-    "language": ("language",),
-    "start": ("start",),
-    "end": ("end",),
-    "ratings": ("ratings",),
-    "label": ("label",),
-}
-REQUIRED = ("id", "audio", "text")
-VOTES = "votes."
-CONSENSUS = "consensus"  # the attribute that label policies look for
+TABLES, JSON_LINES = (".csv", ".tsv"), (".jsonl", ".ndjson")
 
 Labels = Callable[[Mapping[str, str]], tuple[Rating, ...]]
-
-
-@dataclass(frozen=True, slots=True)
-class Columns:
-    """What the columns of one manifest mean."""
-
-    role: Mapping[str, str]  # role (a key of NAMES) → column
-    votes: Mapping[str, str]  # emotion → column
-    others: tuple[str, ...]  # become attributes
-
-    def cell(self, row: Mapping[str, str], role: str) -> str:
-        """The cell of a role without surrounding blanks, empty where there is no such column."""
-        return row[self.role[role]].strip() if role in self.role else ""
 
 
 def read(root: Path) -> Corpus:
@@ -83,13 +68,10 @@ def read(root: Path) -> Corpus:
     Raises:
         CorpusError: the file is no such table, or a row of it has no meaning; the message names the line.
     """
-    if root.is_dir():
-        raise CorpusError(f"{root} is a folder. {ORIGIN}")
-    if root.suffix.lower() not in SUFFIXES:
-        raise CorpusError(f"{bad_choice('manifest suffix', root.suffix, SUFFIXES)}: {root}")
-    table = read_table(root, delimiters=",;\t")
-    columns = _columns(root, table.header)
-    labels = _label_form(columns)
+    table = _table(root)
+    columns = manifest_columns(root, table.header)
+    problems: list[Problem] = []
+    labels = _label_form(columns, is_smoothed=columns.is_emo_superb and _is_smoothed(root, columns, problems))
     utterances: list[Utterance] = []
     lines: dict[str, int] = {}
     for row in table.rows:
@@ -104,49 +86,34 @@ def read(root: Path) -> Corpus:
     if not utterances:
         raise CorpusError(f"No utterance in {root}: the file ends after its header")
     _require_a_recording(root, utterances)
+    if "text" not in columns.role:
+        problems.append(Problem(root.name, 1, "no column of transcripts; all of them are empty"))
     defaults = _defaults(root, columns, utterances)
-    return Corpus("manifest", root.parent, _with_numbers(utterances, columns.others), defaults)
+    numbered = _with_numbers(utterances, columns.others)
+    return Corpus("manifest", root.parent, numbered, defaults, problems=tuple(problems))
 
 
-def _columns(path: Path, header: Sequence[str]) -> Columns:
-    role: dict[str, str] = {}
-    votes: dict[str, str] = {}
-    others: list[str] = []
-    meanings = {alias: name for name, aliases in NAMES.items() for alias in aliases}
-    for column in header:
-        meaning = meanings.get(column.lower())
-        emotion = column[len(VOTES) :].strip() if column.lower().startswith(VOTES) else ""
-        if emotion in votes or meaning in role:
-            one = votes.get(emotion) or role[str(meaning)]
-            raise CorpusError(parse_problem(path, 1, f"columns {one!r} and {column!r} mean the same: keep one"))
-        if emotion:
-            votes[emotion] = column
-        elif meaning:
-            role[meaning] = column
-        elif "/" in column or column == ".":  # an HDF5 path, as which the cache would take it
-            raise CorpusError(parse_problem(path, 1, f"column {column!r} cannot name an attribute: rename it"))
-        elif column:
-            others.append(column)
-    columns = Columns(role, votes, tuple(others))
-    problem = _what_is_unclear(columns)
-    if problem:
-        raise CorpusError(parse_problem(path, 1, problem))
-    return columns
+def _table(root: Path) -> Table:
+    if root.is_dir():
+        raise CorpusError(f"{root} is a folder. {ORIGIN}")
+    suffix = root.suffix.lower()
+    if suffix not in (*TABLES, *JSON_LINES):
+        raise CorpusError(f"{bad_choice('manifest suffix', root.suffix, (*TABLES, *JSON_LINES))}: {root}")
+    return read_json_lines(root) if suffix in JSON_LINES else read_table(root, delimiters=",;\t")
 
 
-def _what_is_unclear(columns: Columns) -> str:
-    """What is missing in a header or said twice in it, empty text if nothing."""
-    for needed in REQUIRED:
-        if needed not in columns.role:
-            return f"no column {needed!r}, expected one of {list(NAMES[needed])}"
-    if columns.votes and "ratings" in columns.role:
-        return f"columns {VOTES}<emotion> and ratings both hold the votes: keep one form"
-    raw = columns.votes or "ratings" in columns.role
-    if not raw and "label" not in columns.role:
-        return f"no label: expected columns {VOTES}<emotion>, ratings or label"
-    if raw and "label" in columns.role and CONSENSUS in columns.others:
-        return f"columns 'label' and {CONSENSUS!r} both hold the consensus: keep one"
-    return ""
+def _is_smoothed(root: Path, columns: Columns, problems: list[Problem]) -> bool:
+    """Whether the least share in a table of EMO-SUPERB's is just what smoothing leaves of none."""
+    floor = smoothing_floor(len(columns.shares))
+    least = 1.0
+    for row in _table(root).rows:
+        shares = [finite_number(row.cells[column].strip()) for column in columns.shares.values()]
+        least = min([least, *(share for share in shares if share is not None)])
+    if abs(least - floor) > ROUNDING:
+        return False
+    what = f"labels are smoothed with ε = {EMO_SUPERB_EPSILON:g} over {len(columns.shares)} classes; undone"
+    problems.append(Problem(root.name, None, what))
+    return True
 
 
 def _utterance(row: Row, columns: Columns, labels: Labels, folder: Path) -> Utterance:
@@ -155,20 +122,22 @@ def _utterance(row: Row, columns: Columns, labels: Labels, folder: Path) -> Utte
     def cell(role: str) -> str:
         return columns.cell(row.cells, role)
 
-    if not cell("id"):
+    recording = _recording(cell("audio"), folder)
+    id_ = posixpath.basename(recording or "") if columns.is_emo_superb and "id" not in columns.role else cell("id")
+    if not id_:
         raise ValueError("empty id")
     start, end = _seconds("start", cell("start")), _seconds("end", cell("end"))
     if end is not None and end <= (start or 0):
         raise ValueError(f"end {end:g} s is not after start {start or 0:g} s")
     attributes = {column: row.cells[column].strip() for column in columns.others}
-    if cell("label") and (columns.votes or "ratings" in columns.role):
+    if cell("label") and columns.has_raw_votes:
         attributes[CONSENSUS] = cell("label")
     return Utterance(
-        id=cell("id"),
-        audio=_recording(cell("audio"), folder),
+        id=id_,
+        audio=recording,
         transcript=cell("text"),
         ratings=labels(row.cells),
-        speaker=cell("speaker"),
+        speaker="" if columns.is_emo_superb and cell("speaker") == "Unknown" else cell("speaker"),
         session=cell("session"),
         dialogue=cell("dialogue"),
         split=cell("split"),
@@ -179,10 +148,17 @@ def _utterance(row: Row, columns: Columns, labels: Labels, folder: Path) -> Utte
     )
 
 
-def _label_form(columns: Columns) -> Labels:
+def _label_form(columns: Columns, *, is_smoothed: bool) -> Labels:
     """The function from the cells of a row to its ratings, for the form that the manifest uses."""
     if columns.votes:
         return lambda cells: counted_votes({emotion: cells[column] for emotion, column in columns.votes.items()})
+    if columns.shares:
+        restore = restored if is_smoothed else None
+        return lambda cells: distributed_votes(
+            {emotion: cells[column] for emotion, column in columns.shares.items()},
+            raters=columns.cell(cells, "raters"),
+            restored=restore,
+        )
     if "ratings" in columns.role:
         return lambda cells: listed_ratings(columns.cell(cells, "ratings"))
     return lambda cells: single_label(columns.cell(cells, "label"))
@@ -226,8 +202,12 @@ def _defaults(path: Path, columns: Columns, utterances: Sequence[Utterance]) -> 
     said = dict.fromkeys(rating.label for utterance in utterances for rating in utterance.ratings)
     if not said:
         raise CorpusError(f"No utterance of {path} has a vote")
-    in_sessions = all(utterance.session for utterance in utterances)
-    return LabelDefaults(emotions=tuple(columns.votes or said), folds="session" if in_sessions else "speaker")
+    folds: Literal["session", "speaker", "official"] = "speaker"
+    if all(utterance.session for utterance in utterances):
+        folds = "session"
+    elif columns.is_emo_superb and {"train", "test1"} <= {utterance.split.casefold() for utterance in utterances}:
+        folds = "official"
+    return LabelDefaults(emotions=tuple(columns.votes or columns.shares or said), folds=folds)
 
 
 def _with_numbers(utterances: Sequence[Utterance], names: Sequence[str]) -> tuple[Utterance, ...]:
