@@ -20,13 +20,13 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
+from amber2_core.arrays import Array, ArrayFile, open_arrays
 from amber2_core.cache import Failure, FeatureCache, Features, read_cache, write_cache
 from amber2_core.errors import CacheError
 from amber2_core.features import check_fit
 from amber2_core.tables import RatingTable, Texts, UtteranceTable, is_storable_name, texts
 from amber2_core.utterance import STIMULI, LabelDefaults, Stimulus
 
-from .arrays import Array, ArrayFile, open_arrays
 from .audio import sha256_of
 from .parts import work_folder
 

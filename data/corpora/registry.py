@@ -15,7 +15,10 @@ from amber2_core.utterance import Corpus, LabelDefaults
 READERS: dict[str, str] = {
     "crema_d": "crema_d",
     "iemocap": "iemocap",
+    "m3ed": "m3ed",
     "manifest": "manifest",
+    "meld": "meld",
+    "mosei": "mosei",
     "msp_podcast": "msp_podcast",
     "synthetic": "synthetic",
 }

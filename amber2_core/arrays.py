@@ -13,8 +13,8 @@ import numpy as np
 import numpy.typing as npt
 from safetensors import safe_open
 
-from amber2_core.errors import CacheError, bad_choice
-from amber2_core.tables import Texts, texts
+from .errors import CacheError, bad_choice
+from .tables import Texts, texts
 
 SUFFIXES = (".npy", ".npz", ".h5", ".hdf5", ".safetensors")
 MAX_BYTES = 64 << 30  # of one array: more is a damaged header, or an attack

@@ -1,0 +1,131 @@
+"""MELD: a release folder → lines of the series Friends, each with one label.
+
+```
+<root>/
+├── train_sent_emo.csv, dev_sent_emo.csv, test_sent_emo.csv       or in data/MELD/
+├── train_splits/dia0_utt0.wav
+├── dev_splits_complete/dia0_utt0.wav
+└── output_repeated_splits_test/dia0_utt0.wav
+```
+https://github.com/declare-lab/MELD, GPL-3.0; the release's .mp4 files have to be converted first, beside them and under
+their names: `ffmpeg -i dia0_utt0.mp4 -ac 1 -ar 16000 dia0_utt0.wav`. 13,708 utterances. There are no votes: the one
+label counts as one vote. Ids restart in each split, so they are prefixed with it.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+from amber2_core.errors import CorpusError
+from amber2_core.utterance import Corpus, LabelDefaults, Problem, Rating, Utterance
+from amber2_core.votes import CONSENSUS
+
+from ..rows import Row, read_table
+
+ORIGIN = "The root is the folder of MELD's CSV files, see https://github.com/declare-lab/MELD."
+
+DEFAULTS = LabelDefaults(
+    emotions=("neutral", "joy", "sadness", "anger", "surprise", "fear", "disgust"),
+    stimulus="audiovisual",
+    keep="any-vote",
+    folds="official",
+)
+# split → folder of its media
+MEDIA = {"train": "train_splits", "dev": "dev_splits_complete", "test": "output_repeated_splits_test"}
+PLACES = ("", "data/MELD/")
+REQUIRED = ("Utterance", "Speaker", "Emotion", "Sentiment", "Dialogue_ID", "Utterance_ID")
+BROKEN = frozenset({"train_dia125_utt3", "dev_dia110_utt7"})  # in the release
+NUMBER = re.compile(r"[0-9]{1,6}")
+
+
+def read(root: Path) -> Corpus:
+    """The utterances of the splits that are there, in the order of their tables.
+
+    Raises:
+        CorpusError: there is no table, none of the recordings is there, or a table cannot be read as one. What
+            concerns a row alone becomes a problem of the corpus.
+    """
+    problems: list[Problem] = []
+    utterances: dict[str, Utterance] = {}
+    for split in MEDIA:
+        file = next((f"{p}{split}_sent_emo.csv" for p in PLACES if (root / f"{p}{split}_sent_emo.csv").is_file()), None)
+        if file is None:
+            problems.append(Problem(f"{split}_sent_emo.csv", None, "missing; the corpus is without this split"))
+            continue
+        recordings = _recordings(root, split, problems)
+        for row in read_table(root / file, required=REQUIRED).rows:
+            try:
+                utterance = _utterance(row, split, recordings)
+                if utterance.id in utterances:
+                    raise ValueError(f"second row for {utterance.id}")
+            except ValueError as error:
+                problems.append(Problem(file, row.line, f"{error}; row left out"))
+                continue
+            utterances[utterance.id] = utterance
+    if not utterances:
+        raise CorpusError(f"No utterance in {root}/*_sent_emo.csv. {ORIGIN}")
+    problems += _missing(utterances)
+    if not any(utterance.audio for utterance in utterances.values()):
+        raise CorpusError(
+            f"No .wav file of {root} has its row: convert the release's videos, as in "
+            f"`ffmpeg -i dia0_utt0.mp4 -ac 1 -ar 16000 dia0_utt0.wav` in {', '.join(MEDIA.values())}"
+        )
+    return Corpus("meld", root, tuple(utterances.values()), DEFAULTS, problems=tuple(problems))
+
+
+def _recordings(root: Path, split: str, problems: list[Problem]) -> dict[str, str]:
+    """`dia0_utt0` → its recording relative to the root."""
+    folder = MEDIA[split]
+    try:
+        names = os.listdir(root / folder)
+    except OSError as error:
+        problems.append(Problem(folder, None, f"no such folder ({error.strerror}); the split has no recordings"))
+        return {}
+    found = {name[:-4]: f"{folder}/{name}" for name in names if name.endswith(".wav") and name[0] != "."}
+    videos = sum(name.endswith(".mp4") and name[:-4] not in found and name[0] != "." for name in names)
+    if videos:
+        what = f"{videos:,} .mp4 files have no .wav beside them: ffmpeg -i dia0_utt0.mp4 -ac 1 -ar 16000 dia0_utt0.wav"
+        problems.append(Problem(folder, None, what))
+    return found
+
+
+def _utterance(row: Row, split: str, recordings: Mapping[str, str]) -> Utterance:
+    cells = {name: text.strip() for name, text in row.cells.items()}
+    dialogue, number = cells["Dialogue_ID"], cells["Utterance_ID"]
+    if not NUMBER.fullmatch(dialogue) or not NUMBER.fullmatch(number):
+        raise ValueError(f"Dialogue_ID {dialogue[:20]!r} and Utterance_ID {number[:20]!r} are not both whole numbers")
+    if cells["Emotion"] not in DEFAULTS.emotions:
+        raise ValueError(f"emotion {cells['Emotion'][:20]!r} is not one of {list(DEFAULTS.emotions)}")
+    name = f"dia{int(dialogue)}_utt{int(number)}"
+    attributes = {"season": "Season", "episode": "Episode", "start_time": "StartTime", "end_time": "EndTime"}
+    return Utterance(
+        id=f"{split}_{name}",
+        audio=None if f"{split}_{name}" in BROKEN else recordings.get(name),
+        transcript=cells["Utterance"],
+        ratings=(Rating("consensus", cells["Emotion"]),),
+        speaker=cells["Speaker"],
+        dialogue=f"{split}_dia{int(dialogue)}",
+        split=split,
+        language="en",
+        attributes={
+            CONSENSUS: cells["Emotion"],
+            "sentiment": cells["Sentiment"],
+            **{attribute: cells[column] for attribute, column in attributes.items() if cells.get(column)},
+        },
+    )
+
+
+def _missing(utterances: Mapping[str, Utterance]) -> list[Problem]:
+    problems = [
+        Problem(MEDIA[utterances[name].split], None, f"{name} is known to be broken in the release; without recording")
+        for name in sorted(BROKEN & utterances.keys())
+    ]
+    for split, folder in MEDIA.items():
+        silent = [u.id for u in utterances.values() if u.split == split and not u.audio and u.id not in BROKEN]
+        if silent:
+            what = f"{len(silent):,} utterances have no .wav file, for one {silent[0]}"
+            problems.append(Problem(folder, None, what))
+    return problems
