@@ -5,8 +5,13 @@ settings.json     the command, corpus and cache (path, feature sets with fingerp
                   and dropped by reason, folds with their sizes, grid, seeds, versions
 results.csv       one row per (system, head, split, fold, seed, setting): `KEY_COLUMNS`, the settings by their names,
                   `epoch` (from 1) and `n` utterances, then every metric of `amber2_core.metrics`. split is dev for
-                  every setting, test for the selected one; selected is 1 where dev chose the setting. A setting that a
+                  every setting, test for the selected one (with --score-all for every one); selected is 1 where dev
+                  chose the setting. Of a run that diverged at once, epoch is 0 and metrics are nan. A setting that a
                   system does not look at is empty.
+experts.csv       what the selected settings learnt about modalities, on test: one row per (system, fold, seed, by,
+                  group), `by` is all, class (the target's largest share) or ambiguity (its entropy in bits, five
+                  bins); `n` utterances; `weight_<head>` the mean expert weight u (Eq. 5), empty for the student and for
+                  systems without experts; `disagreement` the mean JS(p_A‖p_T), of more modalities over their pairs
 predictions.npz   id (N,), fold (N,), target (N, C), emotions (C,), and for every system and head `<system>/<head>`
                   (seeds, N, C) float32: probabilities of the selected setting on test; N runs over all folds' test
                   rows. The test rows of results.csv are the metrics of exactly these numbers.
@@ -14,7 +19,7 @@ heads/            <system>-fold<k>-seed<s>.safetensors: the selected heads (`amb
 summary.json      table: system → head → metric → mean and sd (`summarise`); selected: system → fold → setting
 log.txt           what was logged, line by line
 ```
-A run folder stands under its name only when it is complete.
+A run folder stands under its name only when it is complete. What is not lies beside it, as NAME.unfinished.
 """
 
 from __future__ import annotations
@@ -39,7 +44,8 @@ from .metrics import METRICS
 from .tables import Texts
 
 KEY_COLUMNS = ("system", "head", "split", "fold", "seed", "selected")
-Row = Mapping[str, Any]  # one row of results.csv
+EXPERT_COLUMNS = ("system", "fold", "seed", "by", "group", "n", "disagreement")
+Row = Mapping[str, Any]  # one row of a table
 Summary = dict[str, dict[str, dict[str, dict[str, float | None]]]]
 
 
@@ -88,10 +94,12 @@ def write_json(path: Path, value: Mapping[str, Any]) -> None:
 
 def write_results(path: Path, rows: Sequence[Row]) -> None:
     """Write results.csv; numbers in full, so that they read back as the same."""
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows({name: "" if value is None else value for name, value in row.items()} for row in rows)
+    _write_table(path, rows)
+
+
+def write_experts(path: Path, rows: Sequence[Row]) -> None:
+    """Write experts.csv, as `write_results`."""
+    _write_table(path, rows)
 
 
 def write_predictions(path: Path, predictions: Predictions) -> None:
@@ -126,20 +134,7 @@ def read_results(folder: Path) -> list[dict[str, Any]]:
     Raises:
         RunFolderError: not a run folder, or the file is damaged.
     """
-    path = _file(folder / "results.csv")
-    try:
-        with path.open(newline="", encoding="utf-8") as file:
-            header, *rows = list(csv.reader(file, strict=True)) or [[]]
-    except (UnicodeDecodeError, csv.Error) as problem:
-        raise RunFolderError(f"{path} is damaged ({problem}): train again") from None
-    missing = [name for name in (*KEY_COLUMNS, "epoch", "n", *METRICS) if name not in header]
-    if missing:
-        raise RunFolderError(f"{path} has no column {missing[0]!r}: it was not written by train-heads")
-    for line, row in enumerate(rows, start=2):
-        if len(row) != len(header):
-            cut_off = parse_problem(path, line, f"expected {len(header)} columns, got {len(row)}")
-            raise RunFolderError(f"{cut_off}: train again")
-    return [{name: _value(text) for name, text in zip(header, row, strict=True)} for row in rows]
+    return _read_table(folder / "results.csv", (*KEY_COLUMNS, "epoch", "n", *METRICS))
 
 
 def read_predictions(folder: Path) -> Predictions:
@@ -162,13 +157,18 @@ def read_predictions(folder: Path) -> Predictions:
         raise RunFolderError(f"{path} is damaged ({problem}): train again") from None
 
 
+def read_experts(folder: Path) -> list[dict[str, Any]]:
+    """The rows of experts.csv, values as in `read_results`. RunFolderError: not a run folder, or damaged."""
+    return _read_table(folder / "experts.csv", EXPERT_COLUMNS)
+
+
 def summarise(rows: Sequence[Row]) -> Summary:
-    """system → head → metric → mean and sd, over the test rows.
+    """system → head → metric → mean and sd, over the test rows of the selected settings.
 
     A metric is averaged over the folds of each seed first; mean and sd (ddof 1, None for a single seed) are over seeds.
     """
     table: Summary = {}
-    tested = [row for row in rows if row["split"] == "test"]
+    tested = [row for row in rows if row["split"] == "test" and row["selected"]]
     for system, head in dict.fromkeys((row["system"], row["head"]) for row in tested):
         own = [row for row in tested if (row["system"], row["head"]) == (system, head)]
         seeds = sorted({row["seed"] for row in own})
@@ -177,6 +177,29 @@ def summarise(rows: Sequence[Row]) -> Summary:
             for metric in METRICS
         }
     return table
+
+
+def _write_table(path: Path, rows: Sequence[Row]) -> None:
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows({name: "" if value is None else value for name, value in row.items()} for row in rows)
+
+
+def _read_table(path: Path, columns: Sequence[str]) -> list[dict[str, Any]]:
+    try:
+        with _file(path).open(newline="", encoding="utf-8") as file:
+            header, *rows = list(csv.reader(file, strict=True)) or [[]]
+    except (UnicodeDecodeError, csv.Error) as problem:
+        raise RunFolderError(f"{path} is damaged ({problem}): train again") from None
+    missing = [name for name in columns if name not in header]
+    if missing:
+        raise RunFolderError(f"{path} has no column {missing[0]!r}: it was not written by train-heads")
+    for line, row in enumerate(rows, start=2):
+        if len(row) != len(header):
+            cut_off = parse_problem(path, line, f"expected {len(header)} columns, got {len(row)}")
+            raise RunFolderError(f"{cut_off}: train again")
+    return [{name: _value(text) for name, text in zip(header, row, strict=True)} for row in rows]
 
 
 def _mean_and_sd(per_seed: Sequence[Any]) -> dict[str, float | None]:

@@ -49,7 +49,7 @@ def run(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_run_folder_holds_what_its_docstring_says(run: Path) -> None:
     assert sorted(path.name for path in run.iterdir()) == [
-        "heads", "log.txt", "predictions.npz", "results.csv", "settings.json", "summary.json",
+        "experts.csv", "heads", "log.txt", "predictions.npz", "results.csv", "settings.json", "summary.json",
     ]  # fmt: skip
     names = {f"{s}-fold{k}-seed{seed}.safetensors" for s in ("amber2", "cb-ce") for k in (1, 2, 3) for seed in (0, 1)}
     assert {path.name for path in (run / "heads").iterdir()} == names

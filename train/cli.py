@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -34,8 +34,12 @@ class _Recorded(click.Command):
     "--cache-dir", type=click.Path(path_type=Path), help="Where to look for it. [default: $AMBER2_CACHE_DIR or ./cache]"
 )
 @click.option("--output", type=click.Path(path_type=Path), help="The run folder to write. [default: ./runs/TIME-NAME]")
-@click.option("--name", help="Name of the run. [default: the corpus]")
-@click.option("--system", default="amber2,cb-ce", metavar="LIST", help="Systems to train: amber2, cb-ce.")
+@click.option("--name", help="Name of the run. [default: the cache's]")
+@click.option("--preset", help="A grid to start from: paper, ablation; other options change it.")
+@click.option(
+    "--grid", "grid_file", type=click.Path(path_type=Path), help="The same from a TOML file; see docs/commands.md."
+)
+@click.option("--system", metavar="LIST", help="Systems to train: amber2, cb-ce. [default: both]")
 @_axis("--lambda-mai", "0.5", "Weight of the modality-ambiguity loss.")
 @_axis("--kappa", "4", "Sharpness of the expert weights; 0 weighs all alike.")
 @_axis("--lambda-rai", "1", "Weight of the rater-ambiguity loss.")
@@ -51,8 +55,14 @@ class _Recorded(click.Command):
 @_axis("--lr", "3e-4", "Learning rate of AdamW.")
 @_axis("--weight-decay", "1e-2", "Weight decay of AdamW.")
 @_axis("--batch-size", "128", "Utterances in a step.")
-@click.option("--seeds", type=int, default=5, help="Number of seeds.")
-@click.option("--epochs", type=int, default=30, help="Epochs; the best one on dev is kept.")
+@click.option("--seeds", type=int, help="Number of seeds. [default: 5]")
+@click.option("--epochs", type=int, help="Epochs; the best one on dev is kept. [default: 30]")
+@click.option("--patience", type=int, help="Stop after so many epochs without a better one. [default: never]")
+@click.option("--precision", default="fp32", help="Of the largest products; weights and scores are fp32: fp32, bf16.")
+@click.option("--score-all", is_flag=True, help="Score every setting on test, not only what dev chose.")
+@click.option(
+    "--plan", "only_plan", is_flag=True, help="Say what would be trained and how long it takes; train nothing."
+)
 @click.option("--inputs", default="raw", help="Features as cached, or standardised on train rows: raw, standardized.")
 @click.option(
     "--folds",
@@ -75,6 +85,7 @@ class _Recorded(click.Command):
 @click.option("--keep", help="Utterances: consensus, plurality, majority, any-vote. [default: the corpus's own]")
 @click.option("--audio", metavar="NAME", help="Audio feature set. [default: the only one]")
 @click.option("--text", metavar="NAME", help="Text feature set. [default: the only one]")
+@click.option("--video", metavar="NAME", help="Video feature set, as a third modality. [default: none]")
 @click.option("--device", default="auto", help="auto, cpu, cuda, cuda:0, …")
 @click.option("--json", "as_json", is_flag=True, help="Print the table as JSON.")
 @command_body
@@ -84,16 +95,18 @@ def train_heads(
     cache_dir: Path | None,
     output: Path | None,
     name: str | None,
-    system: str,
-    seeds: int,
-    epochs: int,
     inputs: str,
+    precision: str,
+    patience: int | None,
+    score_all: bool,
+    only_plan: bool,
     folds: str | None,
     audio: str | None,
     text: str | None,
+    video: str | None,
     device: str,
     as_json: bool,
-    **options: str | None,
+    **options: Any,
 ) -> None:
     """Train emotion heads from a feature cache: AmbER² and its baselines, over folds, seeds and a grid.
 
@@ -102,37 +115,59 @@ def train_heads(
 
     \b
       train-heads --kappa 4 --lambda-mai 0.5
-      train-heads --kappa 2,4,8 --lambda-mai 0.3,0.5,0.7
+      train-heads --preset paper
+
+    A sweep can be stopped: what was finished lies in NAME.unfinished beside the run folder, and the same command goes
+    on from there.
     """
     from amber2_core.label_spaces import policy_changes
 
-    from .run import Request, train
-    from .table import print_table, progress
+    from . import run
+    from .table import print_plan, print_table, progress
     from .targets import find_cache
 
     source = find_cache(cache, cache_dir)
-    request = Request(
+    modalities = {"audio": audio, "text": text} | ({"video": video} if video else {})
+    request = run.Request(
+        grid=_grid(options),
         policy=policy_changes(options),
         folds=folds,
-        systems=[part.strip() for part in system.split(",")],
-        axes=_axes(options),
-        seeds=seeds,
-        epochs=epochs,
-        inputs=inputs,  # type: ignore[arg-type]  # checked by `train`
-        modalities={"audio": audio, "text": text},
+        patience=patience,
+        inputs=inputs,  # type: ignore[arg-type]  # checked by `run`
+        precision=precision,  # type: ignore[arg-type]
+        score_all=score_all,
+        modalities=modalities,
         device=device,
         command=click.get_current_context().meta[_WORDS],
     )
-    folder = output or Path("runs") / f"{time.strftime('%Y%m%d-%H%M%S')}-{name or source.stem}"
+    if only_plan:
+        print_plan(run.plan(source, request), as_json=as_json)
+        return
     with progress() as on_progress:
-        report = train(source, folder, request, on_progress=on_progress)
+        report = run.train(source, output, request, name=name, on_progress=on_progress)
     if as_json:
-        click.echo(json.dumps({"run": str(report.folder), "table": report.table, "selected": report.selected}))
+        shown = {"table": report.table, "selected": report.selected, "weights": report.weights}
+        click.echo(json.dumps({"run": str(report.folder), **shown}))
     else:
         print_table(report)
 
 
-def _axes(options: Mapping[str, str | None]) -> dict[str, Any]:
-    from .grid import AXES, parse_axis
+def _grid(options: Mapping[str, Any]) -> Any:
+    """The preset's or the file's grid, changed by what else was typed."""
+    from amber2_core.errors import SettingError
 
-    return {name: parse_axis(name, text) for name in AXES if (text := options[name]) is not None}
+    from .grid import AXES, parse_axis
+    from .presets import Grid, preset, read_grid
+
+    if options["preset"] and options["grid_file"]:
+        raise SettingError("--preset and --grid are both a grid to start from: give one of them")
+    grid = Grid()
+    if options["preset"]:
+        grid = preset(options["preset"])
+    elif options["grid_file"]:
+        grid = read_grid(options["grid_file"])
+    typed = {axis: parse_axis(axis, text) for axis in AXES if (text := options[axis]) is not None}
+    changes = {key: value for key in ("seeds", "epochs") if (value := options[key]) is not None}
+    if (systems := options["system"]) is not None:
+        changes["systems"] = tuple(part.strip() for part in systems.split(","))
+    return replace(grid, axes={**grid.axes, **typed}, **changes)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import Field, dataclass, field, fields
 from typing import Any, Literal, get_args
@@ -68,6 +69,12 @@ class Setting:
         return {"system": self.name} | {name: None if name in unused else getattr(self, name) for name in AXES}
 
     @property
+    def point(self) -> str:
+        """In words: the name, and all that differs from the defaults."""
+        changed = {f.name: value for f in fields(self) if (value := getattr(self, f.name)) != f.default}
+        return " ".join([self.name, *(f"{name} {value}" for name, value in changed.items() if name in AXES)])
+
+    @property
     def shape(self) -> tuple[Value, ...]:
         """What must be equal for runs to train in one stack."""
         return (self.fusion, self.hidden, self.dropout, self.lr, self.weight_decay, self.batch_size)
@@ -95,23 +102,57 @@ def parse_axis(name: str, text: str) -> tuple[Value, ...]:
     return values
 
 
-def expand(systems: Sequence[str], axes: Mapping[str, Sequence[Value]]) -> tuple[Setting, ...]:
-    """Every combination of the axes for every system; an axis that a system ignores does not multiply its settings.
+def check_axis(name: str, values: Sequence[object]) -> tuple[Value, ...]:
+    """The values of one setting from a file, each checked as one that was typed.
 
     Raises:
-        SettingError: an unknown system, a system named twice, or a combination that could not train.
+        SettingError: as `parse_axis`.
+    """
+    for value in values:
+        if isinstance(value, bool) or not isinstance(value, float | int | str):
+            raise SettingError(f"Bad {_flag(name)} {value!r}, expected a number or a word, or a list of some")
+    return parse_axis(name, ",".join(str(value) for value in values))
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A system with some settings fixed, that competes and is shown for itself."""
+
+    name: str
+    changes: Mapping[str, Value]
+    system: str = "amber2"
+
+
+def expand(
+    systems: Sequence[str], axes: Mapping[str, Sequence[Value]], variants: Sequence[Variant] = ()
+) -> tuple[Setting, ...]:
+    """Every combination of the axes for every system and variant; what a system ignores does not multiply its settings.
+
+    Raises:
+        SettingError: an unknown system, a system or variant named twice, or a combination that could not train.
     """
     if not systems or len(set(systems)) < len(systems):
         raise SettingError(f"Bad system {','.join(systems)!r}, expected a list of different ones")
+    _check_names(systems, variants)
     settings: list[Setting] = []
-    for name in systems:
-        ignored = LOSS_SETTINGS - registry.system(name).uses
-        own = {axis: values for axis, values in axes.items() if axis not in ignored}
+    for variant in [*(Variant("", {}, name) for name in systems), *variants]:
+        ignored = LOSS_SETTINGS - registry.system(variant.system).uses
+        fixed = {axis: (value,) for axis, value in variant.changes.items()}
+        own = {axis: values for axis, values in {**axes, **fixed}.items() if axis not in ignored}
         for point in itertools.product(*own.values()):
             values: dict[str, Any] = dict(zip(own, point, strict=True))
-            settings.append(Setting(system=name, **values))
+            settings.append(Setting(system=variant.system, variant=variant.name, **values))
             _check(settings[-1])
     return tuple(settings)
+
+
+def _check_names(systems: Sequence[str], variants: Sequence[Variant]) -> None:
+    names = [*systems, *(Setting(system=v.system, variant=v.name).name for v in variants)]
+    for variant in variants:
+        if not re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", variant.name):
+            raise SettingError(f"Bad name {variant.name!r} of a variant, expected one such as no-mai")
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise SettingError(f"Bad grid: two of its variants are called {twice[0]!r}")
 
 
 def _parse(name: str, text: str) -> Value:

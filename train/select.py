@@ -58,7 +58,7 @@ def best_settings(
         decider = heads.index(registry.system(setting.system).decider(setting))
         score = float(dev_js[decider, :, k].mean())
         if not np.isfinite(score):
-            _log.warning("%s: the dev JS of a run is not a number from the first epoch on: left out", setting)
+            _log.warning("%s: the dev JS of a run is not a number from the first epoch on: left out", setting.point)
             continue
         if setting.name not in candidates or score < candidates[setting.name].dev_js:
             runs = tuple(_run(some, seed, k) for some in fitted for seed in range(some.stack.seeds))

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+import click
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from .plan import Plan
 from .run import Report
 
 # the metrics of the paper's tables, with the direction that is better; all others are in results.csv
@@ -47,7 +50,36 @@ def print_table(report: Report) -> None:
         chosen = "; ".join(f"fold {fold}: {point}" for fold, point in points.items() if point)
         if chosen:
             _print_plainly(console, f"{system}, chosen on dev: {chosen}")
+    for system, weights in report.weights.items():
+        shares = ", ".join(f"{expert} {weight:.3f}" for expert, weight in weights.items())
+        _print_plainly(console, f"{system}, mean expert weight: {shares}")
     _print_plainly(console, f"run folder: {report.folder}")
+
+
+def print_plan(plan: Plan, *, as_json: bool) -> None:
+    """What would be trained, in how many stacks, and what it would cost here."""
+    if as_json:
+        costs = {"runs": plan.runs, "stacks": len(plan.stacks), "bytes": plan.bytes, "seconds": plan.seconds}
+        click.echo(json.dumps({**costs, "settings": plan.systems}))
+        return
+    console = Console()
+    for system, count in plan.systems.items():
+        times = f"{count} settings x {plan.folds} folds x {plan.seeds} seeds = {count * plan.folds * plan.seeds} runs"
+        _print_plainly(console, f"{system}: {times}")
+    for stack in plan.stacks:
+        size = f"{stack.settings} settings x {stack.seeds} seeds at a time, {stack.parameters:,} parameters a run"
+        _print_plainly(console, f"stack of {size}: about {_duration(stack.seconds)}")
+    _print_plainly(
+        console,
+        f"in all {plan.runs} runs of {plan.epochs} epochs: about {_duration(plan.seconds)} and "
+        f"{plan.bytes / 2**30:.1f} GiB of memory here (measured over a few steps); nothing was trained",
+    )
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
 def _print_plainly(console: Console, line: str) -> None:

@@ -1,0 +1,116 @@
+"""What a sweep would cost: data and a grid go in; runs, stacks, memory and an estimate of time come out."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+
+from .fit import fit, new_stack
+from .folds import Fold
+from .grid import Setting
+from .products import Precision, fast_products
+from .rows import FoldRows, Rows, fold_rows
+from .sweep import seed_groups, stacks
+from .targets import TrainingData
+
+MEASURED_STEPS = 4
+# per run: parameters, two moments, the best epoch's parameters, gradients (on a CPU those of one run at a time)
+COPIES = 5
+
+
+@dataclass(frozen=True)
+class StackPlan:
+    """One stack: settings of one shape that train together, on every fold."""
+
+    settings: int
+    seeds: int  # trained at the same time
+    parameters: int  # of one run
+    seconds: float  # of all folds and seeds
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A sweep before it is trained."""
+
+    systems: dict[str, int]  # name → settings
+    folds: int
+    seeds: int
+    epochs: int
+    stacks: tuple[StackPlan, ...]
+    feature_bytes: int
+
+    @property
+    def runs(self) -> int:
+        return sum(self.systems.values()) * self.folds * self.seeds
+
+    @property
+    def seconds(self) -> float:
+        return sum(stack.seconds for stack in self.stacks)
+
+    @property
+    def bytes(self) -> int:
+        """Of features and of the largest stack with its optimizer."""
+        largest = max(s.settings * (s.parameters * (COPIES * s.seeds + self.seeds)) for s in self.stacks)
+        return self.feature_bytes + 4 * largest
+
+
+def plan_sweep(
+    data: TrainingData,
+    folds: Sequence[Fold],
+    settings: Sequence[Setting],
+    *,
+    seeds: int,
+    epochs: int,
+    precision: Precision = "fp32",
+    device: str = "cpu",
+) -> Plan:
+    """Count the runs of a sweep, and train a few steps of every stack to tell how long it would take."""
+    rows = fold_rows(data, folds[0], labels={setting.labels for setting in settings}, device=device)
+    planned = []
+    for some in stacks(settings, device):
+        groups = seed_groups(seeds, device)
+        step, dev_row = _measured(rows, some, groups[0], precision)
+        steps = sum(math.ceil(len(fold.train) / some[0].batch_size) for fold in folds)
+        scored = sum(len(fold.dev) for fold in folds)
+        parameters = sum(p[0, 0].numel() for p in new_stack(rows, some[:1], [0], torch.float32).parameters.values())
+        seconds = len(groups) * epochs * (steps * step + scored * dev_row)
+        planned.append(StackPlan(len(some), len(groups[0]), parameters, seconds))
+    names = [setting.name for setting in settings]
+    return Plan(
+        systems={name: names.count(name) for name in dict.fromkeys(names)},
+        folds=len(folds),
+        seeds=seeds,
+        epochs=epochs,
+        stacks=tuple(planned),
+        feature_bytes=sum(x.nbytes for x in data.features.values()),
+    )
+
+
+@fast_products()
+def _measured(
+    rows: FoldRows, settings: Sequence[Setting], seeds: Sequence[int], precision: Precision
+) -> tuple[float, float]:
+    """Seconds of one step, and of scoring one dev row, of a stack."""
+    batch = min(settings[0].batch_size, len(rows.train))
+    dev = len(rows.dev)
+
+    def seconds(steps: int, scored: int) -> float:
+        count = min(steps * batch, len(rows.train))
+        short = replace(rows, train=_first(rows.train, count), dev=_first(rows.dev, scored))
+        began = time.perf_counter()
+        fit(short, settings, seeds=seeds, epochs=1, precision=precision)
+        return time.perf_counter() - began
+
+    seconds(1, 1)
+    start = seconds(1, 1)
+    more = max(1, math.ceil(min((1 + MEASURED_STEPS) * batch, len(rows.train)) / batch) - 1)
+    step = max(seconds(1 + more, 1) - start, 1e-9) / more
+    return step, max(seconds(1, dev) - start, 0.0) / dev
+
+
+def _first(rows: Rows, count: int) -> Rows:
+    return replace(rows, index=rows.index[:count], targets=rows.targets[:count])
