@@ -9,6 +9,7 @@ import re
 import statistics
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from browser import Page, browser, find_chromium
@@ -214,6 +215,13 @@ def press(page: Page, words: str) -> None:
     page.run(f"{found}.click()")
 
 
+def first_ids(record: dict[str, Any], column: str, *, down: bool) -> list[str]:
+    """The utterances of the first 25 rows, sorted by a column; equal ones stay in their order."""
+    sign = -1 if down else 1
+    order = sorted(range(len(record["id"])), key=lambda k: sign * record[column][k])
+    return [record["id"][k] for k in order[:25]]
+
+
 def settle(page: Page) -> None:
     """Longer than the search waits for the next key."""
     page.run("new Promise((done) => setTimeout(done, 250))")
@@ -246,11 +254,9 @@ def test_presets_and_heads_of_columns_sort(shown: Page, report: Report) -> None:
         ("Worst predicted", "js"),
     ):
         press(shown, preset)
-        order = sorted(range(len(record["id"])), key=lambda k, column=column: -record[column][k])
-        assert ids(shown) == [record["id"][k] for k in order[:25]]
+        assert ids(shown) == first_ids(record, column, down=True)
     shown.run("document.querySelector('th[data-name=js] button').click()")
-    order = sorted(range(len(record["id"])), key=lambda k: record["js"][k])
-    assert ids(shown) == [record["id"][k] for k in order[:25]]
+    assert ids(shown) == first_ids(record, "js", down=False)
     assert shown.run("document.querySelector('th[data-name=js]').getAttribute('aria-sort')") == "ascending"
 
 

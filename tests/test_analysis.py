@@ -1,0 +1,119 @@
+"""What the figures show: equal to plain loops over utterances, and whole where the loops are whole."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import reference
+from run_folders import GRID, Sketch, write_run
+from sklearn.calibration import calibration_curve
+from sklearn.metrics import confusion_matrix
+
+from amber2_report import analysis
+from amber2_report.corpus_facts import corpus_facts
+from amber2_report.runs import Group, grouped, read_run
+
+
+@pytest.fixture(scope="module")
+def group(tmp_path_factory: pytest.TempPathFactory) -> Group:
+    place = tmp_path_factory.mktemp("analysis")
+    write_run(place / "run", Sketch(count=120, seeds=2, grid=GRID), cache=place / "c.h5")
+    return grouped([read_run(place / "run")])[0]
+
+
+def test_scores_by_bin_are_those_of_the_bins_utterances_alone(group: Group) -> None:
+    entry, target = group.mains[0], group.predictions.target
+    bins = analysis.bins_of(group)
+    scores = analysis.scores_by_bin(group, entry, bins)
+    assert bins.counts.sum() == len(target)
+    for b, count in enumerate(bins.counts):
+        inside = [k for k in range(len(target)) if bins.member[k] == b]
+        assert len(inside) == count
+        for k in inside:
+            assert bins.edges[b] - 1e-6 <= reference.entropy(target[k].tolist()) <= bins.edges[b + 1] + 1e-6
+        for seed in range(2):
+            if inside:
+                pairs = [(target[k].tolist(), entry.probs[seed, k].tolist()) for k in inside]
+                loop = sum(reference.js(y, p) for y, p in pairs) / len(pairs)
+                assert scores["js"][seed, b] == pytest.approx(loop, abs=1e-6)
+            else:
+                assert np.isnan(scores["js"][seed, b])
+
+
+def test_the_confusion_is_scikit_learns_and_its_rows_are_whole(group: Group) -> None:
+    entry, target = group.mains[0], group.predictions.target
+    label = [reference.argmax(y.tolist()) for y in target]
+    theirs = sum(confusion_matrix(label, probs.argmax(1), labels=range(4)) for probs in entry.probs)
+    np.testing.assert_allclose(analysis.confusion_shares(group, entry), theirs / theirs.sum(1, keepdims=True))
+
+
+def test_vote_shares_count_every_rater(group: Group) -> None:
+    entry, target = group.mains[0], group.predictions.target
+    wanted = np.zeros((4, 4))
+    for k, y in enumerate(target):
+        for c in range(4):
+            for d in range(4):
+                wanted[c, d] += y[c] * entry.probs[:, k, d].mean()
+    found = analysis.vote_shares(group, entry)
+    np.testing.assert_allclose(found, wanted / target.sum(0)[:, None], rtol=1e-5)
+    np.testing.assert_allclose(found.sum(1), 1, rtol=1e-5)
+
+
+def test_reliability_is_scikit_learns_calibration_curve(group: Group) -> None:
+    entry = group.mains[0]
+    confidence, accuracy, share = analysis.reliability(group, entry)
+    label = np.array([reference.argmax(y.tolist()) for y in group.predictions.target])
+    hits = np.concatenate([probs.argmax(1) == label for probs in entry.probs])
+    theirs = calibration_curve(hits, entry.probs.max(-1).astype(float).ravel(), n_bins=10)
+    np.testing.assert_allclose(accuracy[share > 0], theirs[0])
+    np.testing.assert_allclose(confidence[share > 0], theirs[1], rtol=1e-5)
+    assert share.sum() == pytest.approx(1)
+
+
+def test_expert_weights_are_equation_5_on_test(group: Group) -> None:
+    main = group.mains[0]
+    weights = analysis.expert_weights(group, main)
+    assert weights is not None
+    assert list(weights) == ["audio", "text"]
+    heads = group.heads(main)
+    for k in (0, 17, 119):
+        y = group.predictions.target[k].tolist()
+        loops = [
+            reference.expert_weights(y, [heads[name].probs[seed, k].tolist() for name in ("audio", "text")], GRID[0][1])
+            for seed in range(2)
+        ]
+        np.testing.assert_allclose([weights[name][k] for name in weights], np.mean(loops, axis=0), atol=1e-6)
+    assert analysis.expert_weights(group, group.mains[1]) is None
+
+
+def test_disagreement_is_the_divergence_of_the_heads_of_single_modalities(group: Group) -> None:
+    heads = group.heads(group.mains[1])
+    found = analysis.disagreement(group, group.mains[1])
+    assert found is not None
+    for k in (0, 60, 119):
+        loops = [
+            reference.js(heads["audio"].probs[s, k].tolist(), heads["text"].probs[s, k].tolist()) for s in range(2)
+        ]
+        assert found[k] == pytest.approx(np.mean(loops), abs=1e-6)
+
+
+def test_every_known_speaker_has_a_score(group: Group) -> None:
+    facts = corpus_facts(group)
+    names, means = analysis.speaker_scores(group, group.mains[0], facts.speaker)
+    assert sorted(names) == sorted(set(facts.speaker))
+    assert (np.diff(means) >= 0).all()
+
+
+def test_the_grid_holds_every_point_and_how_often_it_was_chosen(group: Group) -> None:
+    found = analysis.grid_map(group.mains[0])
+    assert found is not None
+    assert (found.lambda_mai, found.kappa) == ([0.3, 0.5, 0.7], [2.0, 4.0, 8.0])
+    assert found.chosen.tolist() == [[3, 0, 0], [0, 0, 0], [0, 0, 0]]
+    own = [
+        row for row in group.runs[0].rows if (row["system"], row["head"], row["split"]) == ("amber2", "fusion", "dev")
+    ]
+    for i, mai in enumerate(found.lambda_mai):
+        for j, kappa in enumerate(found.kappa):
+            scores = [row["js"] for row in own if (row["lambda_mai"], row["kappa"]) == (mai, kappa)]
+            assert found.js[i, j] == pytest.approx(np.mean(scores))
+    assert analysis.grid_map(group.mains[1]) is None

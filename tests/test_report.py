@@ -1,0 +1,203 @@
+"""`report-runs` from end to end: what it writes, what it refuses, and what it says."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+from run_folders import GRID, Sketch, write_run
+
+from amber2_report.assembly import AudioRequest, Options, write_report
+from amber2_report.cli import report_runs
+from amber2_report.drawing import Drawing
+from amber2_report.figures import Figures
+from amber2_report.runs import grouped, read_run
+from amber2_report.table import Number
+from amber2_report.tables import published_table
+
+
+def call(*arguments: object) -> Result:
+    return CliRunner().invoke(report_runs, [str(one) for one in arguments])
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    return write_run(tmp_path / "run", Sketch(grid=GRID), cache=tmp_path / "c.h5")
+
+
+@pytest.fixture
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reports without figures: drawing takes most of the time, and has its own tests."""
+    nothing = Drawing("", "", "", "", b"")
+    empty = Figures(nothing, (), (), (), (), (), (), ())
+    monkeypatch.setattr("amber2_report.assembly.figures", lambda group, facts: empty)
+
+
+def test_a_run_becomes_a_page_tables_and_figures(run: Path, tmp_path: Path) -> None:
+    done = call(run, "--output", tmp_path / "out")
+    assert done.exit_code == 0, done.output
+    assert re.search(
+        r"JS of amber2 fusion is 0\.\d{4} (lower|higher) than that of cb-ce fusion \(95 % interval", done.output
+    )
+    assert f"report: {tmp_path / 'out' / 'report.html'}" in done.output
+    names = {path.relative_to(tmp_path / "out").as_posix() for path in (tmp_path / "out").rglob("*") if path.is_file()}
+    tables = {"heads-distribution", "heads-classification", "systems-distribution", "systems-classification",
+              "all-metrics", "published", "significance", "folds", "settings-amber2-fusion"}  # fmt: skip
+    figures = {"ambiguity", "confusion-amber2-fusion", "confusion-cb-ce-fusion", "votes-amber2-fusion", "entropy",
+               "votes-cb-ce-fusion", "reliability", "experts-class", "experts-bin", "conflict-class", "conflict-bin",
+               "spread-folds", "spread-speakers", "grid-amber2-fusion"}  # fmt: skip
+    assert names == {
+        "report.html",
+        *(f"tables/{name}.{kind}" for name in tables for kind in ("csv", "md", "tex")),
+        *(f"figures/{name}.{kind}" for name in figures for kind in ("svg", "pdf")),
+    }
+
+
+def test_figures_carry_their_fonts_and_nothing_from_elsewhere_and_come_out_the_same(run: Path, tmp_path: Path) -> None:
+    for name in ("out", "again"):
+        write_report([run], tmp_path / name)
+    files = sorted(path.relative_to(tmp_path / "out") for path in (tmp_path / "out").rglob("*") if path.is_file())
+    assert [f for f in files if (tmp_path / "out" / f).read_bytes() != (tmp_path / "again" / f).read_bytes()] == []
+    for path in (tmp_path / "out" / "figures").glob("*.pdf"):
+        pdf = path.read_bytes()
+        assert b"/FontFile2" in pdf
+        assert b"/Type3" not in pdf
+    for path in (tmp_path / "out" / "figures").glob("*.svg"):
+        svg = path.read_text(encoding="utf-8")
+        assert "<text" not in svg
+        assert "var(" not in svg
+        assert re.findall(r'href="(?!#)', svg) == []
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_json_tells_where_the_report_is_and_what_was_compared(run: Path, tmp_path: Path) -> None:
+    done = CliRunner().invoke(report_runs, [str(run), "--output", str(tmp_path / "out"), "--json", "--quiet"])
+    found = json.loads(done.stdout)
+    assert found["report"] == str(tmp_path / "out" / "report.html")
+    assert {one["metric"] for one in found["comparisons"]} >= {"js", "bc", "r2", "accuracy", "macro_f1"}
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_runs_of_different_test_sets_have_chapters_and_are_not_compared(run: Path, tmp_path: Path) -> None:
+    other = write_run(tmp_path / "other", Sketch(corpus="another", emotions=("up", "down")), cache=tmp_path / "d.h5")
+    report = write_report([run, other], tmp_path / "out")
+    assert [chapter.group.corpus for chapter in report.chapters] == ["made-up", "another"]
+    page = report.page.read_text(encoding="utf-8")
+    assert "nothing is compared across them" in page
+    assert page.count('<article class="chapter"') == 2
+    ids = re.findall(r' id="([^"]+)"', re.sub(r"<svg.*?</svg>", "", page, flags=re.DOTALL))
+    assert len(set(ids)) == len(ids)
+    assert (tmp_path / "out" / "tables" / "2-another-other-folds.csv").is_file()
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_runs_of_one_test_set_are_compared_and_their_settings_told_apart(run: Path, tmp_path: Path) -> None:
+    other = write_run(tmp_path / "no-mai", Sketch(seed=1, grid=((0.0, 4.0),), systems=("amber2",)))
+    report = write_report([run, other], tmp_path / "out")
+    (chapter,) = report.chapters
+    assert chapter.differing_settings["lambda_mai"] == ["0.3, 0.5, 0.7", "0.0"]
+    assert {c.second for c in chapter.comparisons} >= {"no-mai: amber2 fusion", "run: cb-ce fusion"}
+
+
+def test_one_system_with_one_head_has_a_report_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("run_folders.HEADS", ("audio",))
+    run = write_run(tmp_path / "run", Sketch(systems=("emo-superb",), seeds=1))
+    report = write_report([run], tmp_path / "out")
+    page = report.page.read_text(encoding="utf-8")
+    assert "There is only one head: nothing to compare it with." in page
+    assert "no two heads of single modalities" in page
+    assert "±" not in (tmp_path / "out" / "tables" / "all-metrics.md").read_text(encoding="utf-8").split("Mean")[0]
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_a_report_without_its_cache_says_what_is_missing(run: Path, tmp_path: Path) -> None:
+    (tmp_path / "c.h5").unlink()
+    done = call(run, "--output", tmp_path / "out")
+    assert done.exit_code == 0
+    assert "warning: run: No feature cache at" in done.output
+    page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    assert "Transcripts, speakers or votes are missing: No feature cache at" in page
+    assert "draws of the 60 utterances, since their speakers are unknown" in page
+
+
+@pytest.mark.parametrize("corpus", ["iemocap", "msp_podcast", "crema_d", "made-up"])
+def test_published_numbers_stand_beside_runs_of_their_corpus_only(tmp_path: Path, corpus: str) -> None:
+    (group,) = grouped([read_run(write_run(tmp_path / "run", Sketch(corpus=corpus)))])
+    table = published_table(group)
+    notes = " ".join(table.notes)
+    scores = {str(row[0]): dict(zip([one.name for one in table.columns], row, strict=True)) for row in table.rows}
+    of_the_paper = corpus in ("iemocap", "msp_podcast")
+    assert ("AmbER², the paper" in scores) == of_the_paper
+    assert ("√JS in nats under the name of JS" in notes) == of_the_paper
+    assert ("Nothing that this project knows of was published" in notes) == (corpus == "made-up")
+    if corpus == "iemocap":
+        assert scores["AmbER², the paper"]["js"] == Number(0.193, 0.002)
+        assert scores["AER-LLM few-shot"]["js"] == Number(None)
+        assert scores["AER-LLM few-shot"]["js_distance_nats"] == Number(0.35)
+        assert scores["Emo_ent"]["uar"] == Number(0.658)
+        assert scores["Emo_ent"]["accuracy"] == Number(None)
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_recordings_are_embedded_only_when_asked_for_and_only_from_the_root(tmp_path: Path) -> None:
+    (tmp_path / "corpus").mkdir()
+    (tmp_path / "corpus" / "a.wav").write_bytes(b"RIFF of a")
+    (tmp_path / "secret.wav").write_bytes(b"not of the corpus")
+    sketch = Sketch(audio=("a.wav", "../secret.wav", "gone.wav", ""))
+    run = write_run(tmp_path / "run", sketch, cache=tmp_path / "c.h5")
+    silent = write_report([run], tmp_path / "silent").page.read_text(encoding="utf-8")
+    assert "data:audio" not in silent
+    loud = write_report([run], tmp_path / "loud", Options(audio=AudioRequest(tmp_path / "corpus")))
+    text = loud.page.read_text(encoding="utf-8")
+    assert re.findall(r"data:audio/[^\"]*", text) == ["data:audio/wav;base64,UklGRiBvZiBh"]
+    assert "2 more were not found" in text
+
+
+@pytest.mark.usefixtures("undrawn")
+@pytest.mark.parametrize("variable", [True, False])
+def test_the_root_of_the_recordings_is_found_or_its_names_are_told(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variable: bool
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    if variable:
+        monkeypatch.setenv("AMBER2_MADE_UP_ROOT", str(tmp_path))
+        assert call(run, "--output", "out", "--with-audio").exit_code == 0
+    else:
+        done = call(run, "--output", "out", "--with-audio")
+        assert done.exit_code == 1
+        assert "name the root of the corpus with --root, or set AMBER2_MADE_UP_ROOT" in done.output
+        assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_mistakes_are_told_in_one_line_and_leave_nothing(run: Path, tmp_path: Path) -> None:
+    (tmp_path / "taken").mkdir()
+    for arguments, words in (
+        ((tmp_path / "nowhere",), "is not a run folder"),
+        ((run, run), "is named twice"),
+        ((run, "--output", tmp_path / "taken"), "exists already"),
+    ):
+        done = call(*arguments, *(() if "--output" in arguments else ("--output", tmp_path / "out")))
+        assert done.exit_code == 1
+        assert len(done.output.strip().splitlines()) == 1
+        assert words in done.output
+    assert not (tmp_path / "out").exists()
+    assert call().exit_code == 2
+
+
+def test_help_waits_for_nothing_heavy() -> None:
+    code = "import sys, amber2_report.cli; print(*{'numpy', 'matplotlib', 'scipy', 'jinja2'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == []
+
+
+def test_torch_is_never_loaded() -> None:
+    heavy = "{'torch', 'transformers', 'torchaudio'}"
+    code = f"import sys, amber2_report.assembly, amber2_report.cli; print(*{heavy} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == []

@@ -1,0 +1,121 @@
+"""Run folders: what does not agree with itself is refused in one line, and only equal test sets are compared."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from run_folders import Sketch, write_run
+
+from amber2_core.errors import RunFolderError
+from amber2_report.runs import grouped, read_run
+
+
+def refusal(folder: Path) -> str:
+    with pytest.raises(RunFolderError) as caught:
+        read_run(folder)
+    assert "\n" not in str(caught.value)
+    assert str(folder) in str(caught.value)
+    return str(caught.value)
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    return write_run(tmp_path / "run")
+
+
+def edit(path: Path, change: Callable[[list[str]], list[str]]) -> None:
+    path.write_text("\n".join(change(path.read_text(encoding="utf-8").splitlines())) + "\n", encoding="utf-8")
+
+
+def changed(lines: list[str], column: str, value: str, *, split: str = "test") -> list[str]:
+    """The first row of a split with another value in a column."""
+    names = lines[0].split(",")
+    at = next(k for k, line in enumerate(lines) if f",{split}," in line)
+    cells = lines[at].split(",")
+    cells[names.index(column)] = value
+    return [*lines[:at], ",".join(cells), *lines[at + 1 :]]
+
+
+def test_a_run_as_it_was_written_is_read(run: Path) -> None:
+    found = read_run(run)
+    assert len(found.predictions.id) == 60
+    assert set(found.predictions.probs) == {
+        f"{s}/{h}" for s in ("amber2", "cb-ce") for h in ("audio", "text", "fusion")
+    }
+
+
+@pytest.mark.parametrize("name", ["settings.json", "results.csv", "predictions.npz"])
+def test_half_a_run_is_refused(run: Path, name: str) -> None:
+    (run / name).unlink()
+    assert f"it has no {name}" in refusal(run)
+
+
+def test_a_folder_of_something_else_and_no_folder_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "photos").mkdir()
+    assert "not a run folder" in refusal(tmp_path / "photos")
+    assert "name a folder that train-heads wrote" in refusal(tmp_path / "nowhere")
+
+
+def test_a_score_that_was_improved_by_hand_is_found(run: Path) -> None:
+    edit(run / "results.csv", lambda lines: changed(lines, "js", "0.01"))
+    line = refusal(run)
+    assert "changed by hand" in line
+    assert "js of amber2/audio, fold 1, seed 0 is 0.01" in line
+
+
+@pytest.mark.parametrize(("column", "value"), [("js", "good"), ("fold", "first"), ("split", "holdout")])
+def test_a_word_where_a_number_should_be_names_its_line(run: Path, column: str, value: str) -> None:
+    edit(run / "results.csv", lambda lines: changed(lines, column, value, split="dev"))
+    assert f"line 2: {column} is {value!r}" in refusal(run)
+
+
+def test_rows_that_are_missing_are_counted(run: Path) -> None:
+    edit(run / "results.csv", lambda lines: lines[:-1])
+    assert "has 5 test rows for cb-ce/fusion, expected one for each of 3 folds and 2 seeds" in refusal(run)
+
+
+def test_results_and_predictions_of_two_runs_do_not_go_together(run: Path, tmp_path: Path) -> None:
+    other = write_run(tmp_path / "other", Sketch(seed=1))
+    shutil.copy(other / "predictions.npz", run)
+    assert "changed by hand, or is of another run" in refusal(run)
+    fewer = write_run(tmp_path / "fewer", Sketch(systems=("amber2",)))
+    shutil.copy(fewer / "predictions.npz", run)
+    assert "only one of them has cb-ce/audio" in refusal(run)
+
+
+def test_predictions_that_do_not_fit_their_targets_are_refused(run: Path) -> None:
+    with np.load(run / "predictions.npz") as arrays:
+        kept = dict(arrays)
+    kept["amber2/audio"] = kept["amber2/audio"][:, :-1]
+    np.savez(run / "predictions.npz", **kept)
+    assert "amber2/audio has shape (2, 59, 4), expected (seeds, 60, 4)" in refusal(run)
+    kept["target"] = kept["target"][:-1]
+    np.savez(run / "predictions.npz", **kept)
+    assert "holds no predictions that fit its targets" in refusal(run)
+
+
+def test_runs_of_one_test_set_stand_together_and_others_apart(tmp_path: Path) -> None:
+    sketches = {
+        "a": Sketch(), "b": Sketch(seed=1), "other-votes": Sketch(votes_seed=1), "other-corpus": Sketch(corpus="x"),
+        "other-folds": Sketch(folds=2), "other-emotions": Sketch(emotions=("neutral", "happy", "angry", "fear")),
+        "other-utterances": Sketch(names="v"),
+    }  # fmt: skip
+    runs = [read_run(write_run(tmp_path / name, sketch)) for name, sketch in sketches.items()]
+    assert [[run.name for run in group.runs] for group in grouped(runs)] == [
+        ["a", "b"],
+        *([name] for name in list(sketches)[2:]),
+    ]
+
+
+def test_labels_name_the_run_only_where_they_must(tmp_path: Path) -> None:
+    first, second = (read_run(write_run(tmp_path / place / "run", Sketch(seed=k))) for k, place in enumerate("ab"))
+    (alone,) = grouped([first])
+    assert [entry.label for entry in alone.mains] == ["amber2 fusion", "cb-ce fusion"]
+    (both,) = grouped([first, second])
+    assert [entry.label for entry in both.mains] == [
+        "a/run: amber2 fusion", "b/run: amber2 fusion", "a/run: cb-ce fusion", "b/run: cb-ce fusion",
+    ]  # fmt: skip
