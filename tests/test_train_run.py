@@ -18,7 +18,7 @@ from synthetic_data import cache_of, write_small_cache
 from amber2_core.cache import write_cache
 from amber2_core.heads_folder import read_heads
 from amber2_core.metrics import METRICS, evaluate
-from amber2_core.run_folder import read_predictions, read_results, read_settings, read_summary
+from amber2_core.run_folder import read_experts, read_predictions, read_results, read_settings, read_summary
 from amber2_train.cli import train_heads
 
 QUICK = ["--hidden", "5", "--seeds", "2", "--epochs", "3", "--batch-size", "16", "--lr", "0.03"]
@@ -208,3 +208,56 @@ def test_a_policy_given_as_options_is_the_policy_used(cache: Path, tmp_path: Pat
     assert settings["policy"]["merge"] == [["sad", "neutral"]]
     assert settings["utterances"]["dropped"]["not keep=majority"] > 0
     assert read_predictions(tmp_path / "run").target.max(1).min() > 0.5
+
+
+def test_three_modalities_train_with_two_or_three_experts(tmp_path: Path) -> None:
+    cache = write_small_cache(tmp_path, count=36, modalities=("audio", "text", "video"), missing={"video": [4]})
+    train(cache, tmp_path / "run", "--video", "video-model", "--student", "video")
+    heads = {row["head"] for row in read_results(tmp_path / "run")}
+    assert heads == {"audio", "text", "video", "fusion"}
+    assert read_settings(tmp_path / "run")["utterances"]["dropped"]["features missing"] == 1
+    (row, *_) = read_experts(tmp_path / "run")
+    weights = [row[f"weight_{head}"] for head in ("audio", "text", "fusion")]
+    assert sum(weights) == pytest.approx(1)
+    assert row["weight_video"] is None
+    train(cache, tmp_path / "without")
+    assert {row["head"] for row in read_results(tmp_path / "without")} == {"audio", "text", "fusion"}
+
+
+def test_every_setting_is_scored_on_test_where_that_is_asked_for_and_the_table_stays(
+    run: Path, cache: Path, tmp_path: Path
+) -> None:
+    train(cache, tmp_path / "all", *GRID, "--score-all")
+    rows = [row for row in read_results(tmp_path / "all") if row["split"] == "test"]
+    assert len(rows) == (4 + 1) * 3 * 3 * 2
+    selected = [row for row in rows if row["selected"]]
+    assert selected == [row for row in read_results(run) if row["split"] == "test"]
+    assert read_summary(tmp_path / "all") == read_summary(run)
+
+
+def test_variants_have_rows_heads_and_predictions_of_their_own(cache: Path, tmp_path: Path) -> None:
+    train(cache, tmp_path / "run", "--preset", "ablation")
+    summary = read_summary(tmp_path / "run")["table"]
+    assert set(summary) == {
+        "amber2", "cb-ce", "amber2-no-mai", "amber2-no-rai", "amber2-uniform-weights", "amber2-hard-labels",
+        "amber2-student-audio", "amber2-student-text",
+    }  # fmt: skip
+    assert "amber2-no-mai/fusion" in read_predictions(tmp_path / "run").probs
+    heads = read_heads(tmp_path / "run" / "heads" / "amber2-no-mai-fold1-seed0.safetensors")
+    assert heads.origin["system"] == "amber2-no-mai"
+    assert heads.origin["setting"]["lambda_mai"] == 0
+    uniform = [row for row in read_experts(tmp_path / "run") if row["system"] == "amber2-uniform-weights"]
+    assert {row["weight_audio"] for row in uniform} == {0.5}
+
+
+def test_bfloat16_gives_nearly_the_same_scores_and_exact_ones_of_its_heads(
+    run: Path, cache: Path, tmp_path: Path
+) -> None:
+    train(cache, tmp_path / "low", *GRID, "--precision", "bf16")
+    exact, low = (read_summary(folder)["table"]["amber2"]["fusion"]["js"] for folder in (run, tmp_path / "low"))
+    assert low["mean"] != exact["mean"]
+    assert low["mean"] == pytest.approx(exact["mean"], abs=0.02)
+    predictions = read_predictions(tmp_path / "low")
+    row = next(r for r in read_results(tmp_path / "low") if r["split"] == "test")
+    probs = predictions.probs[f"{row['system']}/{row['head']}"][row["seed"], predictions.fold == row["fold"]]
+    assert row["js"] == float(evaluate(predictions.target[predictions.fold == row["fold"]], probs)["js"])
