@@ -47,6 +47,7 @@ KEY_COLUMNS = ("system", "head", "split", "fold", "seed", "selected")
 EXPERT_COLUMNS = ("system", "fold", "seed", "by", "group", "n", "disagreement")
 Row = Mapping[str, Any]  # one row of a table
 Summary = dict[str, dict[str, dict[str, dict[str, float | None]]]]
+Columns = dict[str, npt.NDArray[Any]]  # a tidy table: name → (rows,); `pandas.DataFrame(columns)` takes it as it is
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,6 +59,19 @@ class Predictions:
     target: npt.NDArray[np.float32]  # (N, C)
     emotions: tuple[str, ...]  # C
     probs: Mapping[str, npt.NDArray[np.float32]]  # "<system>/<head>" → (seeds, N, C)
+
+
+@dataclass(frozen=True, eq=False)
+class RunTables:
+    """A run folder as tidy tables; a number that is missing is NaN, a missing word is ""."""
+
+    settings: Mapping[str, Any]  # settings.json
+    results: Columns  # one row per row of results.csv
+    # one row per test utterance: id, fold, and the rated share of each emotion under `rated_<emotion>`
+    utterances: Columns
+    # one row per test utterance, system, head and seed: these and fold, and the shares under `predicted_<emotion>`
+    predictions: Columns
+    experts: Columns  # one row per row of experts.csv; empty where a run has none
 
 
 @contextmanager
@@ -162,6 +176,35 @@ def read_experts(folder: Path) -> list[dict[str, Any]]:
     return _read_table(folder / "experts.csv", EXPERT_COLUMNS)
 
 
+def load(folder: Path | str) -> RunTables:
+    """A run folder as tables for numpy, pandas or polars.
+
+    Raises:
+        RunFolderError: not a run folder, or one of its files is damaged.
+    """
+    folder = Path(folder)
+    predictions, results = read_predictions(folder), read_results(folder)
+    emotions = predictions.emotions
+    seeds = sorted({row["seed"] for row in results})
+    long: dict[str, list[npt.NDArray[Any]]] = {}
+    for (name, probs), k in ((item, k) for item in predictions.probs.items() for k in range(len(item[1]))):
+        system, _, head = name.partition("/")
+        words = {"system": system, "head": head, "seed": seeds[k]}
+        part = {"id": predictions.id, "fold": predictions.fold}
+        part |= {column: np.full(len(predictions.id), value) for column, value in words.items()}
+        part |= {f"predicted_{emotion}": probs[k, :, c] for c, emotion in enumerate(emotions)}
+        for column, values in part.items():
+            long.setdefault(column, []).append(values)
+    rated = {f"rated_{emotion}": predictions.target[:, c] for c, emotion in enumerate(emotions)}
+    return RunTables(
+        settings=read_settings(folder),
+        results=_columns(results),
+        utterances={"id": predictions.id, "fold": predictions.fold, **rated},
+        predictions={column: np.concatenate(parts) for column, parts in long.items()},
+        experts=_columns(read_experts(folder)) if (folder / "experts.csv").is_file() else {},
+    )
+
+
 def summarise(rows: Sequence[Row]) -> Summary:
     """system → head → metric → mean and sd, over the test rows of the selected settings.
 
@@ -200,6 +243,20 @@ def _read_table(path: Path, columns: Sequence[str]) -> list[dict[str, Any]]:
             cut_off = parse_problem(path, line, f"expected {len(header)} columns, got {len(row)}")
             raise RunFolderError(f"{cut_off}: train again")
     return [{name: _value(text) for name, text in zip(header, row, strict=True)} for row in rows]
+
+
+def _columns(rows: Sequence[Row]) -> Columns:
+    """Rows as columns: numbers where all that is there is numbers, else words."""
+    table: Columns = {}
+    for name in rows[0] if rows else ():
+        values = [row[name] for row in rows]
+        if all(isinstance(value, int) for value in values):
+            table[name] = np.array(values, dtype=np.int64)
+        elif all(isinstance(value, int | float | None) for value in values):
+            table[name] = np.array([math.nan if value is None else value for value in values], dtype=np.float64)
+        else:
+            table[name] = np.array(["" if value is None else str(value) for value in values], dtype=object)
+    return table
 
 
 def _mean_and_sd(per_seed: Sequence[Any]) -> dict[str, float | None]:

@@ -47,8 +47,8 @@ class Entry:
 
     @cached_property
     def tested(self) -> list[Row]:
-        """Its test rows of results.csv, one per fold and seed."""
-        return [row for row in self.run.rows if _key(row) == (self.system, self.head) and row["split"] == "test"]
+        """Its test rows of results.csv, one per fold and seed: those of the setting that dev chose."""
+        return [row for row in tested_rows(self.run.rows) if _key(row) == (self.system, self.head)]
 
     def per_seed(self, metric: str) -> Floats:
         """A metric averaged over the folds of each seed → (seeds,), from results.csv."""
@@ -140,6 +140,11 @@ def main_head(heads: Sequence[Entry]) -> str:
     return next((name for name in (student, "fusion") if name in names), names[-1])
 
 
+def tested_rows(rows: Sequence[Row]) -> list[Row]:
+    """The test rows of the settings that dev chose; a run may have scored the others on test as well."""
+    return [row for row in rows if row["split"] == "test" and row["selected"] == 1]
+
+
 def setting_of(row: Row) -> dict[str, Any]:
     """What was set in a run of results.csv, without what the system does not look at."""
     return {name: value for name, value in row.items() if name not in NO_SETTINGS and value is not None}
@@ -199,7 +204,7 @@ def _check_numbers(run: Run) -> None:
     """Every test row of results.csv must be what its predictions give."""
     p, path = run.predictions, run.folder / "results.csv"
     wanted = {tuple(name.split("/", 1)) for name in p.probs}
-    tested = [row for row in run.rows if row["split"] == "test"]
+    tested = tested_rows(run.rows)
     found = {_key(row) for row in tested}
     if found != wanted:
         odd = "/".join(map(str, sorted(found ^ wanted, key=str)[0]))

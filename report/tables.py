@@ -90,7 +90,7 @@ def setting_tables(group: Group) -> list[Table]:
             cells = [_seeds_of_fold_means(own, name) for name in metrics]
             chosen = len({row["fold"] for row in own if row["selected"] == 1})
             named = [str(values.get(name, "–")) for name in varied]
-            lines.append((cells[0].value or 0.0, [*named, *cells, str(chosen)]))
+            lines.append((np.inf if cells[0].value is None else cells[0].value, [*named, *cells, str(chosen)]))
         columns = [*(Column(name, name.replace("_", " ")) for name in varied), *_metric_columns(metrics)]
         columns.append(Column("folds_that_chose_it", "chosen in folds"))
         tables.append(

@@ -10,8 +10,12 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
+from house import ROOT
 from run_folders import GRID, Sketch, write_run
+from synthetic_data import write_small_cache
 
+from amber2_core.run_folder import read_experts
+from amber2_report.analysis import expert_weights
 from amber2_report.assembly import AudioRequest, Options, write_report
 from amber2_report.cli import report_runs
 from amber2_report.drawing import Drawing
@@ -19,6 +23,7 @@ from amber2_report.figures import Figures
 from amber2_report.runs import grouped, read_run
 from amber2_report.table import Number
 from amber2_report.tables import published_table
+from amber2_train.cli import train_heads
 
 
 def call(*arguments: object) -> Result:
@@ -201,3 +206,45 @@ def test_torch_is_never_loaded() -> None:
     code = f"import sys, amber2_report.assembly, amber2_report.cli; print(*{heavy} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == []
+
+
+def test_what_train_heads_writes_is_what_the_report_reads(tmp_path: Path) -> None:
+    cache = write_small_cache(tmp_path, count=90)
+    arguments = ["--cache", str(cache), "--output", str(tmp_path / "run"), "--seeds", "2", "--epochs", "2"]
+    trained = CliRunner().invoke(
+        train_heads, [*arguments, "--kappa", "2,8", "--score-all", "--quiet", "--device", "cpu"]
+    )
+    assert trained.exit_code == 0, trained.output
+    report = write_report([tmp_path / "run"], tmp_path / "out")
+    (chapter,) = report.chapters
+    assert chapter.facts.missing == ""
+    assert all(chapter.facts.speaker)
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text(encoding="utf-8"))["table"]
+    for row in chapter.results[4].rows:
+        system, head = str(row[0]).split()
+        for column, cell in zip(chapter.results[4].columns[1:], row[1:], strict=True):
+            assert isinstance(cell, Number)
+            assert cell.value == pytest.approx(summary[system][head][column.name]["mean"])
+            assert cell.sd == pytest.approx(summary[system][head][column.name]["sd"])
+    weights = expert_weights(chapter.group, chapter.group.mains[0])
+    assert weights is not None
+    learnt = [row for row in read_experts(tmp_path / "run") if (row["system"], row["by"]) == ("amber2", "all")]
+    for fold in sorted({row["fold"] for row in learnt}):
+        rows = [row["weight_audio"] for row in learnt if row["fold"] == fold]
+        ours = weights["audio"][chapter.group.predictions.fold == fold].mean()
+        assert ours == pytest.approx(sum(rows) / len(rows), abs=1e-6)
+
+
+def test_the_example_of_the_page_on_reports_runs(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "report.md").read_text(encoding="utf-8"), re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs").mkdir()
+    run.rename(tmp_path / "runs" / "iemocap")
+    exec(compile(code, "docs/report.md", "exec"), {})
+    lines = capsys.readouterr().out.splitlines()
+    summary = json.loads((tmp_path / "runs" / "iemocap" / "summary.json").read_text(encoding="utf-8"))["table"]
+    for system, line in zip(("amber2", "cb-ce"), lines[:2], strict=True):
+        assert line == f"{system} {round(summary[system]['fusion']['js']['mean'], 4)}"
+    assert [line.split()[0] for line in lines[2:]] == ["1", "2", "3"]
