@@ -120,8 +120,9 @@ def _what_is_unclear(columns: Columns) -> str:
         return f"columns {said[0]} and {said[1]} both hold the votes: keep one form"
     if not said and "label" not in columns.role:
         return f"no label: expected columns {VOTES}<emotion>, {DISTRIBUTION}<emotion>, ratings or label"
-    if len(columns.shares) == 1:
-        return f"a distribution over one emotion, {next(iter(columns.shares))!r}: expected two or more"
+    for emotions in (columns.votes, columns.shares):
+        if len(emotions) == 1:
+            return f"votes for one emotion alone, {next(iter(emotions))!r}: expected two or more"
     if said and "label" in columns.role and CONSENSUS in columns.others:
         return f"columns 'label' and {CONSENSUS!r} both hold the consensus: keep one"
     if "raters" in columns.role and not columns.shares:

@@ -77,7 +77,15 @@ def read_ballots(root: Path, labels: str, problems: list[Problem]) -> dict[str, 
         ballot.ratings.append(shared.get(tick) or shared.setdefault(tick, Rating(*tick, stimulus="audio")))
         if vote.secondary:
             ballot.secondary.append(f"{vote.rater}: {vote.secondary}")
+    if not _ends_a_line(root / place):
+        problems.append(Problem(place, None, "the last line does not end: is the file cut off?"))
     return {stem: ballot for stem, ballot in ballots.items() if ballot.ratings or ballot.consensus}
+
+
+def _ends_a_line(path: Path) -> bool:
+    with path.open("rb") as file:
+        file.seek(max(0, path.stat().st_size - 1))
+        return file.read() in (b"\n", b"\r", b"}")
 
 
 def _what_is_wrong(vote: _Vote) -> str:
@@ -140,7 +148,11 @@ def _text_votes(path: Path, place: str, ballots: dict[str, Ballot], problems: li
                 problems.append(Problem(place, number, f"second block of {stem[:60]}; left out"))
                 file = "?"
             elif FILE_NAME.fullmatch(head):
-                ballots[stem] = Ballot(consensus=rest.partition(";")[0].strip())
+                code, *dimensions = (part.strip() for part in rest.rstrip("; ").split(";"))
+                ballots[stem] = Ballot(consensus=code)
+                if not all(map(DIMENSION.fullmatch, dimensions)):
+                    what = f"not recording; class; A:…; V:…; D:…;: {line[:120]!r}; read up to its class"
+                    problems.append(Problem(place, number, what))
             else:
                 problems.append(Problem(place, number, f"{head[:60]!r} is not the name of a recording; block left out"))
                 file = "?"

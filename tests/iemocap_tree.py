@@ -56,7 +56,7 @@ def write(root: Path) -> Written:
             for turn in turns:
                 (folder / f"{turn}.wav").touch()
             (evaluations / f"._{name}.txt").write_bytes(b"\x00\x05\x16\x07AppleDouble")
-            (evaluations / f"{name}.txt").write_text(_evaluation(turns, share, written, chance), encoding="ascii")
+            (evaluations / f"{name}.txt").write_text(evaluation(turns, share, written, chance), encoding="ascii")
             (transcripts / f"{name}.txt").write_text(_transcripts(turns, written, chance), encoding="ascii")
     return written
 
@@ -90,7 +90,8 @@ def _codes_by_session(chance: random.Random) -> list[list[str]]:
     return sessions
 
 
-def _evaluation(turns: list[str], codes: list[str], written: Written, chance: random.Random) -> str:
+def evaluation(turns: list[str], codes: list[str], written: Written, chance: random.Random) -> str:
+    """The file of one dialogue, with these consensus codes; what is drawn is noted in `written`."""
     lines = ["% [START_TIME - END_TIME] TURN_NAME EMOTION [V, A, D]", ""]
     for k, (turn, code) in enumerate(zip(turns, codes, strict=True)):
         numbers = ", ".join(f"{chance.uniform(1, 5):.4f}" for _ in range(3))

@@ -176,7 +176,7 @@ def test_an_absolute_recording_is_refused(cell: str, tmp_path: Path) -> None:
         ("id,audio,text,votes.sad,Votes. sad", r"columns 'votes\.sad' and 'Votes\. sad' mean the same"),
         ("id,audio,text,label,label", "two columns are called 'label'"),
         ("id,audio,text,ratings,votes.sad", r"columns votes\.<emotion> and ratings both hold the votes"),
-        ("id,audio,text,votes.sad,label,consensus", "both hold the consensus"),
+        ("id,audio,text,votes.sad,votes.angry,label,consensus", "both hold the consensus"),
         ("id,audio,text,label,a/b", "column 'a/b' cannot name an attribute"),
         ("id,audio;text,label", "the header holds comma and semicolon"),
         pytest.param(
@@ -421,7 +421,7 @@ def test_words_of_emotions_are_attributes_where_there_are_votes(tmp_path: Path) 
     ("header", "what"),
     [
         ("id,audio,text,distribution.sad,ratings", "columns distribution.<emotion> and ratings both hold the votes"),
-        ("id,audio,text,distribution.sad", "a distribution over one emotion, 'sad'"),
+        ("id,audio,text,distribution.sad", "votes for one emotion alone, 'sad'"),
         ("id,audio,text,label,raters", "column 'raters' counts the raters of a distribution, and there is none"),
     ],
 )
@@ -481,3 +481,11 @@ def test_a_share_below_what_smoothing_leaves_is_refused() -> None:
 def test_cells_that_a_spreadsheet_would_compute_stay_text(tmp_path: Path) -> None:
     utterance = only(read(tmp_path, "id,audio,text,label\n=1+1,wav/a1.wav,@SUM(A1),-2+cmd|calc\n"))
     assert (utterance.id, utterance.transcript, votes(utterance)) == ("=1+1", "@SUM(A1)", {"-2+cmd|calc": 1})
+
+
+def test_a_cell_over_several_lines_is_kept_and_told(tmp_path: Path) -> None:
+    corpus = read(tmp_path, 'id,audio,text,label\n1,wav/a1.wav,"two\nlines",sad\n2,b.wav,x,sad\n')
+    assert [u.transcript for u in corpus.utterances] == ["two\nlines", "x"]
+    (problem,) = corpus.problems
+    assert (problem.file, problem.line) == ("corpus.csv", 2)
+    assert "a cell of '1' goes on over several lines: is a quote missing?" in problem.what

@@ -22,6 +22,7 @@ from pathlib import Path
 from amber2_core.errors import CorpusError
 from amber2_core.utterance import STIMULI, Corpus, LabelDefaults, Problem, Rating, Stimulus, Utterance
 
+from ..faults import first_of
 from ..rows import Row, read_table
 from ..tallies import anonymous_ratings
 
@@ -87,7 +88,7 @@ def read(root: Path) -> Corpus:
         else:
             problems.append(Problem(recordings[clip], None, f"no votes on it in {VOTES}; left out"))
     if not utterances:
-        raise CorpusError(f"No recording in {root / AUDIO} has votes in {root / VOTES}. {ORIGIN}")
+        raise CorpusError(f"No recording in {root / AUDIO} has votes in {root / VOTES}{first_of(problems)}. {ORIGIN}")
     unheard = len(votes.keys() - recordings.keys())
     if unheard:
         what = f"{unheard:,} of {len(votes):,} clips have votes but no recording; left out"

@@ -33,6 +33,7 @@ from amber2_core.errors import CorpusError
 from amber2_core.utterance import Corpus, LabelDefaults, Problem, Rating, Utterance
 from amber2_core.votes import CONSENSUS
 
+from ..faults import first_of
 from ..lines import text_lines
 
 ORIGIN = "The root is IEMOCAP_full_release, as https://sail.usc.edu/iemocap hands it out to those who sign."
@@ -107,7 +108,7 @@ def read(root: Path) -> Corpus:
         for dialogue in _dialogues(root, session, problems):
             utterances += _read_dialogue(root, session, dialogue, problems)
     if not utterances:
-        raise CorpusError(f"No turn is rated in Session*/dialog/EmoEvaluation of {root}. {ORIGIN}")
+        raise CorpusError(f"No turn is rated in Session*/dialog/EmoEvaluation of {root}{first_of(problems)}. {ORIGIN}")
     if not any(utterance.audio for utterance in utterances):
         raise CorpusError(f"No recording of a rated turn in Session*/sentences/wav of {root}. {ORIGIN}")
     problems += _missing_turns(utterances)
@@ -172,6 +173,9 @@ def _turns(root: Path, file: str, dialogue: str, problems: list[Problem]) -> Ite
     turn: _Turn | None = None
     skipped = False  # whether the lines up to the next head belong to a block that is left out
     for number, line in text_lines(root / file):
+        if line[:2] in ("C-", "A-") and line.rstrip().count("\t") > 2:
+            what = f"more than three fields: does another line go on in this one? {line[:120]!r}"
+            problems.append(Problem(file, number, what))
         if line.startswith("["):
             if turn:
                 yield turn

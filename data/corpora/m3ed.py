@@ -28,6 +28,7 @@ from amber2_core.errors import CorpusError
 from amber2_core.utterance import Corpus, LabelDefaults, Problem, Rating, Utterance
 from amber2_core.votes import CONSENSUS
 
+from ..faults import first_of
 from ..json_members import json_members
 from ..lines import text_lines
 
@@ -43,6 +44,8 @@ DEFAULTS = LabelDefaults(
     folds="speaker",
 )
 RATER = re.compile(r"EmoAnnotator(\d{1,2})")
+RATERS = 3
+SUMMARIES = ("final_mul_emo", "final_main_emo")
 NAME = re.compile(r"[\w.-]{1,200}")
 UNSTORABLE = re.compile("[\0\ud800-\udfff]")
 
@@ -74,7 +77,7 @@ def read(root: Path) -> Corpus:
             except ValueError as error:
                 problems.append(Problem(ANNOTATIONS, line, f"utterance {name[:60]!r} of {movie}: {error}; left out"))
     if not utterances:
-        raise CorpusError(f"No utterance in {root / ANNOTATIONS}. {ORIGIN}")
+        raise CorpusError(f"No utterance in {root / ANNOTATIONS}{first_of(problems)}. {ORIGIN}")
     silent = [name for name, utterance in utterances.items() if utterance.audio is None]
     if len(silent) == len(utterances):
         raise CorpusError(f"No recording of an utterance in {root / AUDIO}: cut the videos into <utterance>.wav files")
@@ -109,6 +112,8 @@ def _utterance(
     for key, ticked in annotation.items():
         match = RATER.fullmatch(key)
         if not match:
+            if key not in SUMMARIES:
+                wrong.append(f"unknown key {key[:40]!r} in EmoAnnotation; left out")
             continue
         for label in filter(None, map(str.strip, re.split("[,;/]", _text(key, ticked)))):
             rating = Rating(f"annotator{match[1]}", label)
@@ -116,6 +121,9 @@ def _utterance(
                 wrong.append(f"unknown label {label[:40]!r} of {key}; kept as it is")
             if rating not in ratings:
                 ratings.append(rating)
+    raters = len({rating.rater for rating in ratings})
+    if raters != RATERS:
+        wrong.append(f"{raters} raters, expected {RATERS}")
     speaker = _text("Speaker", entry.get("Speaker"))
     attributes = {
         CONSENSUS: _text("final_main_emo", annotation.get("final_main_emo")),

@@ -82,6 +82,9 @@ def read(root: Path) -> Corpus:
         except ValueError as error:
             raise CorpusError(parse_problem(root, row.line, str(error))) from None
         lines[utterance.id] = row.line
+        if any("\n" in cell or "\r" in cell for cell in row.cells.values()):
+            what = f"a cell of {utterance.id!r} goes on over several lines: is a quote missing?"
+            problems.append(Problem(root.name, row.line, what))
         utterances.append(utterance)
     if not utterances:
         raise CorpusError(f"No utterance in {root}: the file ends after its header")

@@ -23,6 +23,7 @@ from amber2_core.errors import CorpusError
 from amber2_core.utterance import Corpus, LabelDefaults, Problem, Rating, Utterance
 from amber2_core.votes import CONSENSUS
 
+from ..faults import first_of
 from ..rows import Row, read_table
 
 ORIGIN = "The root is the folder of MELD's CSV files, see https://github.com/declare-lab/MELD."
@@ -56,6 +57,7 @@ def read(root: Path) -> Corpus:
             problems.append(Problem(f"{split}_sent_emo.csv", None, "missing; the corpus is without this split"))
             continue
         recordings = _recordings(root, split, problems)
+        before = len(utterances)
         for row in read_table(root / file, required=REQUIRED).rows:
             try:
                 utterance = _utterance(row, split, recordings)
@@ -65,8 +67,14 @@ def read(root: Path) -> Corpus:
                 problems.append(Problem(file, row.line, f"{error}; row left out"))
                 continue
             utterances[utterance.id] = utterance
+        if len(utterances) == before:
+            problems.append(Problem(file, None, "holds no utterance"))
+        unused = recordings.keys() - {u.id.partition("_")[2] for u in utterances.values() if u.split == split}
+        if unused:
+            what = f"{len(unused):,} recordings have no row, for one {min(unused)}; left out"
+            problems.append(Problem(MEDIA[split], None, what))
     if not utterances:
-        raise CorpusError(f"No utterance in {root}/*_sent_emo.csv. {ORIGIN}")
+        raise CorpusError(f"No utterance in {root}/*_sent_emo.csv{first_of(problems)}. {ORIGIN}")
     problems += _missing(utterances)
     if not any(utterance.audio for utterance in utterances.values()):
         raise CorpusError(

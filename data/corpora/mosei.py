@@ -31,6 +31,8 @@ from amber2_core.arrays import open_arrays
 from amber2_core.errors import CacheError, CorpusError
 from amber2_core.utterance import Corpus, LabelDefaults, Problem, Rating, Utterance
 
+from ..faults import first_of
+
 ORIGIN = "The root is a folder with CMU_MOSEI_Labels.csd and wav/, or one .npz file with id, labels and raw_text."
 
 LABELS, WORDS = "CMU_MOSEI_Labels.csd", "CMU_MOSEI_TimestampedWords.csd"
@@ -100,7 +102,9 @@ def _read_folder(root: Path) -> Corpus:
                 )
             )
     if not any(utterance.audio for utterance in utterances):
-        raise CorpusError(f"No video of {root / LABELS} has its recording in {root / folder}. {ORIGIN}")
+        raise CorpusError(
+            f"No video of {root / LABELS} has its recording in {root / folder}{first_of(problems)}. {ORIGIN}"
+        )
     if silent:
         problems.append(Problem(folder, None, f"{len(silent):,} videos have no recording, for one {silent[0]}"))
     return Corpus("mosei", root, tuple(utterances), DEFAULTS, problems=tuple(problems))

@@ -27,6 +27,7 @@ from amber2_core.errors import CorpusError
 from amber2_core.utterance import Corpus, LabelDefaults, Problem, Utterance
 from amber2_core.votes import CONSENSUS
 
+from ..faults import first_of
 from ..label_forms import finite_number
 from ..lines import text_lines
 from ..podcast_votes import FILE_NAME, Ballot, read_ballots
@@ -65,6 +66,8 @@ SPLITS = {
     "test2": "test2",
     "test3": "test3",
 }
+UNLABELLED = "test3"
+LEAST_RATERS = 5  # of a turn in any release
 # turns → release, as far as it is told by their number
 VERSIONS = {151_654: "1.11", 207_136: "1.12", 264_705: "2.0"}
 PODCAST = re.compile(r"(MSP-PODCAST_\d+)_")
@@ -97,7 +100,8 @@ def read(root: Path) -> Corpus:
         problems.append(Problem(labels or ".", None, what))
     turns.update({stem: _Turn("", "", {CONSENSUS: CODES.get(ballots[stem].consensus, "")}) for stem in unknown})
     if not ballots:
-        raise CorpusError(f"Nobody rated a turn in {root / labels}. {ORIGIN}")
+        raise CorpusError(f"Nobody rated a turn in {root / labels}{first_of(problems)}. {ORIGIN}")
+    problems += _too_few_raters(labels, turns, ballots)
     recordings = _recordings(root, turns, problems)
     transcripts = dict(_transcripts(root, turns, problems))
     utterances = tuple(
@@ -122,6 +126,16 @@ def _utterance(stem: str, turn: _Turn, ballot: Ballot | None, recording: str | N
         language="en",
         attributes={**turn.attributes, **secondary},
     )
+
+
+def _too_few_raters(labels: str, turns: Mapping[str, _Turn], ballots: Mapping[str, Ballot]) -> Iterator[Problem]:
+    counts = {stem: len(ballots[stem].ratings) if stem in ballots else 0 for stem in turns}
+    for few, what in (
+        ([s for s, n in counts.items() if not n and turns[s].split != UNLABELLED], "are rated by nobody"),
+        ([s for s, n in counts.items() if 0 < n < LEAST_RATERS], f"have fewer than {LEAST_RATERS} raters"),
+    ):
+        if few:
+            yield Problem(labels or ".", None, f"{len(few):,} of {len(turns):,} turns {what}, for one {few[0]}")
 
 
 def _folder(root: Path, names: Iterable[str]) -> str | None:

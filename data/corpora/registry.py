@@ -11,6 +11,8 @@ from typing import Protocol, cast
 from amber2_core.errors import CorpusError, bad_choice
 from amber2_core.utterance import Corpus, LabelDefaults
 
+from ..faults import first_of
+
 # name, as given to --corpus → module of this package; loaded only when it is asked for
 READERS: dict[str, str] = {
     "crema_d": "crema_d",
@@ -91,8 +93,5 @@ def read_corpus(name: str, root: str | Path) -> Corpus:
         raise CorpusError(f"No corpus {name!r} at {root}. {module.ORIGIN}")
     corpus = module.read(root)
     if corpus.problems:
-        first = corpus.problems[0]
-        place = first.file if first.line is None else f"{first.file}, line {first.line}"
-        count = f"{len(corpus.problems):,} problems, the first" if len(corpus.problems) > 1 else "a problem"
-        _log.warning("%s has %s in %s: %s; check-corpus lists all", root, count, place, first.what)
+        _log.warning("%s was not read without problems%s; check-corpus lists all", root, first_of(corpus.problems))
     return corpus

@@ -85,7 +85,7 @@ def read(root: Path) -> Corpus:
         CorpusError: a file is missing, of another format, or cannot be parsed.
     """
     description = read_description(root)
-    ratings = _read_ratings(root / "ratings.csv")
+    ratings, lines = _read_ratings(root / "ratings.csv")
     utterances: dict[str, Utterance] = {}
     table = read_table(root / "utterances.csv", required=UTTERANCE_COLUMNS)
     for row in table.rows:
@@ -94,7 +94,8 @@ def read(root: Path) -> Corpus:
             raise CorpusError(parse_problem(table.path, row.line, f"second row for {utterance.id}"))
         utterances[utterance.id] = utterance
     if ratings:
-        raise CorpusError(f"{root / 'ratings.csv'} rates {next(iter(ratings))}, which {table.path} does not hold")
+        first = next(iter(ratings))
+        raise CorpusError(parse_problem(root / "ratings.csv", lines[first], f"{table.path.name} does not hold {first}"))
     if len(utterances) != description.utterances:
         raise CorpusError(f"{table.path} holds {len(utterances)} utterances, not {description.utterances}. {ORIGIN}")
     version = f"{FORMAT_VERSION}, seed {description.seed}"
@@ -148,14 +149,17 @@ def _write_table(path: Path, header: Sequence[str], rows: Sequence[Sequence[obje
         writer.writerows(rows)
 
 
-def _read_ratings(path: Path) -> dict[str, list[Rating]]:
+def _read_ratings(path: Path) -> tuple[dict[str, list[Rating]], dict[str, int]]:
+    """Utterance → its ratings, and the line of the first of them."""
+    lines: dict[str, int] = {}
     ratings: dict[str, list[Rating]] = defaultdict(list)
     for row in read_table(path, required=RATING_COLUMNS).rows:
         utterance, rater, source, label = (row.cells[column] for column in RATING_COLUMNS)
         if source not in SOURCES:
             raise CorpusError(parse_problem(path, row.line, bad_choice("source", source, SOURCES)))
         ratings[utterance].append(Rating(rater, label, source=source))
-    return ratings
+        lines.setdefault(utterance, row.line)
+    return ratings, lines
 
 
 def _read_utterance(path: Path, row: Row, ratings: tuple[Rating, ...]) -> Utterance:
