@@ -18,6 +18,7 @@ from .runs import Group, grouped, read_run
 from .significance import DRAWS, Clusters, compare, smallest_p, speaker_clusters
 from .table import csv_text, latex_text, markdown_text
 from .tables import (
+    ablation_table,
     fold_table,
     published_table,
     result_tables,
@@ -109,6 +110,7 @@ def chapter(group: Group, options: Options, *, first: bool) -> Chapter:
         results=result_tables(group),
         published=published_table(group),
         folds=fold_table(group),
+        ablation=ablation_table(group),
         settings=setting_tables(group),
         comparisons=comparisons,
         significance=significance_table(comparisons, words(clusters, options.draws)) if comparisons else None,

@@ -23,6 +23,7 @@ PAPER_METRICS = ("js", "bc", "r2", "accuracy", "weighted_f1", "macro_f1")
 SHADES = LinearSegmentedColormap.from_list("shades", ["#f4f7fb", "#9cc3e4", "#2f74b5", "#0b2f5c"])
 # beyond that many lines a figure cannot be read
 OVERLAID = 6
+CONFUSIONS = 3
 UNITS = {"js": ", bits"}
 
 
@@ -38,6 +39,7 @@ class Figures:
     modalities: Sequence[Drawing]
     spread: Sequence[Drawing]
     grid: Sequence[Drawing]
+    overlaid: int = OVERLAID  # systems at most
 
     @property
     def for_paper(self) -> list[Drawing]:
@@ -83,7 +85,7 @@ def ambiguity_figures(group: Group) -> tuple[Drawing, list[Drawing], list[Drawin
 def confusion_figures(group: Group) -> list[Drawing]:
     """The confusion of the predicted class, and of the votes, of every system's main head."""
     drawings = []
-    for entry in group.mains[:OVERLAID]:
+    for entry in group.mains[:CONFUSIONS]:
         for kind, shares, title, axis in (
             ("confusion", analysis.confusion_shares(group, entry), "label and predicted class", "predicted class"),
             ("votes", analysis.vote_shares(group, entry), "votes and predicted shares", "predicted share"),

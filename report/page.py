@@ -17,6 +17,7 @@ from .table import METRIC_TITLES, Interval, Number, PValue, Table, number_text
 from .tables import run_settings
 
 HERE = Path(__file__).parent
+HEADLINES = 4
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,7 @@ class Chapter:
     results: Sequence[Table]
     published: Table
     folds: Table
+    ablation: Table | None
     settings: Sequence[Table]
     comparisons: Sequence[Comparison]
     significance: Table | None
@@ -39,16 +41,16 @@ class Chapter:
     @property
     def tables(self) -> list[Table]:
         """Every table, for files of their own."""
-        found = [*self.results, self.published, *([self.significance] if self.significance else [])]
-        return [*found, self.folds, *self.settings]
+        sometimes = [table for table in (self.significance, self.ablation) if table is not None]
+        return [*self.results, self.published, *sometimes, self.folds, *self.settings]
 
     @property
     def headline(self) -> list[str]:
-        """The first system against each other, in words."""
+        """The first system against the others, or else against its own other heads, in words."""
         lines = []
-        for c in self.comparisons:
-            if c.metric != "js":
-                continue
+        systems = {entry.label for entry in self.group.mains}
+        found = [c for c in self.comparisons if c.metric == "js"]
+        for c in ([c for c in found if c.second in systems] or found)[:HEADLINES]:
             verdict = "lower" if c.difference < 0 else "higher"
             sure = "" if c.p_holm < 0.05 else "; the difference could be chance"
             lines.append(

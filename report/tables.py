@@ -75,6 +75,25 @@ def fold_table(group: Group) -> Table:
     return Table("folds", "Every test fold", columns, rows, ["Mean ± sd over seeds."])
 
 
+def ablation_table(group: Group) -> Table | None:
+    """What each other version of the first system differs in, and what that changes; None where there is none."""
+    reference, *others = group.mains
+    own = _chosen(reference)
+    versions = [entry for entry in others if (chosen := _chosen(entry)).keys() == own.keys() and chosen != own]
+    if not versions:
+        return None
+    metrics = (*DISTRIBUTION, *CLASSIFICATION)
+    base = reference.per_seed("js").mean()
+    rows: list[list[Cell]] = []
+    for entry in (reference, *versions):
+        changed = [f"{name} {value}" for name, value in _chosen(entry).items() if value != own[name]]
+        change = Number(float(entry.per_seed("js").mean() - base), signed=True, digits=4)
+        rows.append([entry.label, "; ".join(changed) or "–", *_scores(entry, metrics), change])
+    columns = [ENTRY, Column("differs_in", "differs in"), *_metric_columns(metrics), Column("change", "change of JS")]
+    notes = [_spread(group), "Whether a change is more than chance: see the differences on test."]
+    return Table("ablation", f"Versions of {reference.label}", columns, with_best(rows, columns), notes)
+
+
 def setting_tables(group: Group) -> list[Table]:
     """The ablation: every setting of a grid on dev, by run and system, the best first."""
     tables = []
@@ -176,6 +195,15 @@ def _table(name: str, caption: str, entries: Sequence[Entry], metrics: Sequence[
 
 def _metric_columns(metrics: Sequence[str]) -> list[Column]:
     return [Column(name, METRIC_TITLES[name]) for name in metrics]
+
+
+def _chosen(entry: Entry) -> dict[str, str]:
+    """The settings that were tested, in words; several where folds chose differently."""
+    words: dict[str, dict[str, None]] = {}
+    for row in entry.tested:
+        for name, value in setting_of(row).items():
+            words.setdefault(name, {})[str(value)] = None
+    return {name: " or ".join(sorted(values)) for name, values in words.items()}
 
 
 def _published_row(method: str, scores: Sequence[tuple[float | None, float | None]]) -> list[Cell]:

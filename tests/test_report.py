@@ -248,3 +248,19 @@ def test_the_example_of_the_page_on_reports_runs(
     for system, line in zip(("amber2", "cb-ce"), lines[:2], strict=True):
         assert line == f"{system} {round(summary[system]['fusion']['js']['mean'], 4)}"
     assert [line.split()[0] for line in lines[2:]] == ["1", "2", "3"]
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_versions_of_a_system_are_told_apart_by_what_they_differ_in(run: Path, tmp_path: Path) -> None:
+    other = write_run(tmp_path / "no-mai", Sketch(seed=1, grid=((0.0, 4.0),), systems=("amber2",)))
+    (chapter,) = write_report([run, other], tmp_path / "out").chapters
+    assert chapter.ablation is not None
+    first, second = chapter.ablation.rows
+    assert first[:2] == ["run: amber2 fusion", "–"]
+    assert second[:2] == ["no-mai: amber2 fusion", "lambda_mai 0.0; kappa 4.0"]
+    scores = {entry.label: entry.per_seed("js").mean() for entry in chapter.group.mains}
+    change = second[-1]
+    assert isinstance(change, Number)
+    assert change.value == pytest.approx(scores["no-mai: amber2 fusion"] - scores["run: amber2 fusion"])
+    alone = write_report([run], tmp_path / "alone").chapters[0]
+    assert alone.ablation is None
