@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy.special import softmax
 
 from amber2_core.heads import FUSION_HEAD
 from amber2_core.metrics import ambiguity_bins, utterance_js
@@ -47,7 +46,8 @@ def expert_weights(probs: Mapping[str, Floats], target: Floats, setting: Setting
         return {}
     experts = [head for head in probs if head != setting.student]
     divergence = np.stack([utterance_js(target, probs[head]) for head in experts])  # (experts, seeds, n)
-    return dict(zip(experts, softmax(-setting.kappa * divergence, axis=0), strict=True))
+    powers = np.exp(-setting.kappa * (divergence - divergence.min(axis=0)))
+    return dict(zip(experts, powers / powers.sum(axis=0), strict=True))
 
 
 def modality_disagreement(probs: Mapping[str, Floats]) -> Floats:

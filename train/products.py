@@ -29,10 +29,12 @@ def fast_products() -> Iterator[None]:
     on some processors only, and on all others computes in single precision, about twice as fast as MKL. So the
     permission is given after a look at the error that it makes.
     """
+    if not _is_exact("bf16"):
+        yield
+        return
     settings = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
     before = settings.fp32_precision
-    if _is_exact("bf16"):
-        settings.fp32_precision = "bf16"
+    settings.fp32_precision = "bf16"
     try:
         yield
     finally:

@@ -32,6 +32,7 @@ class Material:
     """What a sweep trains on."""
 
     cache_path: Path
+    # without the values of the features, which `data` holds as they are trained on
     cache: FeatureCache
     policy: LabelPolicy
     data: TrainingData

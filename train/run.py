@@ -191,7 +191,9 @@ def _material(cache_path: Path, request: Request, settings: Sequence[Setting]) -
     policy = policy_with(cache.defaults, request.policy)
     data = training_data(cache, policy)
     protocol = request.folds or cache.defaults.folds
-    return Material(cache_path, cache, policy, data, protocol, make_folds(protocol, data))
+    folds = make_folds(protocol, data)
+    light = replace(cache, features=tuple(replace(f, values=f.values[:0].copy(), frames=None) for f in cache.features))
+    return Material(cache_path, light, policy, data, protocol, folds)
 
 
 def _write(folder: Path, record: Mapping[str, Any], result: SweepResult, varied: Sequence[str]) -> Report:

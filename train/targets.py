@@ -16,6 +16,7 @@ from amber2_core.errors import CacheError
 from amber2_core.tables import Texts, take, texts
 from amber2_core.votes import LabelPolicy, label_distributions
 
+CHECKED_ROWS = 4096  # looked at together for numbers that are not finite: bounds memory
 CACHE_DIR_VARIABLE = "AMBER2_CACHE_DIR"
 FOLD_COLUMNS = ("speaker", "session", "dialogue", "split", "language")
 
@@ -133,7 +134,9 @@ def _as_text(column: npt.NDArray[Any]) -> Texts:
 
 def _vectors(modality: str, values: npt.NDArray[np.floating], rows: npt.NDArray[np.intp]) -> npt.NDArray[np.float32]:
     last_layer = values if values.ndim == 2 else values[:, -1]
-    vectors = last_layer[rows].astype(np.float32)
-    if not np.isfinite(vectors).all():
-        raise CacheError(f"The {modality} features hold a number that is not finite: encode the corpus again")
+    chosen = last_layer if len(rows) == len(values) else last_layer[rows]  # rows ascend
+    vectors = np.ascontiguousarray(chosen, dtype=np.float32)
+    for first in range(0, len(vectors), CHECKED_ROWS):
+        if not np.isfinite(vectors[first : first + CHECKED_ROWS]).all():
+            raise CacheError(f"The {modality} features hold a number that is not finite: encode the corpus again")
     return vectors
