@@ -79,9 +79,8 @@ def main() -> None:
             one, memory = run(caches[count], folder / f"{turn}-1", 1)
             two, _ = run(caches[count], folder / f"{turn}-2", 2)
             times[count].append(two - one)
-            print(
-                f"{count:7,} utterances: {one:5.1f} CPU s with 1 epoch, {two - one:5.1f} s more with 2, {memory:.2f} GiB"
-            )
+            line = f"{one:5.1f} CPU s, {two - one:5.1f} s more for a second epoch, {memory:.2f} GiB"
+            print(f"{count:7,} utterances: {line}")
         per_row = {count: sum(some) / len(some) / count for count, some in times.items()}
         print(f"time of an epoch per row, large to small: {per_row[LARGE] / per_row[SMALL]:.2f}")
 
