@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -49,14 +49,15 @@ def _records(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
             record = json.loads(line, object_pairs_hook=_unique, parse_constant=_refuse)
             if not isinstance(record, dict):
                 raise ValueError(f"a line is one object, not {type(record).__name__}")
-            cells = dict(_cells(record))
+            cells = dict(flat_cells(record))
         except (ValueError, RecursionError) as error:
             what = error.msg if isinstance(error, json.JSONDecodeError) else str(error)
             raise CorpusError(parse_problem(path, number, f"not a JSON line: {what[:200]}")) from None
         yield number, cells
 
 
-def _cells(record: dict[str, Any]) -> Iterator[tuple[str, str]]:
+def flat_cells(record: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """(column, cell) of a record of JSON values; a ValueError says what no table can hold."""
     for key, value in record.items():
         name = key.strip()
         if isinstance(value, dict):

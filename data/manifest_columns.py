@@ -14,8 +14,8 @@ from amber2_core.votes import CONSENSUS, OTHER, SAME_WORD, canonical
 NAMES: dict[str, tuple[str, ...]] = {
     "id": ("id",),
     "audio": ("audio", "wav", "file", "path", "filename", "audio_path"),
-    "text": ("text", "transcript", "utterance", "raw_text"),
-    "speaker": ("speaker", "spkrid"),
+    "text": ("text", "transcript", "utterance", "raw_text", "transcription", "sentence"),
+    "speaker": ("speaker", "speaker_id", "spkrid"),
     "session": ("session", "fold"),
     "dialogue": ("dialogue",),
     "split": ("split", "split_set"),
@@ -23,7 +23,7 @@ NAMES: dict[str, tuple[str, ...]] = {
     "start": ("start",),
     "end": ("end",),
     "ratings": ("ratings",),
-    "label": ("label",),
+    "label": ("label", "emotion"),
     "raters": ("raters", "num_raters"),
 }
 REQUIRED = ("id", "audio", "text")

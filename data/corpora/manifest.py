@@ -12,16 +12,17 @@ an object with these keys, `votes` and `distribution` being objects of their own
 |---|---|
 | `id` | a name of its own for each utterance |
 | `audio` (or `wav`, `file`, `path`, `FileName`, `audio_path`) | the recording |
-| `text` (or `transcript`, `Utterance`, `raw_text`) | what is said |
-| `speaker` (or `SpkrID`), `session` (or `fold`), `dialogue`, `split` (or `Split_Set`), `language` | may be missing |
-| `start`, `end` | seconds into the recording, may be missing |
+| `text` (or `transcript`, `transcription`, `Utterance`, `sentence`, `raw_text`) | what is said |
+| `speaker` (or `speaker_id`, `SpkrID`), `session` (or `fold`) | may be missing, as may all below |
+| `dialogue`, `split` (or `Split_Set`), `language` | |
+| `start`, `end` | seconds into the recording |
 
 The label stands in one of four forms; an empty cell is nobody's vote:
 - `votes.<emotion>`: how many raters chose the emotion, one column for each;
 - `distribution.<emotion>`, or just `<emotion>` where it is one of the field's words: shares that sum to 1, with the
   number of raters in `raters` if it is known;
 - `ratings`: JSON, a list of labels or of `{"rater": …, "label": …}`;
-- `label`: one word. Beside one of the others it is the consensus of the corpus, the attribute `consensus`.
+- `label` (or `emotion`): one word. Beside one of the others it is the corpus's consensus, the attribute `consensus`.
 
 EMO-SUPERB's tables (`FileName,<classes>,[EmoAct,EmoVal,EmoDom,]SpkrID,Gender,Split_Set`) are read as they are, without
 id and text. Their labels are smoothed with ε = 0.05; where the least share of the file is just what smoothing leaves of

@@ -16,6 +16,7 @@ from ..faults import first_of
 # name, as given to --corpus → module of this package; loaded only when it is asked for
 READERS: dict[str, str] = {
     "crema_d": "crema_d",
+    "hf": "hugging_face",
     "iemocap": "iemocap",
     "m3ed": "m3ed",
     "manifest": "manifest",
