@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import re
+import warnings
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -46,11 +47,15 @@ STYLE: dict[str, Any] = {
     "lines.markersize": 4,
     "legend.frameon": False,
     "legend.fontsize": 8,
+    # names of emotions and runs are words, whatever signs they hold
+    "text.parse_math": False,
     # glyphs travel inside of the file
     "pdf.fonttype": 42,
     "svg.hashsalt": "amber2",
 }
 PANEL = (3.4, 2.5)  # inches
+LABELS_INSIDE = 2
+LABEL_HEIGHT = 0.16  # inches
 
 
 @dataclass(frozen=True)
@@ -83,6 +88,17 @@ def drawing(figure: Figure, name: str, title: str, *, page: bool = True, paper: 
     return Drawing(name, title, on_page, *on_paper)
 
 
+def legend(axes: Axes, loc: str = "best", labels: Sequence[str] | None = None) -> None:
+    """Name the lines: inside where there are few, below the axes, in a taller figure, where they would cover data."""
+    handles, own = axes.get_legend_handles_labels()
+    if len(handles) <= LABELS_INSIDE:
+        axes.legend(handles, labels or own, loc=cast(Any, loc))
+        return
+    figure = cast(Figure, axes.figure)
+    figure.legend(handles, labels or own, loc="outside lower center", ncols=1)
+    figure.set_figheight(figure.get_figheight() + LABEL_HEIGHT * len(handles))
+
+
 def series(index: int) -> dict[str, Any]:
     """Colour, dash and marker of the index-th line."""
     k = index % len(SERIES)
@@ -91,7 +107,10 @@ def series(index: int) -> dict[str, Any]:
 
 def _render(figure: Figure, kind: str, text: str) -> bytes:
     out = io.BytesIO()
-    with matplotlib.rc_context({"svg.fonttype": text}):
+    with matplotlib.rc_context({"svg.fonttype": text}), warnings.catch_warnings():
+        warnings.filterwarnings(
+            "ignore", "Glyph .* missing from font"
+        )  # a box stands for it; the page has its own fonts
         undated = {"Date": None} if kind == "svg" else {"CreationDate": None}
         figure.savefig(out, format=kind, metadata=undated, transparent=text == "none")
     figure.set_layout_engine("none")  # the places are found; finding them takes as long as drawing

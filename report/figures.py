@@ -13,7 +13,7 @@ from amber2_core.metrics import METRICS
 
 from . import analysis
 from .corpus_facts import CorpusFacts
-from .drawing import INK, LINE, MUTED, SERIES, Drawing, canvas, drawing, house_style, series
+from .drawing import INK, LINE, MUTED, SERIES, Drawing, canvas, drawing, house_style, legend, series
 from .runs import Floats, Group
 from .table import METRIC_TITLES
 from .tables import slug
@@ -110,7 +110,7 @@ def calibration_figures(group: Group) -> list[Drawing]:
         confidence, accuracy, _ = analysis.reliability(group, entry)
         axes.plot(confidence, accuracy, label=entry.label, **series(k))
     axes.set(xlim=(0, 1), ylim=(0, 1), xlabel="confidence of the predicted class", ylabel="accuracy")
-    axes.legend(loc="upper left")
+    legend(axes, "upper left")
     reliable = drawing(figure, "reliability", "Reliability of the predicted class")
     figure, (axes,) = canvas()
     limit = float(np.log2(len(group.predictions.emotions)))
@@ -118,7 +118,7 @@ def calibration_figures(group: Group) -> list[Drawing]:
     for k, entry in enumerate(shown):
         _entropy_line(axes, *analysis.entropies(group, entry), limit, entry.label, k)
     axes.set(xlabel="entropy of the raters, bits", ylabel="entropy of the prediction, bits", ylim=(0, None))
-    axes.legend(loc="best")
+    legend(axes)
     return [reliable, drawing(figure, "entropy", "Predicted against rater entropy")]
 
 
@@ -184,7 +184,7 @@ def spread_figures(group: Group, facts: CorpusFacts) -> list[Drawing]:
             axes.plot(where, values, label=entry.label if not place else None, **style)
     axes.set(xlabel="test fold", ylabel="JS, bits (each mark a seed)")
     axes.set_xticks(range(len(folds)), [str(fold) for fold in folds])
-    axes.legend(loc="best")
+    legend(axes)
     drawings = [drawing(figure, "spread-folds", "JS by fold and seed")]
     if any(facts.speaker):
         figure, (axes,) = canvas()
@@ -192,7 +192,7 @@ def spread_figures(group: Group, facts: CorpusFacts) -> list[Drawing]:
             _, means = analysis.speaker_scores(group, entry, facts.speaker)
             axes.plot(np.arange(1, len(means) + 1), means, label=entry.label, **{**series(k), "markersize": 2.5})
         axes.set(xlabel="speakers, from the best predicted to the worst", ylabel="JS, bits")
-        axes.legend(loc="upper left")
+        legend(axes, "upper left")
         drawings.append(drawing(figure, "spread-speakers", "JS by speaker"))
     return drawings
 
@@ -247,7 +247,7 @@ def _metric_panel(
 ) -> Drawing:
     figure, (axes,) = canvas()
     _by_bin(axes, metric, bins, scores)
-    axes.legend(axes.get_legend_handles_labels()[0], labels, loc="best")
+    legend(axes, labels=labels)
     return drawing(
         figure, f"ambiguity-{metric.replace('_', '-')}", f"{METRIC_TITLES[metric]} by ambiguity", paper=False
     )
@@ -309,7 +309,7 @@ def _means(
         axes.plot(np.arange(len(members)) + shift, means, label=label, **style)
     axes.set_xticks(range(len(names)), names, rotation=30 if max(map(len, names)) > 6 else 0)
     axes.set(xlabel=xlabel, ylabel=ylabel, ylim=ylim or (0, None))
-    axes.legend(loc="best")
+    legend(axes)
     return drawing(figure, name, title)
 
 

@@ -66,7 +66,7 @@ PUBLISHED = (
               "r2": (.56, None), "accuracy": (.556, None), "weighted_f1": (.562, None)}, AER_LLM_MSP),
     Published("msp_podcast", "EMO-SUPERB, 8 classes", {"macro_f1_threshold": (.331, None)}, EMO_SUPERB),
     Published("msp_podcast", "EMO-SUPERB, 16 classes", {"macro_f1_threshold": (.363, None)},
-              EMO_SUPERB + " The .363 that AmbER² quotes is of 16 classes; with 8 it is .331."),
+              "EMO-SUPERB's .363, which AmbER² quotes, is of 16 classes; with 8 it is .331."),
     _row("msp_podcast", "AmbER², the paper", .328, .707, .425, .369, .445, .520, .001, .000, .001, .003, .002, .001,
          note=AMBER2),
     Published("crema_d", "EMO-SUPERB", {"macro_f1_threshold": (.672, None)}, EMO_SUPERB),

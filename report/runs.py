@@ -199,6 +199,8 @@ def _check_shapes(run: Run) -> None:
                 f"{run.folder / 'predictions.npz'}: {name} has shape {probs.shape}, "
                 f"expected (seeds, {count}, {classes}): {again}"
             )
+        if not (np.isfinite(probs).all() and np.isfinite(p.target).all()):
+            raise RunFolderError(f"{run.folder / 'predictions.npz'}: {name} or its targets hold no number: {again}")
 
 
 def _check_numbers(run: Run) -> None:

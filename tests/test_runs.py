@@ -98,6 +98,14 @@ def test_predictions_that_do_not_fit_their_targets_are_refused(run: Path) -> Non
     assert "holds no predictions that fit its targets" in refusal(run)
 
 
+def test_predictions_that_are_no_numbers_are_refused(run: Path) -> None:
+    with np.load(run / "predictions.npz") as arrays:
+        kept = dict(arrays)
+    kept["cb-ce/text"][0, 3, 1] = np.nan
+    np.savez(run / "predictions.npz", **kept)
+    assert "cb-ce/text or its targets hold no number" in refusal(run)
+
+
 def test_runs_of_one_test_set_stand_together_and_others_apart(tmp_path: Path) -> None:
     sketches = {
         "a": Sketch(), "b": Sketch(seed=1), "other-votes": Sketch(votes_seed=1), "other-corpus": Sketch(corpus="x"),
