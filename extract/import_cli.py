@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -35,7 +35,8 @@ _SHOWN = 20
     help="The cache to write. [default: the cache that is added to, else <file>.h5 in the cache folder]",
 )
 @click.option("--origin", default="", help="What made the vectors: model, layer, pooling; kept in the recipe.")
-@click.option("--corpus", help="Corpus whose label defaults a whole cache takes, such as crema_d. [default: none]")
+@click.option("--corpus", help="Corpus whose utterances and votes FILE has vectors for, such as iemocap.")
+@click.option("--root", help="Where the corpus lies. [default: AMBER2_<CORPUS>_ROOT, else ./corpora/<corpus>]")
 @click.option("--force", is_flag=True, help="Replace the cache at --output, or a feature set of the same name.")
 @command_body
 def import_features(
@@ -48,15 +49,18 @@ def import_features(
     output: Path | None,
     origin: str,
     corpus: str | None,
+    root: str | None,
     force: bool,
 ) -> int | None:
     """Make vectors from elsewhere in FILE (.npy, .npz, HDF5 or safetensors) a feature set of a cache.
 
-    Rows are matched by id, never by order. A FILE that also holds votes, speakers and transcripts becomes a whole
-    cache. The exit code is 3 when utterances of the cache have no vector; they are listed.
+    Rows are matched by id, never by order, with the utterances of --cache, or with those of --corpus. A FILE that
+    also holds votes, speakers and transcripts becomes a whole cache, with the label defaults of --corpus if that is
+    given. The exit code is 3 when utterances have no vector; they are listed.
 
     \b
       import-features hubert.npy --ids ids.txt --audio hubert --cache cache/iemocap.h5
+      import-features hubert.npy --ids ids.txt --audio hubert --corpus iemocap --output cache/iemocap.h5
       import-features corpus.npz --audio audio_vectors --text text_vectors --output cache/corpus.h5
     """
     from . import imported
@@ -67,11 +71,6 @@ def import_features(
         if given
     ]
     folder = Path(os.environ.get("AMBER2_CACHE_DIR") or "cache")
-    defaults = None
-    if corpus is not None:
-        from amber2_data.corpora.registry import label_defaults
-
-        defaults = label_defaults(corpus)
     done = imported.import_features(
         file,
         wanted,
@@ -79,9 +78,8 @@ def import_features(
         cache=cache,
         ids=ids,
         origin=origin,
-        name=corpus or "",
-        defaults=defaults,
         force=force,
+        **_target(corpus, root, file, cache),
     )
     for name, (rows, shape) in done.features.items():
         click.echo(f"{name}: {rows:,} of {done.utterances:,} utterances, {' × '.join(map(str, shape))} numbers each")
@@ -89,6 +87,23 @@ def import_features(
     _list(done.extra, "not in the cache, left out")
     click.echo(str(done.output))
     return INCOMPLETE if any(rows < done.utterances for rows, _ in done.features.values()) else None
+
+
+def _target(corpus: str | None, root: str | None, file: Path, cache: Path | None) -> dict[str, Any]:
+    """What else `imported.import_features` is to know of the corpus."""
+    from amber2_core.arrays import open_arrays
+    from amber2_core.errors import SettingError
+    from amber2_data.corpora.registry import corpus_root, label_defaults, read_corpus
+
+    from .imported import holds_votes
+
+    if corpus is None or cache is not None:
+        if root is not None or corpus is not None:
+            raise SettingError("--root and --corpus say whose utterances FILE has vectors for, and so does --cache")
+        return {}
+    if root is None and holds_votes(open_arrays(file)):
+        return {"name": corpus, "defaults": label_defaults(corpus)}
+    return {"corpus": read_corpus(corpus, corpus_root(corpus, root))}
 
 
 def _wanted(modality: str, given: str, file: Path) -> Wanted:

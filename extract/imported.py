@@ -24,8 +24,17 @@ from amber2_core.arrays import Array, ArrayFile, open_arrays
 from amber2_core.cache import Failure, FeatureCache, Features, read_cache, write_cache
 from amber2_core.errors import CacheError
 from amber2_core.features import check_fit
-from amber2_core.tables import RatingTable, Texts, UtteranceTable, is_storable_name, texts
-from amber2_core.utterance import STIMULI, LabelDefaults, Stimulus
+from amber2_core.tables import (
+    RatingTable,
+    Texts,
+    UtteranceTable,
+    attribute_columns,
+    is_storable_name,
+    rating_table,
+    texts,
+    utterance_table,
+)
+from amber2_core.utterance import STIMULI, Corpus, LabelDefaults, Stimulus
 
 from .audio import sha256_of
 from .parts import work_folder
@@ -68,19 +77,21 @@ def import_features(
     output: Path,
     *,
     cache: Path | None = None,
+    corpus: Corpus | None = None,
     ids: str | None = None,
     origin: str = "",
     name: str = "",
     defaults: LabelDefaults | None = None,
     force: bool = False,
 ) -> Imported:
-    """Import vectors into an existing cache, or, without one, make a whole cache of the file.
+    """Import vectors into an existing cache, or make a cache of a corpus and the file, or of the file alone.
 
     Args:
         path: .npy, .npz, HDF5 or safetensors.
         wanted: the arrays that become feature sets.
         output: the cache to write; may be `cache` itself.
         cache: the cache whose utterances the vectors belong to.
+        corpus: the corpus whose utterances they belong to, where there is no cache of it yet.
         ids: name of the array of ids, or a text file with one a line, or a .npy file of text.
         origin: what made the vectors, for the recipe.
         name: what the corpus of a whole cache is called; the file's name by default.
@@ -102,14 +113,14 @@ def import_features(
         if cache is None:
             if output.exists() and not force:
                 raise CacheError(f"{output} exists: add to it with --cache, choose another --output, or --force")
-            before = _whole(file, found, name or path.stem, defaults)
+            before = _of_corpus(corpus) if corpus else _whole(file, found, name or path.stem, defaults)
         else:
             before = read_cache(cache)
         place = {id_: row for row, id_ in enumerate(found)}
         source = np.array([place.get(id_, -1) for id_ in before.utterances.id], dtype=np.intp)
         if not (source >= 0).any():
             raise CacheError(
-                f"Not one of the {len(found):,} ids of {path} ({found[0]!r}, …) is in {cache} "
+                f"Not one of the {len(found):,} ids of {path} ({found[0]!r}, …) is in {cache or before.corpus} "
                 f"({before.utterances.id[0]!r}, …): ids must be spelled alike"
             )
         digest = sha256_of(path)
@@ -215,14 +226,38 @@ def _added(cache: FeatureCache, features: Features, file: str, force: bool) -> F
     return replace(cache, features=tuple(sets), failures=tuple(failures))
 
 
+def holds_votes(file: ArrayFile) -> bool:
+    """Whether a file may become a whole cache."""
+    return EMOTIONS in file.shapes and any(array in file.shapes for array in VOTES)
+
+
+def _of_corpus(corpus: Corpus) -> FeatureCache:
+    """A cache of a corpus without features; no recording is read."""
+    return FeatureCache(
+        corpus=corpus.name,
+        corpus_version=corpus.version,
+        utterances=utterance_table(corpus),
+        ratings=rating_table(corpus),
+        attributes=attribute_columns(corpus),
+        defaults=corpus.defaults,
+        features=(),
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        versions=_versions(),
+    )
+
+
+def _versions() -> dict[str, str]:
+    return {package: version(package) for package in ("amber2", "numpy", "h5py")}
+
+
 def _whole(file: ArrayFile, ids: Texts, name: str, defaults: LabelDefaults | None) -> FeatureCache:
     """A cache without features of the utterances, votes and attributes that a file holds."""
-    held = [array for array in VOTES if array in file.shapes]
-    if not held or EMOTIONS not in file.shapes:
+    if not holds_votes(file):
         raise CacheError(
-            f"{file.path} holds no votes ({[*file.shapes]}): add its vectors to a cache with --cache CACHE; a whole "
-            f"cache needs {EMOTIONS!r} and one of {[*VOTES]}"
+            f"{file.path} holds no votes ({[*file.shapes]}): add its vectors to a cache with --cache CACHE, "
+            f"or to a corpus with --corpus NAME; a whole cache needs {EMOTIONS!r} and one of {[*VOTES]}"
         )
+    held = [array for array in VOTES if array in file.shapes]
     emotions = tuple(str(emotion).strip() for emotion in file.read(EMOTIONS))
     columns, unknown = dict(_columns(file, len(ids))), np.full(len(ids), np.nan)
     table = UtteranceTable(
@@ -241,7 +276,7 @@ def _whole(file: ArrayFile, ids: Texts, name: str, defaults: LabelDefaults | Non
         features=(),
         attributes={column: values for column, values in columns.items() if is_storable_name(column)},
         created=datetime.now(UTC).isoformat(timespec="seconds"),
-        versions={package: version(package) for package in ("amber2", "numpy", "h5py")},
+        versions=_versions(),
         summary={"imported": file.path.name},
     )
 

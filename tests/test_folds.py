@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import csv
+import json
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
-from synthetic_data import training_data
+from synthetic_data import training_data, write_small_cache
 
+from amber2_core.cache import read_cache, write_cache
 from amber2_core.errors import SettingError
 from amber2_core.tables import texts
+from amber2_train.cli import train_heads
 from amber2_train.folds import Fold, make_folds
 from amber2_train.targets import TrainingData
 
@@ -139,3 +145,31 @@ def test_utterances_without_a_speaker_are_counted_and_refused() -> None:
 def test_an_unknown_protocol_names_those_there_are() -> None:
     with pytest.raises(SettingError, match=r"Bad folds 'random', expected one of \['session', 'speaker'"):
         make_folds("random", training_data())
+
+
+@pytest.mark.parametrize(
+    ("protocol", "folds", "shared"),
+    # shared: none, those of train and test2, and elsewhere everybody, who all speak in every part
+    [("official", 1, 0), ("official:test2", 1, 3), ("stratified", 5, 9), ("column:wave", 4, 9), ("column:split", 4, 3)],
+)
+def test_a_run_keeps_the_name_of_its_protocol_and_the_number_of_shared_speakers(
+    protocol: str, folds: int, shared: int, tmp_path: Path
+) -> None:
+    cache = read_cache(write_small_cache(tmp_path, count=60))
+    count = len(cache.utterances)
+    # the speakers of test1 are nowhere else, those of test2 are all of those of train
+    names = ("train", "dev", "test1", "train", "dev", "test2")
+    split = texts([names[k % 6] for k in range(count)])
+    speaker = texts([{"test2": f"train{k % 5 % 3}"}.get(s, f"{s}{k % 5 % 3}") for k, s in enumerate(split)])
+    table = replace(cache.utterances, split=split, speaker=speaker)
+    wave = np.arange(count, dtype=np.float64) // 3 % 4
+    write_cache(tmp_path / "split.h5", replace(cache, utterances=table, attributes={"wave": wave}))
+    quick = ["--hidden", "4", "--seeds", "1", "--epochs", "1", "--system", "cb-ce", "--output", str(tmp_path / "run")]
+    result = CliRunner().invoke(train_heads, ["--cache", str(tmp_path / "split.h5"), "--folds", protocol, *quick])
+    assert result.exit_code == 0, result.output
+    settings = json.loads((tmp_path / "run" / "settings.json").read_text())
+    assert settings["folds"]["protocol"] == protocol
+    assert len(settings["folds"]["sizes"]) == folds
+    assert settings["folds"]["shared_speakers"] == shared
+    with (tmp_path / "run" / "results.csv").open() as file:
+        assert {row["fold"] for row in csv.DictReader(file)} == {str(k + 1) for k in range(folds)}

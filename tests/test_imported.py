@@ -184,6 +184,41 @@ def test_a_corpus_gives_its_label_defaults(tmp_path: Path) -> None:
     assert "'manifest' has no label defaults of its own" in refused.stderr
 
 
+def manifest(folder: Path) -> Path:
+    (folder / "wav").mkdir()
+    (folder / "wav/a.wav").touch()
+    rows = "".join(
+        f"{id_},wav/a.wav,x,s{id_},{split},2,1\n" for id_, split in zip(IDS, ("train", "dev", "test"), strict=True)
+    )
+    (folder / "corpus.csv").write_text("id,audio,text,speaker,split,votes.happy,votes.sad\n" + rows)
+    return folder / "corpus.csv"
+
+
+def test_vectors_of_a_corpus_that_was_never_encoded_become_its_cache(tmp_path: Path) -> None:
+    path, ids = written_npy(tmp_path)
+    arguments = (
+        path,
+        "--ids",
+        ids,
+        "--corpus",
+        "manifest",
+        "--root",
+        manifest(tmp_path),
+        "--output",
+        tmp_path / "c.h5",
+    )
+    result = call(*arguments, "--audio", "mine")
+    assert result.exit_code == 0, result.output
+    cache = read_cache(tmp_path / "c.h5")
+    assert (cache.corpus, list(cache.utterances.split)) == ("manifest", ["train", "dev", "test"])
+    np.testing.assert_array_equal(cache.feature_set("audio").values, VECTORS)
+    assert len(cache.ratings) == 9
+    again = call(path, "--ids", ids, "--text", "words", "--cache", tmp_path / "c.h5")
+    assert again.exit_code == 0, again.output
+    both = call(path, "--ids", ids, "--audio", "x", "--cache", tmp_path / "c.h5", "--corpus", "manifest")
+    assert (both.exit_code, "so does --cache" in both.stderr) == (1, True)
+
+
 def test_nothing_is_replaced_without_force(tmp_path: Path) -> None:
     make_cache(tmp_path / "c.h5")
     before = (tmp_path / "c.h5").read_bytes()
