@@ -13,9 +13,11 @@ from synthetic_data import training_data
 from amber2_core.metrics import METRICS, evaluate
 from amber2_core.run_folder import KEY_COLUMNS
 from amber2_train import sweep as sweep_module
+from amber2_train.experts import expert_rows
 from amber2_train.folds import Fold, make_folds
 from amber2_train.grid import AXES, Setting, expand
 from amber2_train.sweep import SweepResult, stacks, sweep
+from amber2_train.targets import TrainingData
 
 SMALL: dict[str, Any] = {"hidden": (6,), "batch_size": (16,), "lr": (0.03,)}
 SETTINGS = expand(["amber2", "cb-ce"], {**SMALL, "kappa": (0.0, 20.0), "lambda_mai": (0.1, 3.0)})
@@ -178,3 +180,26 @@ def test_settings_that_differ_only_in_shape_compete_too() -> None:
     found = sweep(data, make_folds("session", data)[:1], settings, seeds=1, epochs=3)
     scores = {r["hidden"]: r["js"] for r in found.rows if r["split"] == "dev" and r["head"] == "fusion"}
     assert found.selected["amber2", 1].hidden == min(scores, key=lambda h: scores[h])
+
+
+def reliable_audio() -> TrainingData:
+    """Sessions in which audio tells what was voted, and text tells less."""
+    data = training_data(360, seed=5)
+    random = np.random.default_rng(5)
+    told = data.targets @ random.normal(size=(4, 6))
+    features = {"audio": told + 0.1 * random.normal(size=told.shape), "text": told + 4 * random.normal(size=told.shape)}
+    return replace(data, features={name: x.astype(np.float32) for name, x in features.items()})
+
+
+def test_expert_weights_prefer_the_modality_that_can_be_relied_on_and_without_kappa_they_do_not() -> None:
+    data = reliable_audio()
+    shape = {"hidden": 16, "lr": 0.01, "batch_size": 32}
+    settings = [
+        Setting(kappa=8.0, **shape),  # type: ignore[arg-type]
+        Setting(kappa=0.0, variant="uniform", **shape),  # type: ignore[arg-type]
+    ]
+    found = sweep(data, make_folds("session", data), settings, seeds=2, epochs=12)
+    rows = expert_rows(found.predictions, found.selected)
+    by_class = [row for row in rows if row["by"] == "class" and row["system"] == "amber2"]
+    assert np.mean([row["weight_audio"] > row["weight_text"] for row in by_class]) >= 0.9
+    assert all(row["weight_audio"] == 0.5 for row in rows if row["system"] == "amber2-uniform")

@@ -181,3 +181,13 @@ def test_stacks_are_read_back_as_they_were_trained(tmp_path: Path) -> None:
         other = again.heads[key].model.state_dict()
         assert all(bool((tensor == other[name]).all()) for name, tensor in heads.model.state_dict().items())
     assert isinstance(first.selected["amber2", 1], Setting)
+
+
+def test_a_folder_of_somebody_else_is_not_touched(cache: Path, tmp_path: Path) -> None:
+    mine = tmp_path / "run.unfinished" / "mine.txt"
+    mine.parent.mkdir()
+    mine.touch()
+    result = call("--cache", str(cache), "--output", str(tmp_path / "run"), *QUICK)
+    assert result.exit_code == 1
+    assert "run.unfinished is not a sweep that can go on: remove it, or name another --output" in result.stderr
+    assert [path.name for path in tmp_path.rglob("*")] == ["run.unfinished", "mine.txt"]

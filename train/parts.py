@@ -46,7 +46,7 @@ class Parts:
         return len(list(self.folder.glob("fold*-stack*.safetensors")))
 
     def write(self, fold: int, stack: int, part: Part) -> None:
-        """Keep a finished stack."""
+        """Keep a finished stack. RunFolderError: the place cannot be written, or is full."""
         tensors: dict[str, Tensor] = {}
         candidates = []
         for number, candidate in enumerate(part.candidates.values()):
@@ -56,10 +56,14 @@ class Parts:
         record = {"runs": part.runs, "rows": part.rows, "candidates": candidates}
         path = self._path(fold, stack)
         writing = path.with_suffix(".writing")
-        save_file(tensors, writing, metadata={"part": json.dumps(record)})
-        sync(writing)
-        os.replace(writing, path)
-        sync(self.folder)
+        try:
+            save_file(tensors, writing, metadata={"part": json.dumps(record)})
+            sync(writing)
+            os.replace(writing, path)
+            sync(self.folder)
+        except (OSError, SafetensorError) as problem:
+            writing.unlink(missing_ok=True)
+            raise RunFolderError(f"Cannot write {path}: {problem}") from None
 
     def read(self, fold: int, stack: int) -> Part | None:
         """A finished stack; None where it is not there yet.

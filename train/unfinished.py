@@ -8,6 +8,7 @@ command finds it and goes on; when the run folder is complete, it is removed.
 from __future__ import annotations
 
 import fcntl
+import glob
 import itertools
 import json
 import os
@@ -42,7 +43,7 @@ class Unfinished:
 
 def earlier_output(folder: Path, name: str, identity: Identity) -> Path | None:
     """The run folder `folder`/*-`name` that an earlier, interrupted call of the same sweep was to write, if any."""
-    for found in sorted(folder.glob(f"*-{name}{SUFFIX}"), reverse=True):
+    for found in sorted(folder.glob(f"*-{glob.escape(name)}{SUFFIX}"), reverse=True):
         try:
             if _read(found)["identity"] == identity:
                 return found.with_name(found.name.removesuffix(SUFFIX))
@@ -79,7 +80,7 @@ def unfinished_sweep(output: Path, identity: Identity, *, stacks: int) -> Iterat
     folder = output.with_name(output.name + SUFFIX)
     with _locked(output, folder):
         parts = Parts(folder)
-        if (folder / "unfinished.json").exists():
+        if any(folder.iterdir()):
             _check_same(folder, identity)
         _write(folder, output, identity, stacks)
         hopeless = False
@@ -139,7 +140,7 @@ def _read(folder: Path) -> dict[str, Any]:
         record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         record["identity"].keys()
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        raise RunFolderError(f"{folder} is damaged: remove it") from None
+        raise RunFolderError(f"{folder} is not a sweep that can go on: remove it, or name another --output") from None
     return record
 
 
