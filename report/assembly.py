@@ -19,6 +19,7 @@ from .significance import DRAWS, Clusters, compare, smallest_p, speaker_clusters
 from .table import csv_text, latex_text, markdown_text
 from .tables import (
     ablation_table,
+    ambiguity_table,
     fold_table,
     published_table,
     result_tables,
@@ -110,6 +111,7 @@ def chapter(group: Group, options: Options, *, first: bool) -> Chapter:
         results=result_tables(group),
         published=published_table(group),
         folds=fold_table(group),
+        ambiguity=ambiguity_table(group),
         ablation=ablation_table(group),
         settings=setting_tables(group),
         comparisons=comparisons,

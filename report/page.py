@@ -30,6 +30,7 @@ class Chapter:
     results: Sequence[Table]
     published: Table
     folds: Table
+    ambiguity: Table
     ablation: Table | None
     settings: Sequence[Table]
     comparisons: Sequence[Comparison]
@@ -42,7 +43,7 @@ class Chapter:
     def tables(self) -> list[Table]:
         """Every table, for files of their own."""
         sometimes = [table for table in (self.significance, self.ablation) if table is not None]
-        return [*self.results, self.published, *sometimes, self.folds, *self.settings]
+        return [*self.results, self.published, *sometimes, self.folds, self.ambiguity, *self.settings]
 
     @property
     def headline(self) -> list[str]:

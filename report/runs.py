@@ -151,6 +151,22 @@ def setting_of(row: Row) -> dict[str, Any]:
     return {name: value for name, value in row.items() if name not in NO_SETTINGS and value is not None}
 
 
+def dev_rows(main: Entry) -> list[Row]:
+    """The dev rows of an entry, one per setting, fold and seed."""
+    return [
+        row for row in main.run.rows
+        if row["split"] == "dev" and (row["system"], row["head"]) == (main.system, main.head)
+    ]  # fmt: skip
+
+
+def by_setting(rows: Sequence[Row]) -> dict[tuple[tuple[str, Any], ...], list[Row]]:
+    """Rows by setting, in their order."""
+    found: dict[tuple[tuple[str, Any], ...], list[Row]] = {}
+    for row in rows:
+        found.setdefault(tuple(setting_of(row).items()), []).append(row)
+    return found
+
+
 def _entries(runs: Sequence[Run]) -> list[Entry]:
     entries = []
     for run in runs:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
-from scipy import stats
+from scipy.special import ndtr, ndtri, stdtr, stdtrit
 
 from amber2_core.metrics import UTTERANCE_METRICS, confusion
 from amber2_core.tables import Texts
@@ -101,7 +101,7 @@ def interval(observed: float, drawn: Floats, freedom: int) -> tuple[float, float
     """The 95 % interval of a difference and its two-sided p-value, from its widened draws (draws,)."""
     if not observed and not drawn.any():
         return 0.0, 0.0, 1.0
-    tail = stats.norm.cdf(stats.t.ppf((1 - LEVEL) / 2, freedom))
+    tail = ndtr(stdtrit(freedom, (1 - LEVEL) / 2))
     low, high = np.quantile(drawn, [tail, 1 - tail])
     beyond = int(min(np.count_nonzero(drawn <= 0), np.count_nonzero(drawn >= 0)))
     return float(low), float(high), _p_value(beyond, len(drawn), freedom)
@@ -151,7 +151,7 @@ def widened_draws(observed: Sequence[Floats], drawn: Sequence[Floats], sizes: Se
 def _p_value(beyond: int, draws: int, freedom: int) -> float:
     """Two-sided, from the number of draws on the other side of 0 (itself counted as one)."""
     share = min((beyond + 1) / (draws + 1), 0.5)
-    return float(2 * stats.t.cdf(stats.norm.ppf(share), freedom))
+    return float(2 * stdtr(freedom, ndtri(share)))
 
 
 def _weights(rng: np.random.Generator, size: int, draws: int) -> Iterator[Floats]:

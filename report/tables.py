@@ -9,8 +9,9 @@ import numpy as np
 
 from amber2_core.metrics import METRICS
 
+from .analysis import bins_of, scores_by_bin
 from .published import PUBLISHED
-from .runs import Entry, Group, Row, Run, setting_of
+from .runs import Entry, Group, Row, Run, by_setting, dev_rows, setting_of
 from .significance import Comparison
 from .table import METRIC_TITLES, Cell, Column, Interval, Number, PValue, Table, with_best
 
@@ -73,6 +74,20 @@ def fold_table(group: Group) -> Table:
             rows.append([entry.label, str(fold), str(own[0]["n"]), *(_over_seeds(own, name) for name in metrics)])
     columns = [ENTRY, Column("fold", "fold"), Column("n", "n"), *_metric_columns(metrics)]
     return Table("folds", "Every test fold", columns, rows, ["Mean ± sd over seeds."])
+
+
+def ambiguity_table(group: Group) -> Table:
+    """The numbers behind Figure 2: every metric in every bin of ambiguity."""
+    bins = bins_of(group)
+    rows: list[list[Cell]] = []
+    for entry in group.mains:
+        scores = scores_by_bin(group, entry, bins)
+        for b, count in enumerate(bins.counts):
+            ends = f"{bins.edges[b]:.2f}–{bins.edges[b + 1]:.2f}"
+            rows.append([entry.label, ends, str(count), *(_number(scores[name][:, b].tolist()) for name in METRICS)])
+    columns = [ENTRY, Column("ambiguity", "ambiguity, bits"), Column("n", "n"), *_metric_columns(tuple(METRICS))]
+    note = "Mean ± sd over seeds of the metric over the test utterances of all folds in the bin."
+    return Table("ambiguity", "Scores by ambiguity of the raters", columns, rows, [note])
 
 
 def ablation_table(group: Group) -> Table | None:
@@ -147,22 +162,6 @@ def significance_table(comparisons: Sequence[Comparison], words: str) -> Table:
         Column("seeds_agree", "seeds that agree"),
     ]  # fmt: skip
     return Table("significance", "Differences on test", columns, rows, [words])
-
-
-def dev_rows(main: Entry) -> list[Row]:
-    """The dev rows of an entry, one per setting, fold and seed."""
-    return [
-        row for row in main.run.rows
-        if row["split"] == "dev" and (row["system"], row["head"]) == (main.system, main.head)
-    ]  # fmt: skip
-
-
-def by_setting(rows: Sequence[Row]) -> dict[tuple[tuple[str, Any], ...], list[Row]]:
-    """Rows by setting, in their order."""
-    found: dict[tuple[tuple[str, Any], ...], list[Row]] = {}
-    for row in rows:
-        found.setdefault(tuple(setting_of(row).items()), []).append(row)
-    return found
 
 
 def varied_settings(rows: Sequence[Row]) -> list[str]:

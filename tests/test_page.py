@@ -11,10 +11,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import reference
 from browser import Page, browser, find_chromium
 from run_folders import GRID, Sketch, write_run
 
+from amber2_core.run_folder import load
 from amber2_report.assembly import Report, write_report
 
 HOSTILE = (
@@ -140,6 +143,31 @@ def test_every_number_of_the_settings_table_is_that_of_results_csv(report: Repor
         assert row.pop("folds_that_chose_it")[0] == str(chosen)
         for metric, cell in row.items():
             agrees(cell, *mean_and_sd(own, metric))
+
+
+def test_every_number_by_ambiguity_is_that_of_the_predictions(report: Report, text: str) -> None:
+    run = load(report.folder.parent / "run")
+    rated = np.stack([run.utterances[name] for name in run.utterances if name.startswith("rated_")], axis=1)
+    bits = np.array([reference.entropy(y.tolist()) for y in rated])
+    checked = 0
+    for row in Tables(text).rows("ambiguity"):
+        system, head = row["entry"][0].split()
+        low, high = (float(end) for end in row["ambiguity"][0].split("–"))
+        inside = (bits >= low - 0.005) & ((bits < high - 0.005) | (high == 2.0))
+        assert int(row["n"][0]) == inside.sum()
+        if not inside.any():
+            continue
+        own = (run.predictions["system"] == system) & (run.predictions["head"] == head)
+        scores = []
+        for seed in np.unique(run.predictions["seed"]):
+            rows = own & (run.predictions["seed"] == seed)
+            names = [name for name in run.predictions if name.startswith("predicted_")]
+            shares = np.stack([run.predictions[name][rows] for name in names], axis=1)
+            pairs = zip(rated[inside].tolist(), shares[inside].tolist(), strict=True)
+            scores.append(statistics.fmean(reference.js(y, p) for y, p in pairs))
+        assert row["js"][1] == pytest.approx([statistics.fmean(scores), statistics.stdev(scores)], abs=1e-6)
+        checked += 1
+    assert checked >= 4
 
 
 def test_every_difference_is_that_of_results_csv(report: Report, text: str) -> None:

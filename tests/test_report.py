@@ -52,7 +52,7 @@ def test_a_run_becomes_a_page_tables_and_figures(run: Path, tmp_path: Path) -> N
     assert f"report: {tmp_path / 'out' / 'report.html'}" in done.output
     names = {path.relative_to(tmp_path / "out").as_posix() for path in (tmp_path / "out").rglob("*") if path.is_file()}
     tables = {"heads-distribution", "heads-classification", "systems-distribution", "systems-classification",
-              "all-metrics", "published", "significance", "folds", "settings-amber2-fusion"}  # fmt: skip
+              "all-metrics", "published", "significance", "folds", "ambiguity", "settings-amber2-fusion"}  # fmt: skip
     figures = {"ambiguity", "confusion-amber2-fusion", "confusion-cb-ce-fusion", "votes-amber2-fusion", "entropy",
                "votes-cb-ce-fusion", "reliability", "experts-class", "experts-bin", "conflict-class", "conflict-bin",
                "spread-folds", "spread-speakers", "grid-amber2-fusion"}  # fmt: skip

@@ -16,6 +16,7 @@ from amber2_core.metrics import METRICS
 from amber2_core.run_folder import (
     KEY_COLUMNS,
     Predictions,
+    load,
     new_run_folder,
     read_predictions,
     read_results,
@@ -158,3 +159,30 @@ def test_json_holds_every_letter_and_no_nan(tmp_path: Path) -> None:
     assert read_settings(tmp_path) == {"corpus": "ü", "values": [1, 2.5, None]}
     with pytest.raises(ValueError, match="not JSON compliant"):
         write_json(tmp_path / "settings.json", {"js": math.nan})
+
+
+def test_a_run_is_loaded_as_columns_of_equal_length(tmp_path: Path) -> None:
+    probs = np.random.default_rng(0).dirichlet(np.ones(3), size=(2, 4)).astype(np.float32)
+    predictions = Predictions(
+        texts(["a", "b", "c", "d"]),
+        np.array([1, 1, 2, 2]),
+        probs[0],
+        ("up", "down", "2 sides"),
+        {"amber2/audio": probs},
+    )
+    write_predictions(tmp_path / "predictions.npz", predictions)
+    write_results(tmp_path / "results.csv", [row(fold, seed, js=math.nan) for fold in (1, 2) for seed in (0, 7)])
+    write_json(tmp_path / "settings.json", {"corpus": "x"})
+    run = load(tmp_path)
+    assert run.settings == {"corpus": "x"}
+    assert run.experts == {}
+    for table, rows in ((run.results, 4), (run.utterances, 4), (run.predictions, 8)):
+        assert {len(column) for column in table.values()} == {rows}
+    assert run.results["seed"].tolist() == [0, 7, 0, 7]
+    assert run.results["system"].tolist() == ["amber2"] * 4
+    assert np.isnan(run.results["js"]).all()
+    assert np.isnan(run.results["lambda_rai"]).all()
+    assert run.predictions["seed"].tolist() == [0] * 4 + [7] * 4
+    assert run.predictions["id"].tolist() == ["a", "b", "c", "d"] * 2
+    np.testing.assert_array_equal(run.predictions["predicted_2 sides"], probs[:, :, 2].ravel())
+    np.testing.assert_array_equal(run.utterances["rated_up"], probs[0, :, 0])
