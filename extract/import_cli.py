@@ -95,7 +95,7 @@ def _target(corpus: str | None, root: str | None, file: Path, cache: Path | None
     from amber2_core.errors import SettingError
     from amber2_data.corpora.registry import corpus_root, label_defaults, read_corpus
 
-    from .imported import holds_votes
+    from .vote_arrays import holds_votes
 
     if corpus is None or cache is not None:
         if root is not None or corpus is not None:

@@ -1,21 +1,15 @@
 """Vectors made elsewhere go in; a feature set of an existing cache, or a whole cache, comes out.
 
-Rows are matched with utterances by id, never by order. A file that becomes a whole cache holds, each with N rows:
-`id`; `votes_audio`, `votes_video`, `votes_audiovisual` or `votes` (N, C), how many raters chose each of the C names in
-`emotions` (or their shares); and, as far as known, `speaker`, `session`, `dialogue`, `split`, `language`,
-`transcript`, `audio` (a path), `start` and `duration` (s). Any other column of N numbers or texts is an attribute.
+Rows are matched with utterances by id, never by order.
 """
 
 from __future__ import annotations
 
 import hashlib
-import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -25,28 +19,18 @@ from amber2_core.cache import Failure, FeatureCache, Features, read_cache, write
 from amber2_core.errors import CacheError
 from amber2_core.features import check_fit
 from amber2_core.tables import (
-    RatingTable,
     Texts,
-    UtteranceTable,
     attribute_columns,
     is_storable_name,
     rating_table,
     texts,
     utterance_table,
 )
-from amber2_core.utterance import STIMULI, Corpus, LabelDefaults, Stimulus
+from amber2_core.utterance import Corpus, LabelDefaults
 
 from .audio import sha256_of
 from .parts import work_folder
-
-ID_NAMES = ("id", "ids")
-EMOTIONS = "emotions"
-VOTES: Mapping[str, Stimulus] = {"votes": "audiovisual", **{f"votes_{stimulus}": stimulus for stimulus in STIMULI}}
-TEXT_COLUMNS = ("speaker", "session", "dialogue", "split", "language", "transcript", "audio")
-NUMBER_COLUMNS = ("start", "duration")
-MAX_VOTES = 10_000  # of one utterance for one emotion
-
-_log = logging.getLogger(__name__)
+from .vote_arrays import ID_NAMES, cache_of_arrays, software_versions
 
 
 @dataclass(frozen=True)
@@ -102,33 +86,26 @@ def import_features(
         CacheError: a file is missing, damaged or foreign, ids are not unique or match nothing, an array does not fit,
             or something would be overwritten.
     """
-    if not wanted:
-        raise CacheError("Nothing to import: name an array with --audio, --text or --video")
     for one in wanted:
         if not is_storable_name(one.name):
             raise CacheError(f"Bad feature set name {one.name!r}, expected one without '/'")
+    if not wanted:
+        raise CacheError("Nothing to import: name an array with --audio, --text or --video")
     file = open_arrays(path)
     found = _ids(file, ids)
     with work_folder(output):
-        if cache is None:
-            if output.exists() and not force:
-                raise CacheError(f"{output} exists: add to it with --cache, choose another --output, or --force")
-            before = _of_corpus(corpus) if corpus else _whole(file, found, name or path.stem, defaults)
-        else:
+        if cache is not None:
             before = read_cache(cache)
-        place = {id_: row for row, id_ in enumerate(found)}
-        source = np.array([place.get(id_, -1) for id_ in before.utterances.id], dtype=np.intp)
-        if not (source >= 0).any():
-            raise CacheError(
-                f"Not one of the {len(found):,} ids of {path} ({found[0]!r}, …) is in {cache or before.corpus} "
-                f"({before.utterances.id[0]!r}, …): ids must be spelled alike"
-            )
-        digest = sha256_of(path)
-        after, sets = before, []
-        for one in wanted:
-            features = _features(file, one, before, source, {"file": path.name, "sha256": digest, "origin": origin})
+        elif output.exists() and not force:
+            raise CacheError(f"{output} exists: add to it with --cache, choose another --output, or --force")
+        else:
+            before = _of_corpus(corpus) if corpus else cache_of_arrays(file, found, name or path.stem, defaults)
+        source = _rows_of(found, before, path)
+        made_by = {"file": path.name, "sha256": sha256_of(path), "origin": origin}
+        sets = [_features(file, one, before, source, made_by) for one in wanted]
+        after = before
+        for features in sets:
             after = _added(after, features, path.name, force)
-            sets.append(features)
         try:
             check_fit(after)
         except CacheError as problem:
@@ -142,6 +119,18 @@ def import_features(
         missing=tuple(id_ for id_, row in zip(before.utterances.id, source, strict=True) if row < 0),
         extra=tuple(id_ for id_ in found if id_ not in known),
     )
+
+
+def _rows_of(ids: Texts, cache: FeatureCache, path: Path) -> npt.NDArray[np.intp]:
+    """(N,) the row of the file for every utterance of a cache, -1 where it has none."""
+    place = {id_: row for row, id_ in enumerate(ids)}
+    source = np.array([place.get(id_, -1) for id_ in cache.utterances.id], dtype=np.intp)
+    if not (source >= 0).any():
+        raise CacheError(
+            f"Not one of the {len(ids):,} ids of {path} ({ids[0]!r}, …) is in the corpus {cache.corpus} "
+            f"({cache.utterances.id[0]!r}, …): ids must be spelled alike"
+        )
+    return source
 
 
 def _ids(file: ArrayFile, name: str | None) -> Texts:
@@ -226,11 +215,6 @@ def _added(cache: FeatureCache, features: Features, file: str, force: bool) -> F
     return replace(cache, features=tuple(sets), failures=tuple(failures))
 
 
-def holds_votes(file: ArrayFile) -> bool:
-    """Whether a file may become a whole cache."""
-    return EMOTIONS in file.shapes and any(array in file.shapes for array in VOTES)
-
-
 def _of_corpus(corpus: Corpus) -> FeatureCache:
     """A cache of a corpus without features; no recording is read."""
     return FeatureCache(
@@ -242,103 +226,5 @@ def _of_corpus(corpus: Corpus) -> FeatureCache:
         defaults=corpus.defaults,
         features=(),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
-        versions=_versions(),
+        versions=software_versions(),
     )
-
-
-def _versions() -> dict[str, str]:
-    return {package: version(package) for package in ("amber2", "numpy", "h5py")}
-
-
-def _whole(file: ArrayFile, ids: Texts, name: str, defaults: LabelDefaults | None) -> FeatureCache:
-    """A cache without features of the utterances, votes and attributes that a file holds."""
-    if not holds_votes(file):
-        raise CacheError(
-            f"{file.path} holds no votes ({[*file.shapes]}): add its vectors to a cache with --cache CACHE, "
-            f"or to a corpus with --corpus NAME; a whole cache needs {EMOTIONS!r} and one of {[*VOTES]}"
-        )
-    held = [array for array in VOTES if array in file.shapes]
-    emotions = tuple(str(emotion).strip() for emotion in file.read(EMOTIONS))
-    columns, unknown = dict(_columns(file, len(ids))), np.full(len(ids), np.nan)
-    table = UtteranceTable(
-        id=ids,
-        **{column: columns.pop(column, texts([""] * len(ids))) for column in TEXT_COLUMNS},
-        audio_sha256=texts([""] * len(ids)),
-        start=columns.pop("start", unknown).astype(np.float32),
-        duration=columns.pop("duration", unknown).astype(np.float32),
-    )
-    stimuli = {VOTES[array]: _votes(file, array, (len(ids), len(emotions))) for array in held}
-    return FeatureCache(
-        corpus=name,
-        utterances=table,
-        ratings=_rating_table(stimuli, emotions),
-        defaults=defaults or _defaults(table, emotions, tuple(stimuli)),
-        features=(),
-        attributes={column: values for column, values in columns.items() if is_storable_name(column)},
-        created=datetime.now(UTC).isoformat(timespec="seconds"),
-        versions=_versions(),
-        summary={"imported": file.path.name},
-    )
-
-
-def _columns(file: ArrayFile, count: int) -> Iterator[tuple[str, Array]]:
-    """Every array of one value per utterance, as columns of the cache."""
-    for name, shape in file.shapes.items():
-        if name in (*ID_NAMES, EMOTIONS) or shape != (count,):
-            continue
-        values = file.read(name)
-        if name in TEXT_COLUMNS and values.dtype != object:
-            values = texts([str(value) for value in values.tolist()])
-        if name in NUMBER_COLUMNS and values.dtype.kind not in "fiu":
-            raise CacheError(f"array {name!r} of {file.path} holds no numbers")
-        if values.dtype.kind in "fiub":
-            yield name, values.astype(np.float64)
-        elif values.dtype == object:
-            yield name, values
-
-
-def _votes(file: ArrayFile, name: str, shape: tuple[int, int]) -> npt.NDArray[np.float64]:
-    values = file.read(name)
-    if values.shape != shape or values.dtype.kind not in "fiu":
-        raise CacheError(f"array {name!r} of {file.path} is {values.shape} {values.dtype}, expected {shape} of votes")
-    votes = values.astype(np.float64)
-    if not (np.isfinite(votes).all() and (votes >= 0).all() and (votes <= MAX_VOTES).all()):
-        raise CacheError(f"array {name!r} of {file.path} holds votes below 0, above {MAX_VOTES:,} or not finite")
-    return votes
-
-
-def _rating_table(stimuli: Mapping[Stimulus, npt.NDArray[np.float64]], emotions: tuple[str, ...]) -> RatingTable:
-    """One row for each vote of an anonymous rater; where votes are no whole numbers, one for each share."""
-    parts: list[tuple[npt.NDArray[np.intp], list[str], Stimulus, npt.NDArray[np.intp], npt.NDArray[np.float64]]] = []
-    for stimulus, votes in stimuli.items():
-        utterance, emotion = np.nonzero(votes)
-        amount = votes[utterance, emotion]
-        if (amount == np.floor(amount)).all():
-            counts = amount.astype(np.intp)
-            utterance, emotion = np.repeat(utterance, counts), np.repeat(emotion, counts)
-            first = np.searchsorted(utterance, utterance)  # of the ticks on the same utterance
-            raters = [f"anonymous{number}" for number in np.arange(len(utterance)) - first + 1]
-            amount = np.ones(len(utterance))
-        else:
-            raters = ["distribution"] * len(utterance)
-        parts.append((utterance, raters, stimulus, emotion, amount))
-    utterance = np.concatenate([part[0] for part in parts])
-    order = np.argsort(utterance, kind="stable")
-    return RatingTable(
-        utterance=utterance[order].astype(np.int32),
-        rater=texts([rater for part in parts for rater in part[1]])[order],
-        source=texts(["external"] * len(order)),
-        stimulus=texts([part[2] for part in parts for _ in part[1]])[order],
-        label=texts(list(emotions))[np.concatenate([part[3] for part in parts])[order]],
-        weight=np.concatenate([part[4] for part in parts])[order].astype(np.float32),
-    )
-
-
-def _defaults(table: UtteranceTable, emotions: tuple[str, ...], stimuli: tuple[Stimulus, ...]) -> LabelDefaults:
-    folds: Literal["session", "speaker", "stratified"] = "stratified"
-    if all(table.session):
-        folds = "session"
-    elif all(table.speaker):
-        folds = "speaker"
-    stimulus: Stimulus = "audiovisual" if "audiovisual" in stimuli else stimuli[0]
-    return LabelDefaults(emotions=emotions, stimulus=stimulus, keep="any-vote", folds=folds)

@@ -278,7 +278,9 @@ def test_a_file_that_does_not_fit_is_refused(changes: dict[str, Any], what: str,
 def test_ids_that_match_nothing_are_shown_beside_those_of_the_cache(tmp_path: Path) -> None:
     write_cache(tmp_path / "cache.h5", cache_of(["a.wav", "b.wav"]))
     path, ids = written_npy(tmp_path)
-    with pytest.raises(CacheError, match=r"Not one of the 3 ids of .*'u3'.* is in .*'a\.wav'.* spelled alike"):
+    with pytest.raises(
+        CacheError, match=r"Not one of the 3 ids of .*'u3'.* is in the corpus .*'a\.wav'.* spelled alike"
+    ):
         import_features(
             path, [Wanted("audio", "x", "vectors")], tmp_path / "o.h5", cache=tmp_path / "cache.h5", ids=ids
         )
