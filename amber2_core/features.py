@@ -55,7 +55,7 @@ class Failure:
     """An utterance that could not be encoded."""
 
     utterance: str
-    stage: str  # audio | text
+    stage: str  # the feature set that lacks it: audio/wav2vec2-base
     reason: str
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from amber2_core.cache import Failure, FeatureCache, Features
+from amber2_core.cache import Failure, FeatureCache, Features, Frames
 from amber2_core.tables import Texts, UtteranceTable, texts
 
 from .inputs import Inputs, Recordings
@@ -74,14 +74,33 @@ def new_features(
     new = {digest: targets for digest, targets in rows.items() if digest not in reusable and digest in parts}
     if not old and not new:
         return None
+    if before is not None and not new and list(before.inputs) == list(inputs.digests):
+        return before
     shape = before.values.shape[1:] if before is not None and old else parts.row_shape
-    values = np.full((len(inputs.digests), *shape), np.nan, dtype=np.float32)
-    if before is not None:
-        for digest in old:
-            values[rows[digest]] = before.values[reusable[digest]]
-    parts.fill(values, new)
+    values = parts.matrix("values", (len(inputs.digests), *shape))
     held = [digest if digest in reusable or digest in new else "" for digest in inputs.digests]
-    return Features(recipe.modality, name, values, texts(held), recipe.record())
+    frames = None
+    if recipe.frames is not None:
+        bins = dict(parts.bins)
+        if before is not None and before.frames is not None:
+            bins.update({digest: len(sequence_of(before.frames, row)) for digest, row in reusable.items()})
+        offsets = np.cumsum([0, *(bins.get(digest, 0) if digest else 0 for digest in held)], dtype=np.int64)
+        frames = Frames(parts.matrix("frames", (int(offsets[-1]), shape[-1])), offsets)
+    if before is not None:
+        for source, row in ((reusable[digest], row) for digest in old for row in rows[digest]):
+            values[row] = before.values[source]
+            if frames is not None and before.frames is not None:
+                sequence_of(frames, row)[:] = sequence_of(before.frames, source)
+    if frames is None:
+        parts.fill(values, new)
+    else:
+        parts.fill(values, new, frames=frames.values, offsets=frames.offsets)
+    return Features(recipe.modality, name, values, texts(held), recipe.record(), frames)
+
+
+def sequence_of(frames: Frames, row: int) -> npt.NDArray[Any]:
+    """(T, D): the sequence of one utterance."""
+    return frames.values[frames.offsets[row] : frames.offsets[row + 1]]
 
 
 def kept_features(before: Features, ids_before: Texts, ids_now: Texts, inputs: Inputs | None) -> Features | None:
@@ -102,12 +121,13 @@ def kept_features(before: Features, ids_before: Texts, ids_now: Texts, inputs: I
         held &= fresh
     if not held.any():
         return None
-    if before.frames is None and np.array_equal(ids_before, ids_now) and held.sum() == before.encoded.sum():
+    if np.array_equal(ids_before, ids_now) and held.sum() == before.encoded.sum():
         return before
     values = np.full((len(ids_now), *before.values.shape[1:]), np.nan, dtype=before.values.dtype)
     values[held] = before.values[source[held]]
     digests = texts([str(before.inputs[row]) if keep else "" for row, keep in zip(source, held, strict=True)])
-    return replace(before, values=values, inputs=digests, frames=None)
+    frames = None if before.frames is None else _moved(before.frames, np.where(held, source, -1).tolist())
+    return replace(before, values=values, inputs=digests, frames=frames)
 
 
 def with_recordings(
@@ -145,6 +165,13 @@ def failures_of(name: str, modality: str, ids: Texts, inputs: Inputs, failed: Ma
     reasons = dict(inputs.failures)
     reasons.update({row: failed[digest] for row, digest in enumerate(inputs.digests) if digest in failed})
     return [Failure(str(ids[row]), stage_of(modality, name), reasons[row]) for row in sorted(reasons)]
+
+
+def _moved(frames: Frames, source: Sequence[int]) -> Frames:
+    """The sequences of the given rows, none where a row is -1."""
+    sequences = [sequence_of(frames, row) if row >= 0 else frames.values[:0] for row in source]
+    offsets = np.cumsum([0, *map(len, sequences)], dtype=np.int64)
+    return Frames(np.concatenate(sequences), offsets)
 
 
 def _identity(features: Features) -> tuple[Any, ...]:

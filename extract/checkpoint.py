@@ -35,6 +35,11 @@ TOKENIZER = (
 )
 _BESIDE: dict[EncoderModality, tuple[str, ...]] = {"audio": PREPROCESSOR, "text": TOKENIZER}
 
+# Folders that are called so by the tools that make them, whatever is in them; a snapshot's name is a hub's commit.
+_NOT_TELLING = re.compile(
+    r"model|models|encoder|checkpoint|checkpoint-\d+|final|best|last|output|0_Transformer|snapshots|[0-9a-f]{40}"
+)
+
 _log = logging.getLogger(__name__)
 
 
@@ -42,7 +47,7 @@ _log = logging.getLogger(__name__)
 class Checkpoint:
     """A pretrained encoder, as files in a folder."""
 
-    # the id on the Hugging Face hub, or the folder's last component
+    # the id on the Hugging Face hub, or the last component of the folder's path that tells something
     name: str
     folder: Path
     # the hub's commit; "" for a folder of the user's
@@ -96,7 +101,7 @@ def find_checkpoint(name: str, *, modality: EncoderModality) -> Checkpoint:
     folder = Path(name).expanduser()
     if folder.is_dir():
         folder = folder.resolve()
-        return _checkpoint(folder.name, folder, "", modality)
+        return _checkpoint(_telling_name(folder), folder, "", modality)
     model, _, revision = name.partition("@")
     if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", model) or model.startswith("."):
         raise ModelError(f"Cannot load {name!r}: there is no such folder")
@@ -108,6 +113,14 @@ def find_checkpoint(name: str, *, modality: EncoderModality) -> Checkpoint:
         _log.debug("%s", problem)
     folder = _snapshot(model, revision, modality, download=True)
     return _checkpoint(model, folder, folder.name, modality)
+
+
+def _telling_name(folder: Path) -> str:
+    """``all-minilm`` for ``…/all-minilm/model``, ``wav2vec2-base`` for a snapshot in the hub's own cache."""
+    for part in reversed(folder.parts[1:]):
+        if not _NOT_TELLING.fullmatch(part):
+            return part.rsplit("--", 1)[-1] if part.startswith("models--") else part
+    return folder.name
 
 
 def _checkpoint(name: str, folder: Path, revision: str, modality: EncoderModality) -> Checkpoint:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import sys
 from collections.abc import Iterator
@@ -55,6 +56,20 @@ _SHOWN = 20
     help="Store the last hidden state, or every layer's beside it.",
 )
 @click.option(
+    "--frames",
+    type=click.IntRange(min=1),
+    help="Store the sequence, too, pooled to at most so many bins. [default: the mean alone]",
+)
+@click.option(
+    "--precision",
+    type=click.Choice(["fp32", "bf16", "fp16"]),
+    default="fp32",
+    show_default=True,
+    help="Of products and convolutions; norms, softmax and means are fp32 in any case.",
+)
+@click.option("--audio-name", help="What the cache calls the speech features. [default: as the encoder is called]")
+@click.option("--text-name", help="What the cache calls the text features. [default: as the encoder is called]")
+@click.option(
     "--max-seconds", type=click.FloatRange(min=0, min_open=True), help="Cut longer utterances. [default: no cut]"
 )
 @click.option(
@@ -67,7 +82,7 @@ _SHOWN = 20
     type=click.Path(path_type=Path, file_okay=False),
     help="The cache folder. [default: AMBER2_CACHE_DIR, else ./cache]",
 )
-@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:N or mps.")
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, mps, cuda, cuda:N, or cuda:0,cuda:1.")
 @click.option(
     "--batch-seconds",
     type=click.FloatRange(min=0),
@@ -79,6 +94,7 @@ _SHOWN = 20
     help="Tokens per batch, padding included. [default: 16384 on a GPU, 1024 on a CPU]",
 )
 @click.option("--force", is_flag=True, help="Encode again what is up to date; replace a cache that cannot be read.")
+@click.option("--strict", is_flag=True, help="Take failures for an error: exit with 1, and write no cache.")
 @command_body
 def extract_features(
     corpus: str,
@@ -87,6 +103,10 @@ def extract_features(
     text_model: str,
     modality: Literal["both", "audio", "text"],
     layers: Literal["last", "all"],
+    frames: int | None,
+    precision: Literal["fp32", "bf16", "fp16"],
+    audio_name: str | None,
+    text_name: str | None,
     max_seconds: float | None,
     output: Path | None,
     cache_dir: Path | None,
@@ -94,6 +114,7 @@ def extract_features(
     batch_seconds: float | None,
     batch_tokens: int | None,
     force: bool,
+    strict: bool,
 ) -> int | None:
     """Encode a corpus with frozen speech and text encoders into one feature cache (stage 1).
 
@@ -107,16 +128,21 @@ def extract_features(
 
     effort = Effort(device=device, batch_seconds=batch_seconds, batch_tokens=batch_tokens)
     folder = cache_dir or Path(os.environ.get("AMBER2_CACHE_DIR") or "cache")
-    with _progress_bar() as on_progress:
+    with _progress_shown() as on_progress:
         summary = pipeline.extract_features(
             read_corpus(corpus, corpus_root(corpus, root)),
             output or folder / f"{corpus}.h5",
             audio_model=None if modality == "text" else audio_model,
             text_model=None if modality == "audio" else text_model,
+            audio_name=audio_name,
+            text_name=text_name,
             layers=layers,
+            frames=frames,
+            precision=precision,
             max_seconds=max_seconds,
             effort=effort,
             force=force,
+            strict=strict,
             on_progress=on_progress,
         )
     _print_summary(summary)
@@ -155,22 +181,27 @@ def _print_summary(summary: Summary) -> None:
 
 
 @contextmanager
-def _progress_bar() -> Iterator[OnProgress | None]:
-    """A bar on a terminal; elsewhere the lines of the log have to do."""
-    if not sys.stderr.isatty():
+def _progress_shown() -> Iterator[OnProgress | None]:
+    """A bar on a terminal, a line of the log every half minute elsewhere, nothing with ``--quiet``."""
+    from .progress import ProgressLines, describe
+
+    if not logging.getLogger(__package__).isEnabledFor(logging.INFO):
         yield None
         return
+    if not sys.stderr.isatty():
+        yield ProgressLines()
+        return
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, TextColumn
     from rich.progress import Progress as Bar
 
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[words]}"))
     with Bar(*columns, console=Console(stderr=True), transient=True) as bar:
         tasks = {}
 
         def on_progress(progress: Progress) -> None:
             if progress.features not in tasks:
-                tasks[progress.features] = bar.add_task(progress.features, total=progress.total)
-            bar.update(tasks[progress.features], completed=progress.done)
+                tasks[progress.features] = bar.add_task(progress.features, total=1.0, words="")
+            bar.update(tasks[progress.features], completed=progress.share, words=describe(progress))
 
         yield on_progress

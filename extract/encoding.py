@@ -6,8 +6,6 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-import numpy as np
-
 from .checkpoint import Checkpoint
 from .inputs import Item
 from .parts import Parts
@@ -27,6 +25,12 @@ class Progress:
     # of audio; 0 for text
     seconds_done: float
     seconds_total: float
+    # of the computing, padding included, in [0, 1]
+    share: float
+    # on the clock, since the first batch was begun
+    elapsed: float
+    # the share of what is computed that is padding
+    padding: float
 
 
 OnProgress = Callable[[Progress], None]
@@ -78,15 +82,23 @@ def encode_items(
     """
     began = time.monotonic()
     work = plan_work(list(items.values()), parts, recipe=recipe, checkpoint=checkpoint, effort=effort)
-    outcome = Outcome(device=str(work.encoder.device), padding=work.padding, truncated=work.truncated)
+    outcome = Outcome(device=work.devices, padding=work.padding, truncated=work.truncated)
     missing = [item for item in items.values() if item.digest not in parts]
     seconds_total = sum(item.seconds for item in missing)
+    cost_total, cost = sum(batch.cost for batch in work.batches), 0.0
+    started = time.monotonic()
     try:
         for rows in work.rows():
             _keep(rows, parts, outcome)
+            cost += rows.cost
             if on_progress is not None:
                 done = outcome.encoded + len(outcome.failures)
-                on_progress(Progress(features, done, len(missing), outcome.seconds, seconds_total))
+                share, elapsed = cost / max(cost_total, 1e-9), time.monotonic() - started
+                on_progress(
+                    Progress(
+                        features, done, len(missing), outcome.seconds, seconds_total, share, elapsed, outcome.padding
+                    )
+                )
     finally:
         # Interrupted from the keyboard, too.
         parts.flush()
@@ -96,9 +108,9 @@ def encode_items(
 
 def _keep(rows: Rows, parts: Parts, outcome: Outcome) -> None:
     outcome.failures.update(rows.failures)
-    if rows.values is None:
+    if rows.encoded is None:
         return
-    finite = np.array([np.isfinite(row).all() for row in rows.values])
+    finite = rows.encoded.finite
     kept = []
     for item, is_finite in zip(rows.items, finite, strict=True):
         if is_finite:
@@ -108,4 +120,4 @@ def _keep(rows: Rows, parts: Parts, outcome: Outcome) -> None:
         else:
             outcome.failures[item.digest] = "the encoder gives values that are not finite"
     if kept:
-        parts.add(kept, rows.values[finite])
+        parts.add(kept, rows.encoded.take(finite))

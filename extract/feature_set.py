@@ -12,11 +12,10 @@ from amber2_core.errors import AudioError, ModelError
 from amber2_core.tables import UtteranceTable
 
 from .assembly import failures_of, find_features, known_failures, new_features, reusable_rows, stage_of
-from .checkpoint import Checkpoint
 from .encoding import OnProgress, Outcome, encode_items
 from .inputs import Inputs
 from .parts import Parts
-from .recipe import EncoderRecipe
+from .tasks import Task
 from .work import Effort
 
 _log = logging.getLogger(__name__)
@@ -41,15 +40,6 @@ class FeatureSummary:
     elapsed: float
     padding: float
     device: str
-
-
-@dataclass(frozen=True)
-class Task:
-    """One feature set that is asked for."""
-
-    name: str
-    checkpoint: Checkpoint
-    recipe: EncoderRecipe
 
 
 @dataclass(frozen=True)

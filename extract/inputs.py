@@ -110,11 +110,6 @@ def transcript_inputs(corpus: Corpus) -> Inputs:
     return Inputs(tuple(digests), items, failures)
 
 
-def storable(transcript: str) -> str:
-    """A transcript as a cache can hold it: halves of characters, which no file in UTF-8 has, become ``\\ufffd``."""
-    return transcript.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-
-
 def _excerpt(root: Path, utterance: Utterance) -> Excerpt | None:
     if utterance.audio is None:
         return None

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import re
+import threading
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import Any, TypeVar
 
 import torch
@@ -15,11 +18,16 @@ from amber2_core.errors import ModelError, SettingError, bad_choice
 
 from .checkpoint import Checkpoint
 
-DEVICES = ("auto", "cpu", "cuda", "cuda:N", "mps")
+DEVICES = ("auto", "cpu", "cuda", "cuda:N", "cuda:0,cuda:1,…", "mps")
 # Weights that no pooled hidden state depends on: pre-training's mask vector, a pooler on [CLS], constant position ids.
 _UNUSED = re.compile(r"(^|\.)(masked_spec_embed|pooler\.|embeddings\.position_ids)")
 
+# What single precision may miss in a product of 768 summands; bfloat16 misses more than a thousand times as much.
+_FP32_ERROR = 1e-6
+
 Loaded = TypeVar("Loaded")
+
+_log = logging.getLogger(__name__)
 
 
 def choose_device(name: str) -> torch.device:
@@ -43,6 +51,20 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
+def choose_devices(names: str) -> tuple[torch.device, ...]:
+    """The devices of one name, or of several with commas between them: GPUs that share the work.
+
+    Raises:
+        SettingError: no such device exists, one is named twice, or several are not all GPUs.
+    """
+    devices = tuple(choose_device(name.strip()) for name in names.split(","))
+    if len(devices) > 1 and any(device.type != "cuda" or device.index is None for device in devices):
+        raise SettingError(f"Bad device {names!r}: several must be GPUs with their numbers, as in cuda:0,cuda:1")
+    if len(set(devices)) < len(devices):
+        raise SettingError(f"Bad device {names!r}: one is named twice")
+    return devices
+
+
 def load_model(checkpoint: Checkpoint, device: torch.device) -> Any:
     """The encoder of a checkpoint in fp32, in evaluation mode, its parameters frozen.
 
@@ -63,7 +85,20 @@ def load_model(checkpoint: Checkpoint, device: torch.device) -> Any:
     warnings.filterwarnings("ignore", message="Support for mismatched key_padding_mask")
     if getattr(model.config, "is_encoder_decoder", False):
         model = model.get_encoder()
+    _fix_weights(model)
     return model.to(device).eval().requires_grad_(False)
+
+
+def _fix_weights(model: Any) -> None:
+    """Compute once what a weight norm computes anew in every call; in one thread, as sums depend on their number."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        for module in model.modules():
+            for name in list(getattr(module, "parametrizations", ())):
+                torch.nn.utils.parametrize.remove_parametrizations(module, name)
+    finally:
+        torch.set_num_threads(threads)
 
 
 def from_pretrained(checkpoint: Checkpoint, load: Callable[..., Loaded], **settings: Any) -> Loaded:
@@ -80,18 +115,84 @@ def from_pretrained(checkpoint: Checkpoint, load: Callable[..., Loaded], **setti
         raise ModelError(f"Cannot load {checkpoint.name!r} from {checkpoint.folder}: {lines[0]}") from problem
 
 
+class _Tf32:
+    """The process's permission to compute in TensorFloat-32, and how many blocks have withdrawn it."""
+
+    def __init__(self) -> None:
+        self._blocks = 0
+        self._before = (False, False)
+        self._lock = threading.Lock()
+
+    def withdraw(self) -> None:
+        with self._lock:
+            if self._blocks == 0:
+                self._before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+                torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+            self._blocks += 1
+
+    def restore(self) -> None:
+        with self._lock:
+            self._blocks -= 1
+            if self._blocks == 0:
+                torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = self._before
+
+
+_tf32 = _Tf32()
+
+
 @contextmanager
 def exact_fp32(device: torch.device) -> Iterator[None]:
-    """On CUDA, products and convolutions in fp32 proper: TensorFloat-32 would keep three digits of them."""
+    """On CUDA, products and convolutions in fp32 proper: TensorFloat-32 would keep three digits of them.
+
+    The permission is the process's, not the thread's: it comes back when the last of several threads leaves.
+    """
     if device.type != "cuda":
         yield
         return
-    products, convolutions = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    _tf32.withdraw()
     try:
         yield
     finally:
-        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = products, convolutions
+        _tf32.restore()
+
+
+@contextmanager
+def fast_products() -> Iterator[None]:
+    """Within the block, fp32 products on a processor run in oneDNN where that is exact here.
+
+    torch hands them to MKL, unless it may compute in bfloat16; then it asks oneDNN, which does so on some processors
+    only, and on all others computes in single precision, faster than MKL. So the permission is given after a look at
+    the error that it makes.
+    """
+    settings = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
+    before = settings.fp32_precision
+    if _is_exact_in_onednn():
+        settings.fp32_precision = "bf16"
+    try:
+        yield
+    finally:
+        settings.fp32_precision = before
+
+
+@cache
+def _is_exact_in_onednn() -> bool:
+    """Whether products of an encoder's shapes are still of single precision with the permission."""
+    if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
+        return False
+    settings = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
+    before = settings.fp32_precision
+    generator = torch.Generator().manual_seed(0)
+    weight, bias = torch.randn(3072, 768, generator=generator), torch.randn(3072, generator=generator)
+    states = [torch.randn(places, 768, generator=generator) for places in (1, 49, 250)]
+    try:
+        settings.fp32_precision = "bf16"
+        found = [torch.nn.functional.linear(x, weight, bias) for x in states]
+    finally:
+        settings.fp32_precision = before
+    right = [torch.nn.functional.linear(x.double(), weight.double(), bias.double()) for x in states]
+    error = max(float((a - b).norm() / b.norm()) for a, b in zip(found, right, strict=True))
+    _log.debug("products by oneDNN: relative error %.1e", error)
+    return error < _FP32_ERROR
 
 
 @contextmanager

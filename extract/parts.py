@@ -10,6 +10,7 @@ from __future__ import annotations
 import fcntl
 import json
 import logging
+import math
 import os
 import shutil
 import socket
@@ -25,7 +26,9 @@ import numpy.typing as npt
 from amber2_core.cache import sync
 from amber2_core.errors import CacheError
 
-Rows = npt.NDArray[np.float32]  # (rows, D) or (rows, layers + 1, D)
+from .encoded import Encoded, Sequences, join
+
+Matrix = npt.NDArray[np.float32]
 
 # A part is written when its rows are this large, or this old: what a kill can cost.
 PART_BYTES = 32 * 2**20
@@ -72,7 +75,9 @@ class Parts:
         """
         self._folder = folder
         self._places: dict[str, tuple[Path, int]] = {}
-        self._waiting: list[tuple[Sequence[str], Rows]] = []
+        # bins of each row's sequence; empty where only vectors are kept
+        self.bins: dict[str, int] = {}
+        self._waiting: list[tuple[Sequence[str], Encoded]] = []
         self._began = time.monotonic()
         # of one row; () until there is one
         self.row_shape: tuple[int, ...] = ()
@@ -91,14 +96,14 @@ class Parts:
     def __len__(self) -> int:
         return len(self._places)
 
-    def add(self, digests: Sequence[str], values: Rows) -> None:
+    def add(self, digests: Sequence[str], rows: Encoded) -> None:
         """Keep rows; they reach the disk with the next part at the latest.
 
         Raises:
             CacheError: the disk is full, or has gone.
         """
-        self._waiting.append((digests, values))
-        size = sum(rows.nbytes for _, rows in self._waiting)
+        self._waiting.append((digests, rows))
+        size = sum(given.nbytes for _, given in self._waiting)
         if size >= PART_BYTES or time.monotonic() - self._began >= PART_SECONDS:
             self.flush()
 
@@ -110,23 +115,54 @@ class Parts:
         """
         if self._waiting:
             digests = [digest for given, _ in self._waiting for digest in given]
-            values = np.concatenate([rows for _, rows in self._waiting])
+            rows = join([given for _, given in self._waiting])
             with self._writing():
-                path = self._write(digests, values)
-            self._add(path, digests, values)
+                path = self._write(digests, rows)
+            self._add(path, digests, rows)
             self._waiting.clear()
         self._began = time.monotonic()
 
-    def fill(self, matrix: Rows, rows: Mapping[str, Sequence[int]]) -> None:
-        """Copy finished rows into `matrix`: what was encoded from `digest` into each of `rows[digest]`."""
+    def fill(
+        self, matrix: Matrix, rows: Mapping[str, Sequence[int]], *, frames: Matrix | None = None, offsets: Any = None
+    ) -> None:
+        """Copy finished rows into `matrix`: what was encoded from `digest` into each of `rows[digest]`.
+
+        Args:
+            matrix: (N, D) or (N, layers + 1, D).
+            rows: digest → rows of `matrix`.
+            frames: (ΣT, D); takes the sequences, that of row i from `offsets[i]` on.
+            offsets: (N + 1,).
+        """
         wanted: dict[Path, list[tuple[int, Sequence[int]]]] = {}
         for digest, targets in rows.items():
             path, row = self._places[digest]
             wanted.setdefault(path, []).append((row, targets))
         for path, pairs in wanted.items():
-            _, values = _read(path)
+            _, part = _read(path)
             for row, targets in pairs:
-                matrix[list(targets)] = values[row]
+                matrix[list(targets)] = part.values[row]
+                if frames is not None and part.frames is not None:
+                    for target in targets:
+                        frames[offsets[target] : offsets[target + 1]] = part.frames[row]
+
+    def matrix(self, name: str, shape: tuple[int, ...]) -> Matrix:
+        """An array of NaN that lies in a file among the parts, so that a large one need not fit into memory.
+
+        Raises:
+            CacheError: the disk has no room for it.
+        """
+        path = self._folder / f"{name}.writing"
+        with self._writing():
+            with path.open("wb") as file:
+                size = max(1, 4 * math.prod(shape))
+                # All of it now: a mapped file that finds no room later would end the process.
+                if hasattr(os, "posix_fallocate"):
+                    os.posix_fallocate(file.fileno(), 0, size)
+                else:
+                    file.truncate(size)
+            array: Matrix = np.memmap(path, dtype=np.float32, mode="r+", shape=shape)
+        array.fill(np.nan)
+        return array
 
     def remove(self) -> None:
         """Delete all parts: their rows stand in the cache now."""
@@ -135,23 +171,25 @@ class Parts:
 
     def _take_up(self, path: Path) -> None:
         try:
-            digests, values = _read(path)
+            digests, rows = _read(path)
         except Exception as problem:  # a damaged zip file raises errors of every kind
             _log.warning("%s is damaged (%s): its rows are encoded again", path, problem)
             path.unlink()
             return
-        self._add(path, digests, values)
+        self._add(path, digests, rows)
 
-    def _add(self, path: Path, digests: Sequence[str], values: Rows) -> None:
-        self.row_shape = values.shape[1:]
+    def _add(self, path: Path, digests: Sequence[str], rows: Encoded) -> None:
+        self.row_shape = rows.values.shape[1:]
         self._places.update({digest: (path, row) for row, digest in enumerate(digests)})
+        if rows.frames is not None:
+            self.bins.update(zip(digests, map(len, rows.frames), strict=True))
 
-    def _write(self, digests: Sequence[str], values: Rows) -> Path:
+    def _write(self, digests: Sequence[str], rows: Encoded) -> Path:
         number = 1 + max((int(path.stem) for path in self._folder.glob("*.npz")), default=0)
         path = self._folder / f"{number:06d}.npz"
         temporary = path.with_suffix(".writing")
         with temporary.open("wb") as file:
-            np.savez(file, inputs=np.array(digests), values=values)
+            np.savez(file, allow_pickle=False, inputs=np.array(digests), values=rows.values, **_as_arrays(rows.frames))
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
@@ -169,13 +207,22 @@ class Parts:
             ) from None
 
 
-def _read(path: Path) -> tuple[list[str], Rows]:
+def _as_arrays(frames: Sequences | None) -> dict[str, Any]:
+    if frames is None:
+        return {}
+    return {"frames": np.concatenate(frames), "bins": np.array([len(sequence) for sequence in frames])}
+
+
+def _read(path: Path) -> tuple[list[str], Encoded]:
     """Digests and rows of a part; zip's own checksums are verified on the way."""
     with np.load(path, allow_pickle=False) as part:
         digests, values = part["inputs"], part["values"]
-    if len(digests) != len(values):
+        frames = None
+        if "frames" in part:
+            frames = tuple(np.split(part["frames"], np.cumsum(part["bins"])[:-1]))
+    if len(digests) != len(values) or (frames is not None and len(frames) != len(values)):
         raise ValueError(f"{len(digests)} digests for {len(values)} rows")
-    return [str(digest) for digest in digests], values
+    return [str(digest) for digest in digests], Encoded(values, frames)
 
 
 def _locked(folder: Path, output: Path) -> int:

@@ -3,30 +3,31 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from amber2_core.cache import Failure, FeatureCache, read_cache, write_cache
-from amber2_core.errors import CacheError, SettingError
-from amber2_core.tables import attribute_columns, rating_table, texts, utterance_table
+from amber2_core.errors import CacheError
 from amber2_core.utterance import Corpus
 
-from .assembly import is_same, kept_features, stage_of, with_recordings
-from .checkpoint import Checkpoint, find_checkpoint
+from .assembly import failures_of, is_same, kept_features, stage_of, with_recordings
+from .blank import blank_cache
 from .encoding import OnProgress
-from .feature_set import Call, Done, FeatureSummary, Task, complete
-from .inputs import scan_recordings, storable, transcript_inputs
+from .feature_set import Call, Done, FeatureSummary, complete
+from .inputs import scan_recordings, transcript_inputs
 from .parts import work_folder
-from .recipe import AudioRecipe, EncoderRecipe, Layers, TextRecipe
+from .recipe import Layers, Precision
+from .tasks import Task, plan_tasks
 from .work import Effort
 
 AUDIO_MODEL = "facebook/wav2vec2-base"
 TEXT_MODEL = "bert-base-uncased"
 
-_SOFTWARE = ("amber2", "torch", "torchaudio", "transformers", "tokenizers", "soundfile", "numpy", "h5py")
+# Failures are listed up to here.
+_SHOWN = 20
 
 _log = logging.getLogger(__name__)
 
@@ -49,10 +50,15 @@ def extract_features(
     *,
     audio_model: str | None = AUDIO_MODEL,
     text_model: str | None = TEXT_MODEL,
+    audio_name: str | None = None,
+    text_name: str | None = None,
     layers: Layers = "last",
+    frames: int | None = None,
+    precision: Precision = "fp32",
     max_seconds: float | None = None,
     effort: Effort | None = None,
     force: bool = False,
+    strict: bool = False,
     on_progress: OnProgress | None = None,
 ) -> Summary:
     """Encode what the cache at `output` does not hold yet, and write the cache anew if anything has changed.
@@ -65,22 +71,38 @@ def extract_features(
         output: the cache; its other feature sets are kept.
         audio_model: id or folder of a speech encoder; None leaves audio out.
         text_model: id or folder of a text encoder; None leaves text out.
+        audio_name: what the cache calls the speech features; None: as the encoder is called.
+        text_name: what the cache calls the text features.
         layers: the last hidden state, or all of them.
+        frames: beside the mean, the last hidden state pooled to at most so many bins.
+        precision: of products and convolutions; what is stored is fp32.
         max_seconds: longer utterances are cut off at the end.
         effort: device and size of batches; they do not change the numbers.
         force: encode again what stands at `output` already; a cache that cannot be read is replaced.
+        strict: write nothing under `output` if an utterance fails; what is encoded is kept beside it.
         on_progress: called after each batch.
 
     Raises:
-        ModelError: an encoder cannot be loaded.
-        CorpusError: the corpus is empty or its ids are not unique.
+        ModelError: an encoder cannot be loaded, or its device has too little memory for a single utterance.
+        CorpusError: the corpus is empty, its ids are not unique, or it holds what a cache cannot.
         AudioError: not a single recording can be encoded.
-        CacheError: `output` cannot be written, is held by another process, is damaged, or holds another corpus.
+        CacheError: `output` cannot be written, is held by another process, is damaged, or holds another corpus;
+            with `strict`, utterances that fail.
         SettingError: a setting has no meaning.
     """
-    table = utterance_table(corpus)
-    table = replace(table, transcript=texts([storable(transcript) for transcript in table.transcript]))
-    tasks = _tasks(audio_model, text_model, layers, max_seconds)
+    # All that can be wrong with the corpus is met before anything is encoded.
+    blank = blank_cache(corpus)
+    table = blank.utterances
+    tasks = plan_tasks(
+        audio_model,
+        text_model,
+        audio_name=audio_name,
+        text_name=text_name,
+        layers=layers,
+        frames=frames,
+        precision=precision,
+        max_seconds=max_seconds,
+    )
     with work_folder(output) as work:
         before = _earlier(output, corpus, force)
         inputs = {"text": transcript_inputs(corpus)}
@@ -91,38 +113,14 @@ def extract_features(
             inputs["audio"] = recordings.inputs
         table = with_recordings(table, recordings, before)
         call = Call(table, inputs, before, work, effort or Effort(), force, on_progress)
-        done = [complete(task, call) for task in tasks]
-        after = _cache(corpus, call, done)
+        done = _complete(tasks, call, output, strict)
+        after = _cache(call, blank, done)
         written = force or before is None or not is_same(before, after)
         if written:
             write_cache(output, after)
         for one in done:
             one.parts.remove()
     return Summary(output, len(table), tuple(one.summary for one in done), after.failures, written)
-
-
-def _tasks(
-    audio_model: str | None, text_model: str | None, layers: Layers, max_seconds: float | None
-) -> tuple[Task, ...]:
-    """Text first: it takes minutes where audio takes hours, and so all that can be wrong is met early."""
-    if max_seconds is not None and not max_seconds > 0:
-        raise SettingError(f"Bad max_seconds {max_seconds}, expected more than 0")
-    tasks = []
-    if text_model is not None:
-        checkpoint = find_checkpoint(text_model, modality="text")
-        recipe: EncoderRecipe = TextRecipe.of(checkpoint, layers=layers)
-        tasks.append(Task(_name(checkpoint, layers), checkpoint, recipe))
-    if audio_model is not None:
-        checkpoint = find_checkpoint(audio_model, modality="audio")
-        recipe = AudioRecipe.of(checkpoint, layers=layers, max_seconds=max_seconds)
-        tasks.append(Task(_name(checkpoint, layers), checkpoint, recipe))
-    if not tasks:
-        raise SettingError("Nothing to encode: name an audio model, a text model, or both")
-    return tuple(tasks)
-
-
-def _name(checkpoint: Checkpoint, layers: Layers) -> str:
-    return checkpoint.short_name if layers == "last" else f"{checkpoint.short_name}-layers"
 
 
 def _earlier(output: Path, corpus: Corpus, force: bool) -> FeatureCache | None:
@@ -143,7 +141,7 @@ def _earlier(output: Path, corpus: Corpus, force: bool) -> FeatureCache | None:
     return cache
 
 
-def _cache(corpus: Corpus, call: Call, done: list[Done]) -> FeatureCache:
+def _cache(call: Call, blank: FeatureCache, done: list[Done]) -> FeatureCache:
     """The new cache: the feature sets that are done, and those of the earlier cache that were not asked for."""
     stages = {stage_of(one.features.modality, one.features.name) for one in done}
     sets = [one.features for one in done]
@@ -160,26 +158,38 @@ def _cache(corpus: Corpus, call: Call, done: list[Done]) -> FeatureCache:
         stage = stage_of(one.summary.modality, one.summary.name)
         if one.summary.encoded or stage not in work:
             work[stage] = asdict(one.summary)
-    return FeatureCache(
-        corpus=corpus.name,
-        corpus_version=corpus.version,
+    return replace(
+        blank,
         utterances=call.table,
-        ratings=rating_table(corpus),
-        attributes=attribute_columns(corpus),
-        defaults=corpus.defaults,
         features=tuple(sorted(sets, key=lambda features: (features.modality, features.name))),
         failures=tuple(sorted(failures, key=lambda failure: (failure.stage, failure.utterance))),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
-        versions=_versions(),
         summary={"features": work},
     )
 
 
-def _versions() -> dict[str, str]:
-    found = {}
-    for name in _SOFTWARE:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found
+def _complete(tasks: Sequence[Task], call: Call, output: Path, strict: bool) -> list[Done]:
+    """Encode what is missing, and with `strict` stop at failures: those of reading before anything is encoded."""
+    done = []
+    if strict:
+        for task in tasks:
+            modality = task.recipe.modality
+            _refuse(failures_of(task.name, modality, call.table.id, call.inputs[modality], {}), output)
+    for task in tasks:
+        one = complete(task, call)
+        if strict:
+            _refuse(one.failures, output)
+        done.append(one)
+    return done
+
+
+def _refuse(failures: Sequence[Failure], output: Path) -> None:
+    for failure in failures[:_SHOWN]:
+        _log.warning("%s (%s): %s", failure.utterance, failure.stage, failure.reason)
+    if failures:
+        count = f"{len(failures):,} utterances fail" if len(failures) > 1 else "1 utterance fails"
+        raise CacheError(
+            f"{count} as {failures[0].stage}, the first is {failures[0].utterance}: {failures[0].reason}. With "
+            f"--strict {output} is not written; what is encoded is kept: correct them or leave --strict out, and the "
+            "same command goes on"
+        )

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, get_args
 
 from amber2_core.cache import fingerprint
 
@@ -15,6 +15,9 @@ from .audio import KAISER_BEST, Resampler
 from .checkpoint import Checkpoint, EncoderModality
 
 Layers = Literal["last", "all"]
+# of products and convolutions; norms, softmax, sums and what is stored are fp32 in any case
+Precision = Literal["fp32", "bf16", "fp16"]
+PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 
 # Raised whenever decoding, normalising or pooling starts to give other numbers than before.
 PREPROCESSING_VERSION = 1
@@ -35,8 +38,10 @@ class _EncoderRecipe:
     layers: Layers = "last"
     # over valid frames or tokens only
     pooling: Literal["mean"] = "mean"
-    precision: Literal["fp32"] = "fp32"
+    precision: Precision = "fp32"
     preprocessing_version: int = PREPROCESSING_VERSION
+    # the last hidden state pooled to at most so many bins beside its mean; None: the mean alone
+    frames: int | None = None
 
     def record(self) -> dict[str, Any]:
         """The recipe as JSON values, as it stands in a feature cache.
@@ -66,7 +71,15 @@ class AudioRecipe(_EncoderRecipe):
     max_seconds: float | None = None
 
     @classmethod
-    def of(cls, checkpoint: Checkpoint, *, layers: Layers = "last", max_seconds: float | None = None) -> AudioRecipe:
+    def of(
+        cls,
+        checkpoint: Checkpoint,
+        *,
+        layers: Layers = "last",
+        frames: int | None = None,
+        precision: Precision = "fp32",
+        max_seconds: float | None = None,
+    ) -> AudioRecipe:
         """The recipe of a checkpoint; reads its weights once, for their digest.
 
         Raises:
@@ -77,6 +90,8 @@ class AudioRecipe(_EncoderRecipe):
             preprocessor_digest=checkpoint.input_digest(),
             sampling_rate=checkpoint.sampling_rate(),
             layers=layers,
+            frames=frames,
+            precision=precision,
             max_seconds=max_seconds,
         )
 
@@ -90,9 +105,22 @@ class TextRecipe(_EncoderRecipe):
     tokenizer_digest: str
 
     @classmethod
-    def of(cls, checkpoint: Checkpoint, *, layers: Layers = "last") -> TextRecipe:
+    def of(
+        cls,
+        checkpoint: Checkpoint,
+        *,
+        layers: Layers = "last",
+        frames: int | None = None,
+        precision: Precision = "fp32",
+    ) -> TextRecipe:
         """The recipe of a checkpoint; reads its weights once, for their digest."""
-        return cls(**_identity(checkpoint), tokenizer_digest=checkpoint.input_digest(), layers=layers)
+        return cls(
+            **_identity(checkpoint),
+            tokenizer_digest=checkpoint.input_digest(),
+            layers=layers,
+            frames=frames,
+            precision=precision,
+        )
 
 
 EncoderRecipe = AudioRecipe | TextRecipe

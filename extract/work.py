@@ -1,11 +1,10 @@
-"""Items and a recipe go in; an encoder and its batches, each made ready when it is due, come out."""
+"""Items and a recipe go in; encoders and their batches, each made ready when it is due, come out."""
 
 from __future__ import annotations
 
 import math
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar, cast
@@ -15,7 +14,9 @@ from amber2_core.errors import AudioError, SettingError
 from .audio import Excerpt, read_waveform
 from .batches import padding_waste, plan_batches
 from .checkpoint import Checkpoint
+from .encoded import Encoded
 from .inputs import Item
+from .lanes import ahead, spread
 from .parts import Parts
 from .recipe import AudioRecipe, EncoderRecipe, TextRecipe
 
@@ -23,20 +24,19 @@ from .recipe import AudioRecipe, EncoderRecipe, TextRecipe
 if TYPE_CHECKING:
     import torch
 
-    from .encoders import Pooled, SpeechEncoder, TextEncoder
+    from .encoders import SpeechEncoder, TextEncoder
+
+Encoder = TypeVar("Encoder")
 
 # Threads that decode for an accelerator; each holds one batch, done or in the making, ahead of it.
 _DECODERS = 4
-
-Given = TypeVar("Given")
-Made = TypeVar("Made")
 
 
 @dataclass(frozen=True)
 class Effort:
     """How to encode; nothing here changes the numbers."""
 
-    # auto | cpu | cuda | cuda:N | mps
+    # auto | cpu | cuda | cuda:N | cuda:0,cuda:1 | mps
     device: str = "auto"
     # seconds of audio, and tokens, per batch, padding included; 0: one at a time; None: as suits the device
     batch_seconds: float | None = None
@@ -50,6 +50,15 @@ class Effort:
 
 
 @dataclass(frozen=True)
+class Batch:
+    """What is encoded together."""
+
+    items: Sequence[Item]
+    # seconds or tokens, padding included
+    cost: float
+
+
+@dataclass(frozen=True)
 class Ready:
     """A batch as the encoder takes it."""
 
@@ -57,6 +66,7 @@ class Ready:
     inputs: Sequence[Any]
     # digest → reason
     failures: Mapping[str, str]
+    cost: float
 
 
 @dataclass(frozen=True)
@@ -64,40 +74,52 @@ class Rows:
     """A batch that is encoded."""
 
     items: Sequence[Item]
-    # (items, …); None where there is none
-    values: Pooled | None
+    # None where there is none
+    encoded: Encoded | None
     # digest → reason
     failures: Mapping[str, str]
+    cost: float
 
 
 @dataclass(frozen=True)
 class Work:
-    """An encoder, the batches it is to encode, and how they are made ready for it."""
+    """Encoders of one recipe, one for each device, the batches they share, and how these are made ready for them."""
 
-    encoder: SpeechEncoder | TextEncoder
-    batches: Sequence[Sequence[Item]]
-    ready: Callable[[Sequence[Item]], Ready]
+    encoders: Sequence[SpeechEncoder | TextEncoder]
+    batches: Sequence[Batch]
+    ready: Callable[[Batch], Ready]
     padding: float
     truncated: int = 0
 
-    def encode(self, ready: Ready) -> Rows:
-        """Encode one batch."""
-        values = self.encoder.encode(ready.inputs) if ready.inputs else None
-        return Rows(ready.items, values, ready.failures)
+    @property
+    def devices(self) -> str:
+        """As given to ``--device``."""
+        return ",".join(str(encoder.device) for encoder in self.encoders)
 
     def rows(self) -> Iterator[Rows]:
-        """Encode all batches, in their order.
+        """Encode all batches.
 
         A processor encodes one batch in each of its cores: that needs less waiting for one another than all cores at
-        one batch, and gives the same values however many there are. An accelerator takes one batch after the other,
-        while processors make the next ones ready.
+        one batch, and gives the same values however many there are. Accelerators take one batch after the other from
+        one queue, while processors make the next ones ready and whoever called writes the last ones down.
         """
         import torch
 
-        if self.encoder.device.type == "cpu":
-            yield from _ahead(lambda batch: self.encode(self.ready(batch)), self.batches, torch.get_num_threads())
-        else:
-            yield from map(self.encode, _ahead(self.ready, self.batches, _DECODERS))
+        from .loading import fast_products
+        from .memory import Halving
+
+        lanes = [partial(_encode, Halving(encoder)) for encoder in self.encoders]
+        on_processor = self.encoders[0].device.type == "cpu"
+        with fast_products() if on_processor else nullcontext():
+            if on_processor and len(lanes) == 1:
+                yield from ahead(lambda batch: lanes[0](self.ready(batch)), self.batches, torch.get_num_threads())
+            else:
+                yield from spread(ahead(self.ready, self.batches, _DECODERS), lanes)
+
+
+def _encode(encode: Callable[[Sequence[Any]], Encoded], ready: Ready) -> Rows:
+    encoded = encode(ready.inputs) if ready.inputs else None
+    return Rows(ready.items, encoded, ready.failures, ready.cost)
 
 
 def plan_work(
@@ -112,12 +134,12 @@ def plan_work(
         ModelError: the encoder cannot be loaded.
         SettingError: there is no such device.
     """
-    from .loading import choose_device
+    from .loading import choose_devices
 
-    device = choose_device(effort.device)
+    devices = choose_devices(effort.device)
     if isinstance(recipe, AudioRecipe):
-        return _audio_work(items, parts, recipe, checkpoint, device, effort.batch_seconds)
-    return _text_work(items, parts, recipe, checkpoint, device, effort.batch_tokens)
+        return _audio_work(items, parts, recipe, checkpoint, devices, effort.batch_seconds)
+    return _text_work(items, parts, recipe, checkpoint, devices, effort.batch_tokens)
 
 
 def _audio_work(
@@ -125,24 +147,24 @@ def _audio_work(
     parts: Parts,
     recipe: AudioRecipe,
     checkpoint: Checkpoint,
-    device: torch.device,
+    devices: Sequence[torch.device],
     budget: float | None,
 ) -> Work:
     from .encoders import SpeechEncoder
 
-    encoder = SpeechEncoder(checkpoint, layers=recipe.layers, device=device)
+    encoders = [_loaded(SpeechEncoder, checkpoint, recipe, device) for device in devices]
     seconds = [min(item.seconds, recipe.max_seconds or math.inf) for item in items]
     if budget is None:
         # A processor gains nothing from batches of audio, and would compute their padding.
-        budget = 0.0 if device.type == "cpu" else 120.0
+        budget = 0.0 if devices[0].type == "cpu" else 120.0
     plan = plan_batches(seconds, budget=budget)
-    ready = partial(_decoded, recipe=recipe, encoder=encoder)
-    return Work(encoder, _missing(items, plan, parts), ready, padding_waste(seconds, plan))
+    ready = partial(_decoded, recipe=recipe, encoder=encoders[0])
+    return Work(encoders, _missing(items, seconds, plan, parts), ready, padding_waste(seconds, plan))
 
 
-def _decoded(batch: Sequence[Item], recipe: AudioRecipe, encoder: SpeechEncoder) -> Ready:
-    items, waveforms, failures = [], [], {}
-    for item in batch:
+def _decoded(batch: Batch, recipe: AudioRecipe, encoder: SpeechEncoder) -> Ready:
+    items, inputs, failures = [], [], {}
+    for item in batch.items:
         try:
             waveform = read_waveform(
                 cast(Excerpt, item.source),
@@ -155,8 +177,8 @@ def _decoded(batch: Sequence[Item], recipe: AudioRecipe, encoder: SpeechEncoder)
             failures[item.digest] = str(problem)
         else:
             items.append(item)
-            waveforms.append(waveform)
-    return Ready(items, waveforms, failures)
+            inputs.append(encoder.prepare(waveform))
+    return Ready(items, inputs, failures, batch.cost)
 
 
 def _text_work(
@@ -164,51 +186,40 @@ def _text_work(
     parts: Parts,
     recipe: TextRecipe,
     checkpoint: Checkpoint,
-    device: torch.device,
+    devices: Sequence[torch.device],
     budget: int | None,
 ) -> Work:
     from .encoders import TextEncoder
 
-    encoder = TextEncoder(checkpoint, layers=recipe.layers, device=device)
-    tokens, cut = encoder.tokenize([str(item.source) for item in items])
+    encoders = [_loaded(TextEncoder, checkpoint, recipe, device) for device in devices]
+    tokens, cut = encoders[0].tokenize([str(item.source) for item in items])
     of_item = {item.digest: ids for item, ids in zip(items, tokens, strict=True)}
     sizes = [len(ids) for ids in tokens]
     if budget is None:
-        budget = 1024 if device.type == "cpu" else 16384
+        budget = 1024 if devices[0].type == "cpu" else 16384
     plan = plan_batches(sizes, budget=budget)
     truncated = sum(is_cut for is_cut, item in zip(cut, items, strict=True) if item.digest not in parts)
 
-    def ready(batch: Sequence[Item]) -> Ready:
-        some = [item for item in batch if of_item[item.digest]]
-        none = {item.digest: "its transcript gives no token" for item in batch if not of_item[item.digest]}
-        return Ready(some, [of_item[item.digest] for item in some], none)
+    def ready(batch: Batch) -> Ready:
+        some = [item for item in batch.items if of_item[item.digest]]
+        none = {item.digest: "its transcript gives no token" for item in batch.items if not of_item[item.digest]}
+        return Ready(some, [of_item[item.digest] for item in some], none, batch.cost)
 
-    return Work(encoder, _missing(items, plan, parts), ready, padding_waste(sizes, plan), truncated)
+    return Work(encoders, _missing(items, sizes, plan, parts), ready, padding_waste(sizes, plan), truncated)
 
 
-def _missing(items: Sequence[Item], plan: Sequence[Sequence[int]], parts: Parts) -> list[list[Item]]:
+def _loaded(
+    kind: Callable[..., Encoder], checkpoint: Checkpoint, recipe: EncoderRecipe, device: torch.device
+) -> Encoder:
+    return kind(checkpoint, layers=recipe.layers, frames=recipe.frames, precision=recipe.precision, device=device)
+
+
+def _missing(items: Sequence[Item], sizes: Sequence[float], plan: Sequence[Sequence[int]], parts: Parts) -> list[Batch]:
     """The planned batches without what is held already."""
-    batches = [[items[place] for place in batch if items[place].digest not in parts] for batch in plan]
-    return [batch for batch in batches if batch]
-
-
-def _ahead(make: Callable[[Given], Made], given: Iterable[Given], workers: int) -> Iterator[Made]:
-    """`map` in threads, in order, at most two results for each thread ahead of who takes them."""
-    import torch
-
-    threads = torch.get_num_threads()
-    waiting: deque[Future[Made]] = deque()
-    # One core each: torch would otherwise start as many threads again in every worker.
-    with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        try:
-            for one in given:
-                waiting.append(pool.submit(make, one))
-                if len(waiting) > 2 * workers:
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
-        finally:
-            for future in waiting:
-                future.cancel()
-            # The workers' setting has become that of all threads to come.
-            torch.set_num_threads(threads)
+    batches = []
+    for places in plan:
+        missing = [place for place in places if items[place].digest not in parts]
+        if missing:
+            cost = len(missing) * max(sizes[place] for place in missing)
+            batches.append(Batch([items[place] for place in missing], cost))
+    return batches

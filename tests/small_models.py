@@ -16,6 +16,16 @@ from amber2_extract.loading import silence
 _SENTENCE = "we do not know what the raters heard in this voice but they were not of one mind"
 WORDS = _SENTENCE.split()
 
+# What processes that fork from a warm one find imported already; torch starts no thread when it is imported.
+PRELOADED = (
+    "amber2_extract.encoders",
+    "amber2_extract.pipeline",
+    "transformers.models.bert.modeling_bert",
+    "transformers.models.bert.tokenization_bert",
+    "transformers.models.wav2vec2.modeling_wav2vec2",
+    "transformers.models.wav2vec2.feature_extraction_wav2vec2",
+)
+
 _SPEECH: dict[str, Any] = {
     "conv_dim": (24,) * 7,
     "hidden_size": 32,

@@ -12,11 +12,16 @@ import pytest
 
 from amber2_core.errors import CacheError
 from amber2_extract import parts
+from amber2_extract.encoded import Encoded
 from amber2_extract.parts import Parts, work_folder
 
 
 def _rows(*numbers: float) -> Any:
     return np.array([[number, -number] for number in numbers], dtype=np.float32)
+
+
+def _encoded(*numbers: float) -> Encoded:
+    return Encoded(_rows(*numbers))
 
 
 def _hold(output: Path, held: Any, release: Any) -> None:
@@ -27,10 +32,10 @@ def _hold(output: Path, held: Any, release: Any) -> None:
 
 def test_rows_are_found_by_what_they_were_encoded_from(tmp_path: Path) -> None:
     held = Parts(tmp_path / "recipe")
-    held.add(["a", "b"], _rows(1, 2))
+    held.add(["a", "b"], _encoded(1, 2))
     assert "a" not in held
     held.flush()
-    held.add(["c"], _rows(3))
+    held.add(["c"], _encoded(3))
     held.flush()
     again = Parts(tmp_path / "recipe")
     assert len(again) == 3
@@ -46,16 +51,16 @@ def test_a_part_is_written_when_it_is_large_or_old(tmp_path: Path, monkeypatch: 
     held = Parts(tmp_path / "recipe")
     monkeypatch.setattr(parts, "PART_BYTES", 32)
     for number in range(5):
-        held.add([str(number)], _rows(number))
+        held.add([str(number)], _encoded(number))
     assert len(Parts(tmp_path / "recipe")) == 4
     monkeypatch.setattr(parts, "PART_SECONDS", 0.0)
-    held.add(["5"], _rows(5))
+    held.add(["5"], _encoded(5))
     assert len(Parts(tmp_path / "recipe")) == 6
 
 
 def test_what_was_not_finished_is_removed(tmp_path: Path) -> None:
     held = Parts(tmp_path)
-    held.add(["a"], _rows(1))
+    held.add(["a"], _encoded(1))
     held.flush()
     (tmp_path / "000002.writing").write_bytes(b"half a part")
     assert len(Parts(tmp_path)) == 1
@@ -66,7 +71,7 @@ def test_a_flipped_bit_anywhere_is_never_another_row(tmp_path: Path, monkeypatch
     said: list[str] = []
     monkeypatch.setattr(parts._log, "warning", lambda line, *arguments: said.append(line % arguments))
     held = Parts(tmp_path)
-    held.add(["a", "b"], _rows(1, 2))
+    held.add(["a", "b"], _encoded(1, 2))
     held.flush()
     (path,) = tmp_path.glob("*.npz")
     whole = path.read_bytes()
@@ -87,7 +92,7 @@ def test_a_flipped_bit_anywhere_is_never_another_row(tmp_path: Path, monkeypatch
 
 def test_anew_forgets_what_is_there(tmp_path: Path) -> None:
     held = Parts(tmp_path / "recipe")
-    held.add(["a"], _rows(1))
+    held.add(["a"], _encoded(1))
     held.flush()
     assert len(Parts(tmp_path / "recipe", anew=True)) == 0
 
@@ -97,7 +102,7 @@ def test_a_work_folder_is_removed_when_nothing_is_left_in_it(tmp_path: Path) -> 
     with work_folder(output) as work:
         assert work == tmp_path / "cache" / "corpus.h5.parts"
         held = Parts(work / "recipe")
-        held.add(["a"], _rows(1))
+        held.add(["a"], _encoded(1))
         held.flush()
     assert work.exists()
     with work_folder(output):

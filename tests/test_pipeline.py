@@ -16,7 +16,7 @@ import soundfile
 import torch
 import transformers
 from small_corpus import expected_speech, expected_text, with_utterance, write_corpus, write_recording
-from small_models import save_speech, save_text
+from small_models import PRELOADED, save_speech, save_text
 
 import amber2_extract.encoders
 import amber2_extract.parts
@@ -495,27 +495,17 @@ def test_a_full_disk_is_one_line_and_loses_nothing(
     assert [path.name for path in place.output.parent.iterdir()] == ["example.h5"]
 
 
-# What processes that fork from a warm one find imported already; torch starts no thread when it is imported.
-PRELOADED = (
-    "amber2_extract.encoders",
-    "amber2_extract.pipeline",
-    "transformers.models.bert.modeling_bert",
-    "transformers.models.bert.tokenization_bert",
-    "transformers.models.wav2vec2.modeling_wav2vec2",
-    "transformers.models.wav2vec2.feature_extraction_wav2vec2",
-)
-
-
 def _extract_slowly(folder: Path, corpus: Corpus, output: Path, began: Any) -> None:
     """Extract in a process of its own: every batch is a part, and takes a while, so that kills hit the encoding."""
     amber2_extract.parts.PART_SECONDS = 0.0
-    encode = amber2_extract.encoders.SpeechEncoder.encode
+    encoder: Any = amber2_extract.encoders.SpeechEncoder
+    encode = encoder.encode_batch
 
     def slow(self: Any, waveforms: Any) -> Any:
         time.sleep(0.03)
         return encode(self, waveforms)
 
-    amber2_extract.encoders.SpeechEncoder.encode = slow  # type: ignore[method-assign]
+    encoder.encode_batch = slow
     began.set()
     extract_features(corpus, output, audio_model=str(folder / "wav2vec2"), text_model=str(folder / "bert"))
 

@@ -34,6 +34,7 @@ CHANGES: dict[str, Any] = {
     "preprocessor_digest": "c" * 64,
     "tokenizer_digest": "d" * 64,
     "layers": "all",
+    "frames": 50,
     "pooling": "maximum",
     "precision": "bf16",
     "preprocessing_version": 2,

@@ -1,0 +1,81 @@
+"""Batches go in; what an encoder makes of them comes out, in pieces where the whole does not fit into its memory."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import torch
+
+from amber2_core.errors import ModelError
+
+from .encoded import Encoded, join
+
+# What torch and the libraries below it say where there is no exception of its own for it.
+_WORDS = ("out of memory", "not enough memory", "can't allocate memory", "STATUS_ALLOC_FAILED")
+
+_log = logging.getLogger(__name__)
+
+
+class BatchEncoder(Protocol):
+    """What has a device and encodes batches of things that have a length."""
+
+    device: torch.device
+
+    def encode_batch(self, inputs: Sequence[Any]) -> Encoded:
+        """One row per input."""
+
+
+class Halving:
+    """An encoder that halves what does not fit, and remembers what did not."""
+
+    def __init__(self, encoder: BatchEncoder) -> None:
+        self._encoder = encoder
+        # the largest batch that may fit, padding included, in samples or tokens
+        self._most = math.inf
+
+    def __call__(self, inputs: Sequence[Any]) -> Encoded:
+        """Encode a batch.
+
+        Raises:
+            ModelError: a single utterance does not fit.
+        """
+        if len(inputs) == 1 or _size(inputs) <= self._most:
+            encoded = self._tried(inputs)
+            if encoded is not None:
+                return encoded
+        half = (len(inputs) + 1) // 2
+        return join([self(inputs[:half]), self(inputs[half:])])
+
+    def _tried(self, inputs: Sequence[Any]) -> Encoded | None:
+        """None where it does not fit; outside of the handler, so that the error no longer holds what it had begun."""
+        try:
+            return self._encoder.encode_batch(inputs)
+        except RuntimeError as problem:
+            if not is_out_of_memory(problem):
+                raise
+        device = self._encoder.device
+        if len(inputs) == 1:
+            raise ModelError(
+                f"{device} has too little memory for one utterance alone ({len(inputs[0]):,} samples or tokens): use "
+                "--max-seconds, --precision bf16 or another --device; what is encoded so far is kept"
+            )
+        half = (len(inputs) + 1) // 2
+        self._most = min(self._most, _size(inputs[:half]), _size(inputs) - 1)
+        if device.type in ("cuda", "mps"):
+            torch.accelerator.empty_cache()
+        _log.info(
+            "%s ran out of memory with a batch of %d: it is halved, and so are others as large", device, len(inputs)
+        )
+        return None
+
+
+def is_out_of_memory(problem: RuntimeError) -> bool:
+    """Whether an error of torch's says that memory has run out."""
+    return isinstance(problem, torch.OutOfMemoryError) or any(words in str(problem) for words in _WORDS)
+
+
+def _size(inputs: Sequence[Any]) -> int:
+    return len(inputs) * max(len(one) for one in inputs)

@@ -1,0 +1,67 @@
+"""A batch that does not fit into memory is halved until it fits, and its rows are those of the whole."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from amber2_core.errors import ModelError
+from amber2_extract.encoded import Encoded
+from amber2_extract.memory import Halving, is_out_of_memory
+
+
+class Narrow:
+    """An encoder whose device takes so many samples at once, padding included."""
+
+    def __init__(self, most: int, error: type[RuntimeError] = torch.OutOfMemoryError) -> None:
+        self.device = torch.device("cpu")
+        self.most = most
+        self.error = error
+        self.tried: list[int] = []
+
+    def encode_batch(self, inputs: Sequence[Any]) -> Encoded:
+        self.tried.append(len(inputs))
+        if len(inputs) * max(map(len, inputs)) > self.most:
+            raise self.error("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return Encoded(np.array([[sum(one)] for one in inputs], dtype=np.float32))
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError, RuntimeError])
+@pytest.mark.parametrize("most", [5, 6, 11, 16, 100])
+def test_the_rows_are_those_of_the_whole_batch(most: int, error: type[RuntimeError]) -> None:
+    inputs = [[number] * 5 for number in range(7)]
+    encoded = Halving(Narrow(most, error))(inputs)
+    assert encoded.values.tolist() == [[5.0 * number] for number in range(7)]
+
+
+def test_what_did_not_fit_is_remembered_and_said_once(caplog: pytest.LogCaptureFixture) -> None:
+    encoder = Narrow(20)
+    encode = Halving(encoder)
+    with caplog.at_level(logging.INFO):
+        for _ in range(3):
+            encode([[1] * 5] * 8)
+    assert encoder.tried == [8, 4, 4, 4, 4, 4, 4]
+    assert caplog.messages == ["cpu ran out of memory with a batch of 8: it is halved, and so are others as large"]
+
+
+def test_one_utterance_that_does_not_fit_is_an_error() -> None:
+    with pytest.raises(ModelError, match=r"cpu has too little memory for one utterance alone \(5 samples.*--precision"):
+        Halving(Narrow(4))([[1] * 5, [2] * 5])
+
+
+def test_another_error_is_none_of_memory() -> None:
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+        Halving(Broken(0))([[1], [2]])
+    assert is_out_of_memory(RuntimeError("MPS backend out of memory (MPS allocated: 9 GB)"))
+    assert is_out_of_memory(RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried"))
+    assert not is_out_of_memory(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
+
+
+class Broken(Narrow):
+    def encode_batch(self, inputs: Sequence[Any]) -> Encoded:
+        raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
