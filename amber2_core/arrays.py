@@ -18,6 +18,7 @@ from .tables import Texts, texts
 
 SUFFIXES = (".npy", ".npz", ".h5", ".hdf5", ".safetensors")
 MAX_BYTES = 64 << 30  # of one array: more is a damaged header, or an attack
+MAX_RATIO = 1100  # that deflate reaches: what claims to be packed more tightly is neither
 
 Array = npt.NDArray[Any]
 
@@ -119,7 +120,8 @@ def _npz_shapes(path: Path) -> dict[str, tuple[int, ...]]:
         for entry in archive.infolist():
             name = entry.filename.removesuffix(".npy")
             with archive.open(entry) as file:
-                shapes[name] = _npy_header(path, name, file, entry.file_size)
+                stored = min(entry.file_size, MAX_RATIO * (entry.compress_size + 64))
+                shapes[name] = _npy_header(path, name, file, stored)
     return shapes
 
 
@@ -151,8 +153,8 @@ def _read_npz(path: Path, name: str) -> Array:
 def _read_hdf5(path: Path, name: str) -> Array:
     with h5py.File(path, "r") as file:
         dataset = file[name]
-        stored = dataset.size * dataset.dtype.itemsize
-        if stored > MAX_BYTES or (dataset.chunks is None and dataset.id.get_storage_size() < stored):
+        claimed, stored = dataset.size * dataset.dtype.itemsize, dataset.id.get_storage_size()
+        if claimed > min(MAX_BYTES, stored if dataset.chunks is None else MAX_RATIO * stored):
             raise CacheError(f"{path} is damaged: {name!r} claims {dataset.shape}, more than the file holds")
         values: Array = dataset[...]
         return values

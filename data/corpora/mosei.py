@@ -47,7 +47,7 @@ DEFAULTS = LabelDefaults(
 PICKLES = (".pkl", ".pickle")
 VIDEO = re.compile(r"[\w-]{1,100}")
 PAUSE = "sp"
-MAX_SEGMENTS = 100_000  # of one video: more is a damaged file
+MAX_NUMBERS = 2_000_000  # of one video: more is a damaged file
 
 Numbers = npt.NDArray[np.float64]
 
@@ -144,7 +144,7 @@ def _segments(path: Path, group: str, width: int, problems: list[Problem]) -> It
 
 def _dataset(video: Any, name: str) -> Any:
     dataset = video[name]
-    if dataset.ndim != 2 or len(dataset) > MAX_SEGMENTS or dataset.shape[1] > 1000:
+    if dataset.ndim != 2 or dataset.size > MAX_NUMBERS:
         raise ValueError(f"{name} is {dataset.shape}, expected (segments, …)")
     values = dataset[...]
     return values if values.dtype.kind in "SO" else values.astype(np.float64)

@@ -167,9 +167,10 @@ def _consensus(root: Path, labels: str, problems: list[Problem]) -> dict[str, _T
         if stem in turns:
             problems.append(Problem(file, row.line, f"second row for {stem}; the first one counts"))
             continue
-        if code not in CODES:
+        consensus = CODES.get(code, code if code in CODES.values() else None)
+        if consensus is None:
             problems.append(Problem(file, row.line, f"class {code[:20]!r} is not one of {[*CODES][:-1]}; left empty"))
-        attributes: dict[str, float | str] = {CONSENSUS: CODES.get(code, "")}
+        attributes: dict[str, float | str] = {CONSENSUS: consensus or ""}
         for column, attribute in NUMBERS.items():
             text = row.cells.get(column, "").strip()
             number = finite_number(text)
