@@ -18,7 +18,8 @@
                          recipe       attribute, JSON: everything the numbers depend on
                          fingerprint  attribute, sha256 of the recipe's canonical JSON
                          values       (N, D) or (N, layers, D), float32 or float16; a row of NaN: not encoded
-                         inputs       (N,) utf-8, sha256 of what the row was encoded from, "": not encoded
+                         inputs       (N,) utf-8, sha256 of what the row was encoded from, "": not encoded,
+                                      "imported": made elsewhere, from what is not known
                          frames/values (ΣT, D), frames/offsets (N + 1,) int64: optional, the pooled sequence of each row
 /failures/               utterance (an id), stage, reason  (F,) utf-8
 ```

@@ -17,6 +17,9 @@ from .inputs import Inputs, Recordings
 from .parts import Parts
 from .recipe import EncoderRecipe, differences
 
+# in place of a digest: vectors that import-features brought, from what is not known
+IMPORTED = "imported"
+
 _log = logging.getLogger(__name__)
 
 
@@ -113,7 +116,10 @@ def kept_features(before: Features, ids_before: Texts, ids_now: Texts, inputs: I
     held = np.array([row >= 0 and before.inputs[row] != "" for row in source])
     if inputs is not None:
         fresh = np.array(
-            [row >= 0 and before.inputs[row] == now for row, now in zip(source, inputs.digests, strict=True)]
+            [
+                row >= 0 and before.inputs[row] in (now, IMPORTED)
+                for row, now in zip(source, inputs.digests, strict=True)
+            ]
         )
         if (held & ~fresh).any():
             name, count = stage_of(before.modality, before.name), int((held & ~fresh).sum())

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from amber2_core.arrays import Array, ArrayFile, open_arrays
+from amber2_core.arrays import ArrayFile, open_arrays
 from amber2_core.cache import Failure, FeatureCache, Features, read_cache, write_cache
 from amber2_core.errors import CacheError
 from amber2_core.features import check_fit
@@ -28,6 +28,7 @@ from amber2_core.tables import (
 )
 from amber2_core.utterance import Corpus, LabelDefaults
 
+from .assembly import IMPORTED
 from .audio import sha256_of
 from .parts import work_folder
 from .vote_arrays import ID_NAMES, cache_of_arrays, software_versions
@@ -181,10 +182,10 @@ def _features(
     if not finite.any():
         raise CacheError(f"array {wanted.array!r} of {file.path} has no finite row")
     recipe = {"modality": wanted.modality, "imported": True, "array": wanted.array, **origin}
-    return Features(wanted.modality, wanted.name, values, _inputs(cache, wanted.modality, values, finite), recipe)
+    return Features(wanted.modality, wanted.name, values, _inputs(cache, wanted.modality, finite), recipe)
 
 
-def _inputs(cache: FeatureCache, modality: str, values: Array, held: npt.NDArray[np.bool_]) -> Texts:
+def _inputs(cache: FeatureCache, modality: str, held: npt.NDArray[np.bool_]) -> Texts:
     """What each row counts as encoded from: as other sets of the modality, so that extract-features sees a change."""
     others = [features.inputs for features in cache.features if features.modality == modality]
     digests = []
@@ -192,9 +193,7 @@ def _inputs(cache: FeatureCache, modality: str, values: Array, held: npt.NDArray
         known = next((inputs[row] for inputs in others if inputs[row]), "")
         if not known and modality == "text":
             known = hashlib.sha256(cache.utterances.transcript[row].encode()).hexdigest()
-        if not known:
-            known = cache.utterances.audio_sha256[row] or hashlib.sha256(values[row].tobytes()).hexdigest()
-        digests.append(known if is_held else "")
+        digests.append((known or IMPORTED) if is_held else "")
     return texts(digests)
 
 

@@ -24,8 +24,11 @@ from amber2_core.errors import Amber2Error, CacheError
 from amber2_core.label_spaces import policy_of
 from amber2_core.tables import texts
 from amber2_core.votes import label_distributions
+from amber2_data.corpora.registry import read_corpus
+from amber2_extract.assembly import kept_features
 from amber2_extract.import_cli import import_features as command
 from amber2_extract.imported import Wanted, import_features
+from amber2_extract.inputs import Inputs, transcript_inputs
 
 IDS = ["u3", "u1", "u2"]
 VECTORS = np.arange(12, dtype=np.float32).reshape(3, 4)
@@ -217,6 +220,23 @@ def test_vectors_of_a_corpus_that_was_never_encoded_become_its_cache(tmp_path: P
     assert again.exit_code == 0, again.output
     both = call(path, "--ids", ids, "--audio", "x", "--cache", tmp_path / "c.h5", "--corpus", "manifest")
     assert (both.exit_code, "so does --cache" in both.stderr) == (1, True)
+
+
+def test_imported_vectors_stay_when_the_corpus_is_encoded_later(tmp_path: Path) -> None:
+    path, ids = written_npy(tmp_path)
+    corpus = read_corpus("manifest", manifest(tmp_path))
+    for wanted in (Wanted("audio", "mine", "vectors"), Wanted("text", "words", "vectors")):
+        existing = tmp_path / "c.h5" if (tmp_path / "c.h5").exists() else None
+        import_features(path, [wanted], tmp_path / "c.h5", cache=existing, corpus=corpus, ids=ids)
+    before = read_cache(tmp_path / "c.h5")
+    audio, text = before.feature_set("audio"), before.feature_set("text")
+    others = Inputs(digests=("x", "y", "z"), items={}, failures={})
+    for now in (None, others):  # what a reader of recordings finds is not what the vectors are checked against
+        kept = kept_features(audio, before.utterances.id, before.utterances.id, now)
+        assert kept is not None
+        np.testing.assert_array_equal(kept.values, VECTORS)
+    assert kept_features(text, before.utterances.id, before.utterances.id, transcript_inputs(corpus)) is text
+    assert kept_features(text, before.utterances.id, before.utterances.id, others) is None
 
 
 def test_nothing_is_replaced_without_force(tmp_path: Path) -> None:
