@@ -11,7 +11,8 @@ import numpy.typing as npt
 from amber2_core.metrics import METRICS, ambiguity, ambiguity_bins, confusion, utterance_accuracy, utterance_js
 from amber2_core.tables import Texts
 
-from .runs import Entry, Floats, Group, by_setting, dev_rows, setting_of
+from .groups import Entry, Group, dev_rows
+from .runs import Floats, by_setting, setting_of
 
 CONFIDENCE_BINS = 10
 FUSION = "fusion"

@@ -13,8 +13,9 @@ from amber2_core.run_folder import new_run_folder
 
 from .corpus_facts import CorpusFacts, corpus_facts
 from .figures import figures
+from .groups import Group, grouped
 from .page import Chapter, page
-from .runs import Group, grouped, read_run
+from .runs import read_run
 from .significance import DRAWS, Clusters, compare, smallest_p, speaker_clusters
 from .table import csv_text, latex_text, markdown_text
 from .tables import (

@@ -14,7 +14,8 @@ from amber2_core.errors import CacheError, LabelError
 from amber2_core.tables import Texts
 from amber2_core.votes import LabelPolicy, label_distributions
 
-from .runs import Group, Run
+from .groups import Group
+from .runs import Run
 
 
 @dataclass(frozen=True, eq=False)

@@ -6,25 +6,22 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.colors import LinearSegmentedColormap
 
 from amber2_core.metrics import METRICS
 
-from . import analysis
+from . import analysis, panels
 from .corpus_facts import CorpusFacts
-from .drawing import INK, LINE, MUTED, SERIES, Drawing, canvas, drawing, house_style, legend, series
-from .runs import Floats, Group
+from .drawing import MUTED, Drawing, canvas, drawing, house_style, legend, series
+from .groups import Group
+from .runs import Floats
 from .table import METRIC_TITLES
 from .tables import slug
 
 # the paper's Figure 2, then the rest
 PAPER_METRICS = ("js", "bc", "r2", "accuracy", "weighted_f1", "macro_f1")
-SHADES = LinearSegmentedColormap.from_list("shades", ["#f4f7fb", "#9cc3e4", "#2f74b5", "#0b2f5c"])
 # beyond that many lines a figure cannot be read
 OVERLAID = 6
 CONFUSIONS = 3
-UNITS = {"js": ", bits"}
 
 
 @dataclass(frozen=True)
@@ -68,18 +65,18 @@ def ambiguity_figures(group: Group) -> tuple[Drawing, list[Drawing], list[Drawin
     scores = [analysis.scores_by_bin(group, entry, bins) for entry in shown]
     labels = [entry.label for entry in shown]
     figure, axes = canvas(2, 4, (2.7, 2.3))
-    _counts(axes[0], bins)
+    panels.counts(axes[0], bins)
     axes[0].set_title("utterances")
     for place, metric in zip((1, 2, 3, 5, 6, 7), PAPER_METRICS, strict=True):
-        _by_bin(axes[place], metric, bins, scores)
+        panels.scores(axes[place], metric, bins, scores)
         axes[place].set_title(METRIC_TITLES[metric])
     axes[4].axis("off")
     handles, _ = axes[1].get_legend_handles_labels()
     axes[4].legend(handles, labels, loc="center")
     whole = drawing(figure, "ambiguity", "Scores by ambiguity of the raters", page=False)
-    panels = [_counts_panel(bins), *(_metric_panel(metric, bins, scores, labels) for metric in PAPER_METRICS)]
+    shown_panels = [_counts_panel(bins), *(_metric_panel(metric, bins, scores, labels) for metric in PAPER_METRICS)]
     rest = [_metric_panel(metric, bins, scores, labels) for metric in METRICS if metric not in PAPER_METRICS]
-    return whole, panels, rest
+    return whole, shown_panels, rest
 
 
 def confusion_figures(group: Group) -> list[Drawing]:
@@ -93,7 +90,9 @@ def confusion_figures(group: Group) -> list[Drawing]:
             size = max(2.6, 0.45 * len(shares) + 1.0)
             figure, (axes,) = canvas(size=(size + 0.3, size))
             emotions = group.predictions.emotions
-            _heat(axes, shares, emotions, emotions, [[f"{x:.0%}"[:-1] for x in row] for row in shares], (0, 1))
+            panels.heat_map(
+                axes, shares, emotions, emotions, [[f"{x:.0%}"[:-1] for x in row] for row in shares], (0, 1)
+            )
             axes.set(xlabel=f"{axis}, %", ylabel="label" if kind == "confusion" else "votes for")
             axes.tick_params(axis="x", rotation=45)
             name = f"{kind}-{slug(entry.label)}"
@@ -116,7 +115,7 @@ def calibration_figures(group: Group) -> list[Drawing]:
     limit = float(np.log2(len(group.predictions.emotions)))
     axes.plot([0, limit], [0, limit], color=MUTED, linewidth=0.8)
     for k, entry in enumerate(shown):
-        _entropy_line(axes, *analysis.entropies(group, entry), limit, entry.label, k)
+        panels.entropy(axes, *analysis.entropies(group, entry), limit, entry.label, k)
     axes.set(xlabel="entropy of the raters, bits", ylabel="entropy of the prediction, bits", ylim=(0, None))
     legend(axes)
     return [reliable, drawing(figure, "entropy", "Predicted against rater entropy")]
@@ -202,7 +201,7 @@ def grid_figures(group: Group) -> list[Drawing]:
     drawings = []
     for main in group.mains:
         found = analysis.grid_map(main)
-        if found is None:
+        if found is None or not np.isfinite(found.js).any():
             continue
         words = [
             [f"{x:.4f}" + (f"\nchosen {n}×" if n else "") for x, n in zip(*row, strict=True)]
@@ -210,35 +209,17 @@ def grid_figures(group: Group) -> list[Drawing]:
         ]
         figure, (axes,) = canvas(size=(0.9 * len(found.kappa) + 1.2, 0.55 * len(found.lambda_mai) + 0.9))
         span = (float(np.nanmin(found.js)), float(np.nanmax(found.js)))
-        _heat(axes, found.js, [f"{x:g}" for x in found.kappa], [f"{x:g}" for x in found.lambda_mai], words, span)
+        panels.heat_map(
+            axes, found.js, [f"{x:g}" for x in found.kappa], [f"{x:g}" for x in found.lambda_mai], words, span
+        )
         axes.set(xlabel="κ", ylabel="λ_MAI")
         drawings.append(drawing(figure, f"grid-{slug(main.label)}", f"{main.label}: JS on dev, bits"))
     return drawings
 
 
-def _counts(axes: Axes, bins: analysis.Bins) -> None:
-    axes.bar(bins.centres, bins.counts, width=0.85 * np.diff(bins.edges), color=LINE, edgecolor=MUTED, linewidth=0.7)
-    for x, count in zip(bins.centres, bins.counts, strict=True):
-        axes.annotate(str(count), (x, count), ha="center", va="bottom", fontsize=7, color=INK)
-    axes.set(xlabel="ambiguity, bits", ylabel="utterances")
-    axes.set_xticks(bins.edges, [f"{edge:.2f}" for edge in bins.edges])
-    axes.margins(y=0.15)
-
-
-def _by_bin(axes: Axes, metric: str, bins: analysis.Bins, scores: Sequence[Mapping[str, Floats]]) -> None:
-    for k, found in enumerate(scores):
-        mean = found[metric].mean(0)
-        axes.plot(bins.centres, mean, label=str(k), **series(k))
-        if len(found[metric]) > 1:
-            sd = found[metric].std(0, ddof=1)
-            axes.fill_between(bins.centres, mean - sd, mean + sd, color=SERIES[k % len(SERIES)], alpha=0.2, linewidth=0)
-    axes.set(xlabel="ambiguity, bits", ylabel=METRIC_TITLES[metric].rstrip(" ↓↑") + UNITS.get(metric, ""))
-    axes.set_xticks(bins.edges, [f"{edge:.2f}" for edge in bins.edges])
-
-
 def _counts_panel(bins: analysis.Bins) -> Drawing:
     figure, (axes,) = canvas()
-    _counts(axes, bins)
+    panels.counts(axes, bins)
     return drawing(figure, "ambiguity-counts", "Utterances by ambiguity", paper=False)
 
 
@@ -246,46 +227,11 @@ def _metric_panel(
     metric: str, bins: analysis.Bins, scores: Sequence[Mapping[str, Floats]], labels: Sequence[str]
 ) -> Drawing:
     figure, (axes,) = canvas()
-    _by_bin(axes, metric, bins, scores)
+    panels.scores(axes, metric, bins, scores)
     legend(axes, labels=labels)
     return drawing(
         figure, f"ambiguity-{metric.replace('_', '-')}", f"{METRIC_TITLES[metric]} by ambiguity", paper=False
     )
-
-
-def _heat(
-    axes: Axes,
-    values: Floats,
-    columns: Sequence[str],
-    rows: Sequence[str],
-    words: Sequence[Sequence[str]],
-    span: tuple[float, float],
-) -> None:
-    low, high = span
-    axes.pcolormesh(np.nan_to_num(values, nan=low), cmap=SHADES, vmin=low, vmax=high, edgecolors="white", linewidth=1.5)
-    for i, line in enumerate(words):
-        for j, word in enumerate(line):
-            if np.isfinite(values[i, j]):
-                dark = values[i, j] > low + 0.5 * (high - low)
-                colour = "#ffffff" if dark else "#111111"
-                axes.annotate(word, (j + 0.5, i + 0.5), ha="center", va="center", fontsize=7, color=colour)
-    axes.set_xticks(np.arange(len(columns)) + 0.5, columns)
-    axes.set_yticks(np.arange(len(rows)) + 0.5, rows)
-    axes.invert_yaxis()
-    axes.grid(False)
-    axes.tick_params(length=0)
-    axes.spines[:].set_visible(False)
-
-
-def _entropy_line(axes: Axes, rated: Floats, predicted: Floats, limit: float, label: str, k: int) -> None:
-    """Mean predicted entropy with the middle half of utterances, in ten bins of rater entropy."""
-    edges = np.linspace(0, limit, 11)
-    member = np.minimum(np.searchsorted(edges[1:-1], rated, side="right"), 9)
-    filled = [b for b in range(10) if np.count_nonzero(member == b) > 1]
-    centre = (edges[1:] + edges[:-1])[filled] / 2
-    low, high = np.array([np.quantile(predicted[member == b], [0.25, 0.75]) for b in filled]).reshape(-1, 2).T
-    axes.fill_between(centre, low, high, color=SERIES[k % len(SERIES)], alpha=0.15, linewidth=0)
-    axes.plot(centre, [predicted[member == b].mean() for b in filled], label=label, **series(k))
 
 
 def _means(
@@ -302,12 +248,7 @@ def _means(
 ) -> Drawing:
     """Means over groups of utterances, one line each, or marks where the groups stand `apart` in no order."""
     figure, (axes,) = canvas()
-    for k, (label, values) in enumerate(lines.items()):
-        means = [float(values[rows].mean()) if len(rows) else np.nan for rows in members]
-        shift = 0.1 * (k - (len(lines) - 1) / 2) if apart else 0.0
-        style = {**series(k), **({"linestyle": ""} if apart else {})}
-        axes.plot(np.arange(len(members)) + shift, means, label=label, **style)
-    axes.set_xticks(range(len(names)), names, rotation=30 if max(map(len, names)) > 6 else 0)
+    panels.group_means(axes, members, names, lines, apart=apart)
     axes.set(xlabel=xlabel, ylabel=ylabel, ylim=ylim or (0, None))
     legend(axes)
     return drawing(figure, name, title)

@@ -11,7 +11,7 @@ import jinja2
 
 from .corpus_facts import CorpusFacts
 from .figures import Figures
-from .runs import Group
+from .groups import Group
 from .significance import Comparison
 from .table import METRIC_TITLES, Interval, Number, PValue, Table, number_text
 from .tables import run_settings

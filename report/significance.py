@@ -21,7 +21,8 @@ from amber2_core.metrics import UTTERANCE_METRICS, confusion
 from amber2_core.tables import Texts
 from amber2_core.votes import codes
 
-from .runs import Entry, Floats, Group
+from .groups import Entry, Group
+from .runs import Floats
 
 DRAWS = 10_000
 LEVEL = 0.95

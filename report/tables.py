@@ -10,8 +10,9 @@ import numpy as np
 from amber2_core.metrics import METRICS
 
 from .analysis import bins_of, scores_by_bin
+from .groups import Entry, Group, dev_rows
 from .published import PUBLISHED
-from .runs import Entry, Group, Row, Run, by_setting, dev_rows, setting_of
+from .runs import Row, Run, by_setting, setting_of
 from .significance import Comparison
 from .table import METRIC_TITLES, Cell, Column, Interval, Number, PValue, Table, with_best
 

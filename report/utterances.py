@@ -16,7 +16,8 @@ from amber2_core.metrics import ambiguity, utterance_js
 
 from .analysis import disagreement, expert_weights
 from .corpus_facts import CorpusFacts
-from .runs import Floats, Group
+from .groups import Group
+from .runs import Floats
 
 # shares, bits and scores travel as whole thousandths
 THOUSAND = 1000

@@ -11,7 +11,8 @@ from sklearn.metrics import confusion_matrix
 
 from amber2_report import analysis
 from amber2_report.corpus_facts import corpus_facts
-from amber2_report.runs import Group, grouped, read_run
+from amber2_report.groups import Group, grouped
+from amber2_report.runs import read_run
 
 
 @pytest.fixture(scope="module")

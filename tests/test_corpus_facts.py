@@ -8,7 +8,8 @@ import numpy as np
 from run_folders import Sketch, write_run
 
 from amber2_report.corpus_facts import corpus_facts
-from amber2_report.runs import Group, grouped, read_run
+from amber2_report.groups import Group, grouped
+from amber2_report.runs import read_run
 
 
 def group_of(run: Path) -> Group:

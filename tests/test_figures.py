@@ -16,7 +16,8 @@ import amber2_report.figures
 from amber2_report.corpus_facts import CorpusFacts, corpus_facts
 from amber2_report.drawing import DASHES, MARKERS, SERIES, canvas, drawing, house_style, legend, series
 from amber2_report.figures import Figures, figures
-from amber2_report.runs import Group, grouped, read_run
+from amber2_report.groups import Group, grouped
+from amber2_report.runs import read_run
 
 SYSTEMS = ("amber2", "cb-ce", "third", "fourth", "fifth", "sixth", "seventh")
 EMOTIONS = ("$x_{", "<b>&amp;", "حزين", "🙂")

@@ -20,7 +20,8 @@ from amber2_report.assembly import AudioRequest, Options, write_report
 from amber2_report.cli import report_runs
 from amber2_report.drawing import Drawing
 from amber2_report.figures import Figures
-from amber2_report.runs import grouped, read_run
+from amber2_report.groups import grouped
+from amber2_report.runs import read_run
 from amber2_report.table import Number
 from amber2_report.tables import published_table
 from amber2_train.cli import train_heads

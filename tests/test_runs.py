@@ -11,7 +11,8 @@ import pytest
 from run_folders import Sketch, write_run
 
 from amber2_core.errors import RunFolderError
-from amber2_report.runs import grouped, read_run
+from amber2_report.groups import grouped
+from amber2_report.runs import read_run
 
 
 def refusal(folder: Path) -> str:

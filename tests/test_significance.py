@@ -15,7 +15,8 @@ from scipy import stats
 from amber2_core.metrics import METRICS
 from amber2_core.tables import texts
 from amber2_report.corpus_facts import corpus_facts
-from amber2_report.runs import grouped, read_run
+from amber2_report.groups import grouped
+from amber2_report.runs import read_run
 from amber2_report.significance import (
     COMPARED,
     compare,
