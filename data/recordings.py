@@ -67,6 +67,8 @@ def _length(path: Path) -> float | Exception:
     try:
         if not os.path.exists(path):
             return FileNotFoundError(str(path))
+        if not os.path.isfile(path):  # a pipe would never end
+            return ValueError("it is no ordinary file")
         with soundfile.SoundFile(path) as recording:
             if not recording.frames:
                 return ValueError("it holds no sound")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +92,13 @@ def test_every_problem_has_a_file_a_line_and_a_sentence(manifest: Path) -> None:
     assert told["e.wav"] == "cannot be read: it holds no sound"
     assert told["f.wav"].startswith("cannot be read: ")
     assert told["c.wav"] == "the same bytes as b.wav"
+
+
+def test_a_pipe_in_place_of_a_recording_is_not_waited_for(manifest: Path) -> None:
+    (manifest.parent / "g.wav").unlink()
+    os.mkfifo(manifest.parent / "g.wav")
+    told = {problem["file"]: problem["what"] for problem in record_of(manifest)["problems"]}
+    assert told["g.wav"] == "cannot be read: it is no ordinary file"
 
 
 def test_dropped_and_kept_are_all_utterances_under_any_policy(manifest: Path) -> None:
