@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,6 +35,9 @@ _SHOWN = 20
     type=click.Path(path_type=Path),
     help="The cache to write. [default: the cache that is added to, else <file>.h5 in the cache folder]",
 )
+@click.option(
+    "--sequence", is_flag=True, help="Arrays (ids, steps, D) are steps in time, not layers; steps of zeros are padding."
+)
 @click.option("--origin", default="", help="What made the vectors: model, layer, pooling; kept in the recipe.")
 @click.option("--corpus", help="Corpus whose utterances and votes FILE has vectors for, such as iemocap.")
 @click.option("--root", help="Where the corpus lies. [default: AMBER2_<CORPUS>_ROOT, else ./corpora/<corpus>]")
@@ -47,6 +51,7 @@ def import_features(
     ids: str | None,
     cache: Path | None,
     output: Path | None,
+    sequence: bool,
     origin: str,
     corpus: str | None,
     root: str | None,
@@ -66,7 +71,7 @@ def import_features(
     from . import imported
 
     wanted = [
-        _wanted(modality, given, file)
+        replace(_wanted(modality, given, file), is_sequence=sequence)
         for modality, given in (("audio", audio), ("text", text), ("video", video))
         if given
     ]

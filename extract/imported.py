@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from amber2_core.arrays import ArrayFile, open_arrays
-from amber2_core.cache import Failure, FeatureCache, Features, read_cache, write_cache
+from amber2_core.arrays import Array, ArrayFile, open_arrays
+from amber2_core.cache import Failure, FeatureCache, Features, Frames, read_cache, write_cache
 from amber2_core.errors import CacheError
 from amber2_core.features import check_fit
 from amber2_core.tables import (
@@ -41,6 +41,8 @@ class Wanted:
     modality: str
     name: str
     array: str
+    # of an array (N, steps, D): over time, not over layers
+    is_sequence: bool = False
 
 
 @dataclass(frozen=True)
@@ -103,7 +105,7 @@ def import_features(
             before = _of_corpus(corpus) if corpus else cache_of_arrays(file, found, name or path.stem, defaults)
         source = _rows_of(found, before, path)
         made_by = {"file": path.name, "sha256": sha256_of(path), "origin": origin}
-        sets = [_features(file, one, before, source, made_by) for one in wanted]
+        sets = [_features(file, one, before, source, ids=len(found), origin=made_by) for one in wanted]
         after = before
         for features in sets:
             after = _added(after, features, path.name, force)
@@ -162,27 +164,64 @@ def _ids(file: ArrayFile, name: str | None) -> Texts:
 
 
 def _features(
-    file: ArrayFile, wanted: Wanted, cache: FeatureCache, source: npt.NDArray[np.intp], origin: Mapping[str, str]
+    file: ArrayFile,
+    wanted: Wanted,
+    cache: FeatureCache,
+    source: npt.NDArray[np.intp],
+    *,
+    ids: int,
+    origin: Mapping[str, str],
 ) -> Features:
     """The rows of an array in the order of the cache's utterances; NaN where there is none."""
-    vectors = file.read(wanted.array)
-    rows = int(source.max()) + 1
-    if vectors.dtype.kind not in "fiu" or vectors.ndim not in (2, 3) or len(vectors) < rows:
-        raise CacheError(
-            f"array {wanted.array!r} of {file.path} is {vectors.shape} {vectors.dtype}, expected (ids, D) or "
-            f"(ids, layers, D) numbers for at least {rows:,} ids"
-        )
-    dtype = np.float16 if vectors.dtype == np.float16 else np.float32
-    finite = np.array([bool(np.isfinite(vectors[row]).all()) if row >= 0 else False for row in source])
-    with np.errstate(over="ignore"):
-        values = np.full((len(source), *vectors.shape[1:]), np.nan, dtype=dtype)
-        values[finite] = vectors[source[finite]]
-    finite &= np.isfinite(values.reshape(len(values), -1)).all(axis=1)  # what float32 cannot hold is none
-    values[~finite] = np.nan
+    vectors, frames = _vectors(file, wanted, ids), None
+    if wanted.is_sequence:
+        rows, frames = _means_and_frames(vectors, source)
+    else:
+        dtype = np.float16 if vectors.dtype == np.float16 else np.float32
+        rows = np.full((len(source), *vectors.shape[1:]), np.nan, dtype=dtype)
+        with np.errstate(over="ignore"):  # what float32 cannot hold is infinite, and is none
+            rows[source >= 0] = vectors[source[source >= 0]]
+    finite = np.asarray(np.isfinite(rows.reshape(len(rows), -1)).all(axis=1))
+    rows[~finite] = np.nan
     if not finite.any():
         raise CacheError(f"array {wanted.array!r} of {file.path} has no finite row")
     recipe = {"modality": wanted.modality, "imported": True, "array": wanted.array, **origin}
-    return Features(wanted.modality, wanted.name, values, _inputs(cache, wanted.modality, finite), recipe)
+    if frames is not None:
+        recipe["sequence"] = "steps of zeros are padding, values are the mean of the others"
+    return Features(wanted.modality, wanted.name, rows, _inputs(cache, wanted.modality, finite), recipe, frames)
+
+
+def _vectors(file: ArrayFile, wanted: Wanted, ids: int) -> Array:
+    """The array of a feature set; an error if it is not (ids, …) of numbers."""
+    vectors = file.read(wanted.array)
+    shapes = "(ids, steps, D)" if wanted.is_sequence else "(ids, D) or (ids, layers, D)"
+    ndims = (3,) if wanted.is_sequence else (2, 3)
+    if vectors.dtype.kind not in "fiu" or vectors.ndim not in ndims or len(vectors) != ids or 0 in vectors.shape:
+        raise CacheError(
+            f"array {wanted.array!r} of {file.path} is {vectors.shape} {vectors.dtype}, expected {shapes} numbers of "
+            f"{ids:,} ids"
+        )
+    return vectors
+
+
+def _means_and_frames(vectors: Array, source: npt.NDArray[np.intp]) -> tuple[npt.NDArray[np.float32], Frames]:
+    """Mean (N, D) over the steps of each utterance, and the steps themselves; steps of zeros are padding.
+
+    An utterance that has no step, or one that is not finite, has no frames, and NaN for its mean.
+    """
+    means = np.full((len(source), vectors.shape[2]), np.nan, dtype=np.float32)
+    held: list[npt.NDArray[np.float32]] = []
+    lengths = np.zeros(len(source) + 1, dtype=np.int64)
+    for row, place in enumerate(source):
+        with np.errstate(over="ignore"):
+            steps = vectors[place].astype(np.float32) if place >= 0 else np.empty((0, vectors.shape[2]), np.float32)
+        steps = steps[(steps != 0).any(axis=1)]
+        if len(steps) and np.isfinite(steps).all():
+            means[row] = steps.mean(axis=0, dtype=np.float64)
+            held.append(steps)
+            lengths[row + 1] = len(steps)
+    values = np.concatenate(held) if held else np.empty((0, vectors.shape[2]), np.float32)
+    return means, Frames(values, np.cumsum(lengths))
 
 
 def _inputs(cache: FeatureCache, modality: str, held: npt.NDArray[np.bool_]) -> Texts:

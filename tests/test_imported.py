@@ -282,7 +282,7 @@ def test_a_row_that_is_not_finite_is_a_failure_of_its_utterance(tmp_path: Path) 
         ({"votes_audio": np.array([[2, 1]])}, r"'votes_audio' of .* is \(1, 2\) int64, expected \(3, 2\) of votes"),
         ({"votes_audio": -np.ones((3, 2))}, "holds votes below 0"),
         ({"votes_audio": np.full((3, 2), 1e9)}, "above 10,000"),
-        ({"vectors": VECTORS[:2]}, r"expected \(ids, D\) or \(ids, layers, D\) numbers for at least 3 ids"),
+        ({"vectors": VECTORS[:2]}, r"expected \(ids, D\) or \(ids, layers, D\) numbers of 3 ids"),
         ({"vectors": np.array(["a", "b", "c"])}, r"is \(3,\) object, expected \(ids, D\)"),
         ({"vectors": VECTORS * np.nan}, "has no finite row"),
         ({"vectors": None}, r"Bad array 'vectors', expected one of \['id',"),
@@ -293,6 +293,22 @@ def test_a_file_that_does_not_fit_is_refused(changes: dict[str, Any], what: str,
     with pytest.raises(CacheError, match=what):
         import_features(whole(tmp_path / "c.npz", **changes), [AUDIO], tmp_path / "c.h5")
     assert [path.name for path in tmp_path.iterdir()] == ["c.npz"]
+
+
+def test_sequences_are_stored_without_their_padding_beside_their_means(tmp_path: Path) -> None:
+    steps = np.zeros((3, 4, 2))
+    steps[0, 2:] = [[1, 2], [3, 4]]  # padded in front
+    steps[1, 0] = [5, 0]
+    path = whole(tmp_path / "c.npz", vectors=steps)
+    result = call(path, "--audio", "vectors", "--sequence", "--output", tmp_path / "c.h5")
+    assert result.exit_code == 3, result.output  # the third has no step at all
+    features = read_cache(tmp_path / "c.h5").feature_set("audio")
+    assert features.frames is not None
+    np.testing.assert_array_equal(features.values, [[2, 3], [5, 0], [np.nan, np.nan]])
+    np.testing.assert_array_equal(features.frames.values, [[1, 2], [3, 4], [5, 0]])
+    assert features.frames.offsets.tolist() == [0, 2, 3, 3]
+    flat = call(whole(tmp_path / "d.npz"), "--audio", "vectors", "--sequence", "--output", tmp_path / "d.h5")
+    assert (flat.exit_code, "expected (ids, steps, D) numbers of 3 ids" in flat.stderr) == (1, True)
 
 
 def test_ids_that_match_nothing_are_shown_beside_those_of_the_cache(tmp_path: Path) -> None:
