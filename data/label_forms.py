@@ -19,7 +19,7 @@ from .tallies import anonymous_ratings
 
 # more raters than any corpus has: a larger count is a mistake, and would be as many ratings in memory
 MAX_VOTES = 10_000
-SUM_ROUNDING = 1e-3  # of shares that were written with three digits
+SUM_ROUNDING = 1e-2  # of a score of shares that were written with three digits
 
 
 def counted_votes(cells: Mapping[str, str]) -> tuple[Rating, ...]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 EMO_SUPERB_EPSILON = 0.05
-ROUNDING = 1e-6  # of shares that were written with few digits
+ROUNDING = 5e-4  # of shares that were written with three digits; one vote of a hundred is far more
 
 
 def smoothed(shares: Mapping[str, float], epsilon: float = EMO_SUPERB_EPSILON) -> dict[str, float]:
