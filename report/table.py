@@ -96,6 +96,8 @@ class Table:
     rows: Sequence[Sequence[Cell]]
     # lines that must stand under it
     notes: Sequence[str] = field(default_factory=tuple)
+    # which table of the paper it is laid out like; for the page alone, a reader's own paper counts for itself
+    like: str = ""
 
 
 def number_text(value: float | None, digits: int = DIGITS, signed: bool = False) -> str:

@@ -29,13 +29,11 @@ def result_tables(group: Group) -> list[Table]:
     by_head = sorted(group.entries, key=lambda entry: entry.system == "amber2")
     note = [_spread(group), *_experts(group)]
     return [
+        _table("heads-distribution", "Every head, distribution metrics", by_head, DISTRIBUTION, note, "Table 1"),
+        _table("heads-classification", "Every head, classification metrics", by_head, CLASSIFICATION, note, "Table 2"),
+        _table("systems-distribution", "Systems, distribution metrics", group.mains, DISTRIBUTION, note, "Table 3"),
         _table(
-            "heads-distribution", "Every head, distribution metrics (Table 1 of the paper)", by_head, DISTRIBUTION, note
-        ),
-        _table("heads-classification", "Every head, classification metrics (Table 2)", by_head, CLASSIFICATION, note),
-        _table("systems-distribution", "Systems, distribution metrics (Table 3)", group.mains, DISTRIBUTION, note),
-        _table(
-            "systems-classification", "Systems, classification metrics (Table 4)", group.mains, CLASSIFICATION, note
+            "systems-classification", "Systems, classification metrics", group.mains, CLASSIFICATION, note, "Table 4"
         ),
         _table("all-metrics", "Every head, every metric", by_head, tuple(METRICS), note),
     ]
@@ -62,7 +60,9 @@ def published_table(group: Group) -> Table:
         )
     else:
         traps.append(f"Nothing that this project knows of was published for the corpus {group.corpus!r}.")
-    return Table("published", "Beside published numbers (Table 5)", columns, rows, [_spread(group, bold=False), *traps])
+    return Table(
+        "published", "Beside published numbers", columns, rows, [_spread(group, bold=False), *traps], "Table 5"
+    )
 
 
 def fold_table(group: Group) -> Table:
@@ -188,9 +188,13 @@ def slug(label: str) -> str:
     return "-".join("".join(c if c.isalnum() and c.isascii() else " " for c in label).split()).lower() or "unnamed"
 
 
-def _table(name: str, caption: str, entries: Sequence[Entry], metrics: Sequence[str], notes: Sequence[str]) -> Table:
+def _table(
+    name: str, caption: str, entries: Sequence[Entry], metrics: Sequence[str], notes: Sequence[str], like: str = ""
+) -> Table:
     columns = [ENTRY, *_metric_columns(metrics)]
-    return Table(name, caption, columns, with_best([[e.label, *_scores(e, metrics)] for e in entries], columns), notes)
+    return Table(
+        name, caption, columns, with_best([[e.label, *_scores(e, metrics)] for e in entries], columns), notes, like
+    )
 
 
 def _metric_columns(metrics: Sequence[str]) -> list[Column]:

@@ -332,6 +332,15 @@ def test_nothing_is_wider_than_the_window(shown: Page, width: int) -> None:
     assert outside == []
 
 
+def test_print_fits_on_its_paper_and_leaves_out_what_paper_cannot_do(shown: Page) -> None:
+    shown.ask("Emulation.setEmulatedMedia", media="print")
+    shown.resize(700)
+    assert shown.run("document.documentElement.scrollWidth") <= 700
+    assert shown.run("[...document.querySelectorAll('nav, .tools')].map((one) => getComputedStyle(one).display)") == [
+        "none", "none",
+    ]  # fmt: skip
+
+
 # WCAG's contrast of an element's text with what lies behind it
 CONTRAST = """(() => {
   const linear = (x) => x <= 0.03928 ? x / 12.92 : ((x + 0.055) / 1.055) ** 2.4;
