@@ -7,13 +7,16 @@ import os
 from pathlib import Path
 from typing import Any
 
+import click
 import numpy as np
 import pytest
 import soundfile
 from click.testing import CliRunner, Result
 
+from amber2_core.label_spaces import POLICY_OPTIONS
 from amber2_data.check import describe
 from amber2_data.cli import check_corpus
+from amber2_train.cli import train_heads
 
 # what other programs may count on
 KEYS = {
@@ -161,3 +164,13 @@ def test_the_real_sample_is_checked(test_data: Path) -> None:
     assert record["kept"] == record["utterances"] >= 360
     assert record["audio"] == {"missing": 0, "unreadable": 0, "duplicated": 0}
     assert sum(record["emotions"].values()) == record["kept"]
+
+
+@pytest.mark.parametrize("name", POLICY_OPTIONS)
+def test_the_options_of_the_policy_are_those_of_the_training(name: str) -> None:
+    here, there = (
+        next(option for option in command.params if option.name == name) for command in (check_corpus, train_heads)
+    )
+    assert isinstance(here, click.Option)
+    assert isinstance(there, click.Option)
+    assert (here.default, here.help) == (there.default, there.help)
