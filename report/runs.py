@@ -20,6 +20,8 @@ Row = Mapping[str, Any]
 
 # results.csv keeps numbers in full; what differs by more was not computed from these predictions
 TOLERANCE = 1e-6
+# what stands in the place of a run folder as long as its sweep goes on
+UNFINISHED = "unfinished.json"
 NO_SETTINGS = frozenset({*KEY_COLUMNS, "epoch", "n", *METRICS})
 
 
@@ -42,6 +44,10 @@ def read_run(folder: Path) -> Run:
     """
     if not folder.is_dir():
         raise RunFolderError(f"{folder} is not a run folder: name a folder that train-heads wrote")
+    if (folder / UNFINISHED).is_file():
+        raise RunFolderError(
+            f"{folder} holds a sweep that is not finished: the train-heads command that began it goes on"
+        )
     settings, rows = read_settings(folder), read_results(folder)
     run = Run(folder.resolve().name, folder, settings, rows, read_predictions(folder))
     _check_rows(run)

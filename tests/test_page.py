@@ -225,12 +225,21 @@ def chromium() -> str:
     return executable
 
 
-@pytest.fixture
-def shown(report: Report, chromium: str) -> Iterator[Page]:
+@pytest.fixture(scope="module")
+def window(chromium: str) -> Iterator[Page]:
     with browser(chromium) as page:
-        page.resize(1400)
-        page.open(report.page)
         yield page
+
+
+@pytest.fixture
+def shown(window: Page, report: Report) -> Page:
+    """The report, opened anew on a wide screen in the light."""
+    window.events.clear()
+    window.ask("Emulation.setEmulatedMedia", media="screen")
+    window.prefer("light")
+    window.resize(1400)
+    window.open(report.page)
+    return window
 
 
 def ids(page: Page) -> list[str]:
@@ -377,7 +386,9 @@ def test_text_stands_out_in_both_colour_schemes(shown: Page, scheme: str) -> Non
     assert (background == "rgb(255, 255, 255)") == (scheme == "light")
 
 
-def test_a_recording_in_the_page_plays(tmp_path: Path, chromium: str) -> None:
+def test_a_recording_in_the_page_plays(
+    tmp_path: Path, window: Page, report: Report, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import wave
 
     from amber2_report.assembly import AudioRequest, Options
@@ -386,11 +397,13 @@ def test_a_recording_in_the_page_plays(tmp_path: Path, chromium: str) -> None:
         file.setparams((1, 2, 8000, 0, "NONE", ""))
         file.writeframes(b"\0\1" * 4000)
     write_run(tmp_path / "run", Sketch(audio=("a.wav", "gone.wav")), cache=tmp_path / "cache.h5")
+    drawn = report.chapters[0].figures  # drawing takes its time
+    monkeypatch.setattr("amber2_report.assembly.figures", lambda group, facts: drawn)
     made = write_report([tmp_path / "run"], tmp_path / "out", Options(audio=AudioRequest(tmp_path)))
-    with browser(chromium) as page:
-        page.open(made.page)
-        length = "new Promise((done) => { const one = document.querySelector('audio'); one.preload = 'auto'; "
-        length += "one.addEventListener('loadedmetadata', () => done(one.duration)); one.load(); })"
-        assert page.run(length) == pytest.approx(0.5)
-        assert page.complaints() == []
-        assert "1 more were not found" in page.run("document.body.textContent")
+    window.events.clear()
+    window.open(made.page)
+    length = "new Promise((done) => { const one = document.querySelector('audio'); one.preload = 'auto'; "
+    length += "one.addEventListener('loadedmetadata', () => done(one.duration)); one.load(); })"
+    assert window.run(length) == pytest.approx(0.5)
+    assert window.complaints() == []
+    assert "1 more were not found" in window.run("document.body.textContent")

@@ -55,6 +55,13 @@ def test_half_a_run_is_refused(run: Path, name: str) -> None:
     assert f"it has no {name}" in refusal(run)
 
 
+def test_a_sweep_that_was_stopped_is_told_from_a_run(tmp_path: Path) -> None:
+    folder = tmp_path / "run.unfinished"
+    folder.mkdir()
+    (folder / "unfinished.json").write_text("{}", encoding="utf-8")
+    assert "holds a sweep that is not finished" in refusal(folder)
+
+
 def test_a_folder_of_something_else_and_no_folder_are_refused(tmp_path: Path) -> None:
     (tmp_path / "photos").mkdir()
     assert "not a run folder" in refusal(tmp_path / "photos")
