@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from amber2_core.errors import CorpusError
-from amber2_data.corpora.registry import READERS, corpus_root, read_corpus, reader
+from amber2_data.corpora.registry import READERS, corpus_root, label_defaults, read_corpus, reader
 
 
 @pytest.fixture(autouse=True)
@@ -93,3 +94,23 @@ def test_readers_are_loaded_only_when_they_are_asked_for() -> None:
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "[]"
+
+
+def test_problems_of_a_corpus_are_told_once_with_the_first_that_has_a_line(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "a.wav").touch()
+    rows = '1,a.wav,"two\nlines",sad\n2,a.wav,"three\nlines",sad\n'
+    (tmp_path / "m.csv").write_text("id,audio,text,label\n" + rows)
+    with caplog.at_level(logging.WARNING):
+        corpus = read_corpus("manifest", tmp_path / "m.csv")
+    assert len(corpus.problems) == 2
+    (line,) = caplog.messages
+    assert "m.csv was not read without problems (m.csv, line 2: a cell of '1' goes on" in line
+    assert line.endswith("and 1 more problems); check-corpus lists all")
+
+
+def test_label_defaults_are_those_of_the_reader(tmp_path: Path) -> None:
+    assert label_defaults("iemocap").keep == "consensus"
+    with pytest.raises(CorpusError, match="'manifest' has no label defaults of its own"):
+        label_defaults("manifest")
