@@ -28,7 +28,7 @@ from .tables import (
     significance_table,
     slug,
 )
-from .utterances import Recordings, interesting_rows, read_recordings, script_json, utterance_record
+from .utterances import Recordings, interesting_rows, read_recordings, script_json, shown_rows, utterance_record
 
 _log = logging.getLogger(__name__)
 
@@ -119,7 +119,7 @@ def chapter(group: Group, options: Options, *, first: bool) -> Chapter:
         significance=significance_table(comparisons, words(clusters, options.draws)) if comparisons else None,
         figures=figures(group, facts),
         utterances=script_json(utterance_record(group, facts, recordings)),
-        notes=[recordings.note] if recordings else [],
+        notes=_notes(group, recordings),
     )
 
 
@@ -140,6 +140,15 @@ def words(clusters: Clusters, draws: int) -> str:
     if clusters.by_speaker and clusters.freedom < 15:
         text += f" With {count} speakers intervals are wide, and no p can fall below {smallest_p(clusters, draws):.3f}."
     return text if clusters.by_speaker else text.replace("other speakers like these", "other utterances like these")
+
+
+def _notes(group: Group, recordings: Recordings | None) -> list[str]:
+    """What the reader of the table of utterances must know."""
+    notes = [recordings.note] if recordings else []
+    shown, count = len(shown_rows(group)), len(group.predictions.id)
+    if shown < count:
+        notes.append(f"The table holds {shown:,} of {count:,} utterances: those that any preset shows first.")
+    return notes
 
 
 def _recordings(group: Group, facts: CorpusFacts, request: AudioRequest) -> Recordings:

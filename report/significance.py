@@ -166,30 +166,31 @@ def _weights(rng: np.random.Generator, size: int, draws: int) -> Iterator[Floats
 def _draw(entries: Sequence[Entry], group: Group, clusters: Clusters, draws: int, seed: int) -> tuple[Floats, Floats]:
     """Widened scores (draws, entries, metrics) and observed ones (entries, metrics), averaged over seeds and folds."""
     classes = len(group.predictions.emotions)
-    columns = [_columns(entry, group) for entry in entries]
-    ends = np.cumsum([block.shape[1] for block in columns])[:-1]
+    # of every entry: a count, the sums behind MEANS, labels by class, hits and predictions by seed and class
+    widths = [1 + len(MEANS) + classes + 2 * classes * len(entry.probs) for entry in entries]
 
     def finish(sums: Floats) -> Floats:
-        return np.stack([_scores(block, classes) for block in np.split(sums, ends, axis=-1)], axis=-2)
+        blocks = np.split(sums, np.cumsum(widths)[:-1], axis=-1)
+        return np.stack([_scores(block, classes) for block in blocks], axis=-2)
 
-    table = np.concatenate(columns, axis=1)  # (N, K)
     sums = []
     for rows, numbers, size in zip(clusters.rows, clusters.numbers, clusters.sizes, strict=True):
+        target = group.predictions.target[rows]
+        table = np.concatenate([_columns(target, entry.probs[:, rows]) for entry in entries], axis=1)  # (n, K)
         order = np.argsort(numbers, kind="stable")
         starts = np.searchsorted(numbers[order], np.arange(size))
-        sums.append(np.add.reduceat(table[rows[order]], starts, axis=0))  # (S_f, K)
+        sums.append(np.add.reduceat(table[order], starts, axis=0))  # (S_f, K)
     observed = [finish(some.sum(0)) for some in sums]
     drawn = drawn_scores(sums, finish, draws=draws, seed=seed)
     return widened_draws(observed, drawn, clusters.sizes), np.asarray(np.mean(observed, axis=0))
 
 
-def _columns(entry: Entry, group: Group) -> Floats:
-    """What each utterance adds to the sums behind `_scores` → (N, 1 + means + classes + 2 · seeds · classes)."""
-    target = group.predictions.target
+def _columns(target: npt.NDArray[np.float32], probs: npt.NDArray[np.float32]) -> Floats:
+    """What each utterance adds to the sums behind `_scores` → (n, 1 + means + classes + 2 · seeds · classes)."""
     count = len(target)
-    means = [UTTERANCE_METRICS[name](target, entry.probs).mean(0) for name in MEANS]  # each (N,)
-    cells = confusion(target[:, None], entry.probs[:, :, None])  # (seeds, N, classes, classes), a single 1 each
-    hits = np.diagonal(cells, axis1=-2, axis2=-1).swapaxes(0, 1).reshape(count, -1)  # (N, seeds · classes)
+    means = [UTTERANCE_METRICS[name](target, probs).mean(0) for name in MEANS]  # each (n,)
+    cells = confusion(target[:, None], probs[:, :, None])  # (seeds, n, classes, classes), a single 1 each
+    hits = np.diagonal(cells, axis1=-2, axis2=-1).swapaxes(0, 1).reshape(count, -1)  # (n, seeds · classes)
     predicted = cells.sum(-2).swapaxes(0, 1).reshape(count, -1)
     return np.column_stack([np.ones(count), *means, cells[0].sum(-1), hits, predicted])
 

@@ -22,6 +22,8 @@ from .runs import Floats
 # shares, bits and scores travel as whole thousandths
 THOUSAND = 1000
 MIME = {".wav": "audio/wav", ".mp3": "audio/mpeg", ".flac": "audio/flac", ".ogg": "audio/ogg", ".m4a": "audio/mp4"}
+# utterances in the page; a browser still searches that many in the wink of an eye, and the file stays small
+LARGEST_TABLE = 20_000
 LARGEST_RECORDING = 8_000_000  # bytes
 
 
@@ -35,9 +37,15 @@ class Recordings:
     note: str
 
 
+def shown_rows(group: Group) -> npt.NDArray[np.intp]:
+    """The rows that the page's table holds: all, or of very many the first ones of every preset."""
+    count = len(group.predictions.id)
+    return np.arange(count) if count <= LARGEST_TABLE else interesting_rows(group, LARGEST_TABLE // 3)
+
+
 def utterance_record(group: Group, facts: CorpusFacts, recordings: Recordings | None) -> dict[str, Any]:
     """Columns of the table of utterances, in the order of the predictions; probabilities are averaged over seeds."""
-    p, main = group.predictions, group.mains[0]
+    p, main, rows = group.predictions, group.mains[0], shown_rows(group)
     weights = expert_weights(group, main)
     conflict = disagreement(group, main)
     audio = None
@@ -45,26 +53,26 @@ def utterance_record(group: Group, facts: CorpusFacts, recordings: Recordings | 
         uris = {path: k for k, path in enumerate(recordings.uris)}
         audio = {
             "uris": list(recordings.uris.values()),
-            "clip": [uris.get(path, -1) for path in facts.audio],
-            "start": _seconds(facts.start),
-            "duration": _seconds(facts.duration),
+            "clip": [uris.get(path, -1) for path in facts.audio[rows]],
+            "start": _seconds(facts.start[rows]),
+            "duration": _seconds(facts.duration[rows]),
         }
     return {
         "emotions": list(p.emotions),
         "heads": [entry.label for entry in group.entries],
         "main": next(k for k, entry in enumerate(group.entries) if entry is main),
-        "id": list(p.id),
-        "fold": p.fold.tolist(),
-        "speaker": list(facts.speaker),
-        "text": list(facts.transcript),
-        "votes": None if facts.votes is None else facts.votes.round(2).ravel().tolist(),
-        "target": _thousandths(p.target),
-        "probs": [_thousandths(entry.probs.mean(0)) for entry in group.entries],
-        "js": _thousandths(utterance_js(p.target, main.probs).mean(0)),
-        "ambiguity": _thousandths(ambiguity(p.target)),
-        "conflict": None if conflict is None else _thousandths(conflict),
+        "id": list(p.id[rows]),
+        "fold": p.fold[rows].tolist(),
+        "speaker": list(facts.speaker[rows]),
+        "text": list(facts.transcript[rows]),
+        "votes": None if facts.votes is None else facts.votes[rows].round(2).ravel().tolist(),
+        "target": _thousandths(p.target[rows]),
+        "probs": [_thousandths(entry.probs[:, rows].mean(0)) for entry in group.entries],
+        "js": _thousandths(utterance_js(p.target, main.probs).mean(0)[rows]),
+        "ambiguity": _thousandths(ambiguity(p.target[rows])),
+        "conflict": None if conflict is None else _thousandths(conflict[rows]),
         "experts": [] if weights is None else list(weights),
-        "weights": [] if weights is None else [_thousandths(u) for u in weights.values()],
+        "weights": [] if weights is None else [_thousandths(u[rows]) for u in weights.values()],
         "audio": audio,
     }
 
