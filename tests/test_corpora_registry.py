@@ -107,7 +107,7 @@ def test_problems_of_a_corpus_are_told_once_with_the_first_that_has_a_line(
     assert len(corpus.problems) == 2
     (line,) = caplog.messages
     assert "m.csv was not read without problems (m.csv, line 2: a cell of '1' goes on" in line
-    assert line.endswith("and 1 more problems); check-corpus lists all")
+    assert line.endswith("and 1 more); check-corpus lists all")
 
 
 def test_label_defaults_are_those_of_the_reader(tmp_path: Path) -> None:
