@@ -152,14 +152,23 @@ def extract_features(
 @click.command()
 @click.argument("cache", type=click.Path(path_type=Path))
 @click.option("--verify", is_flag=True, help="Read everything and check every checksum.")
+@click.option("--diff", "other", type=click.Path(path_type=Path), metavar="CACHE", help="Compare with another cache.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @command_body
-def inspect_cache(cache: Path, verify: bool, as_json: bool) -> None:
-    """Tell what the feature cache CACHE holds: utterances, ratings, feature sets, recipes, failures."""
-    from .inspection import describe, read_description
+def inspect_cache(cache: Path, verify: bool, other: Path | None, as_json: bool) -> int | None:
+    """Tell what the feature cache CACHE holds: utterances, ratings, feature sets, recipes, failures.
 
-    description = read_description(cache, verify=verify)
-    click.echo(json.dumps(description, indent=2, ensure_ascii=False) if as_json else describe(description))
+    With --diff, tell how another cache differs: utterances, ratings, recipes, and the values of each utterance. The
+    exit code is then 3 when anything differs.
+    """
+    from . import comparison, inspection
+
+    if other is not None:
+        record, words = comparison.compare(cache, other), comparison.describe
+    else:
+        record, words = inspection.read_description(cache, verify=verify), inspection.describe
+    click.echo(json.dumps(record, indent=2, ensure_ascii=False) if as_json else words(record))
+    return INCOMPLETE if other is not None and not record["same"] else None
 
 
 def _print_summary(summary: Summary) -> None:

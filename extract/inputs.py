@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import TypeVar
 
@@ -17,6 +18,8 @@ from .audio import Excerpt, seconds_of, sha256_of
 
 # Files are read ahead in this many threads: hashing leaves the interpreter free, and network folders answer slowly.
 _READERS = min(16, 4 + (os.cpu_count() or 1))
+# Small enough for all readers to have some, large enough that handing them out takes no time.
+_AT_ONCE = 32
 
 Key = TypeVar("Key")
 Value = TypeVar("Value")
@@ -138,5 +141,7 @@ def _outcomes(function: Callable[[Key], Value], keys: Iterable[Key]) -> dict[Key
             return problem
 
     order: Sequence[Key] = list(keys)
+    some = [order[first : first + _AT_ONCE] for first in range(0, len(order), _AT_ONCE)]
     with ThreadPoolExecutor(_READERS) as readers:
-        return dict(zip(order, readers.map(outcome, order), strict=True))
+        found = readers.map(lambda keys: [outcome(key) for key in keys], some)
+        return dict(zip(order, chain.from_iterable(found), strict=True))
