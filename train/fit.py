@@ -16,6 +16,7 @@ from amber2_core.heads import Architecture
 
 from .best import BestHeads
 from .grid import Setting
+from .interrupts import held_interrupts
 from .labels import LABELS, Labels
 from .optimizer import StackedAdamW
 from .products import Precision
@@ -69,17 +70,20 @@ def fit(
     )
     loss = loss_of(settings, stack.architecture.heads, data.statistics)
     best = BestHeads(stack, settings, patience=patience)
-    for epoch in range(1, epochs + 1):
-        order = torch.stack([torch.randperm(len(train), generator=stream) for stream in orders]).to(device)
-        for rows in torch.split(order, shape.batch_size, dim=1):  # (seeds, batch)
-            vectors = train.vectors(rows)  # each (seeds, batch, D)
-            logits = stack.logits(vectors, dropout=dropout, optimizer=optimizer)  # (heads, seeds, settings, batch, C)
-            losses = loss(logits, train.targets[rows].unsqueeze(1))  # (seeds, settings)
-            losses.sum().backward()  # type: ignore[no-untyped-call]
-            optimizer.step()
-        best.keep(epoch, dev_js(stack, data.dev, optimizer=optimizer))
-        if best.all_stopped:
-            break
+    with held_interrupts() as check_interrupt:
+        for epoch in range(1, epochs + 1):
+            order = torch.stack([torch.randperm(len(train), generator=stream) for stream in orders]).to(device)
+            for rows in torch.split(order, shape.batch_size, dim=1):  # (seeds, batch)
+                vectors = train.vectors(rows)  # each (seeds, batch, D)
+                # (heads, seeds, settings, batch, C)
+                logits = stack.logits(vectors, dropout=dropout, optimizer=optimizer)
+                losses = loss(logits, train.targets[rows].unsqueeze(1))  # (seeds, settings)
+                losses.sum().backward()  # type: ignore[no-untyped-call]
+                optimizer.step()
+                check_interrupt()
+            best.keep(epoch, dev_js(stack, data.dev, optimizer=optimizer))
+            if best.all_stopped:
+                break
     best.restore()
     return Fitted(stack, best.epoch, best.dev_js)
 
