@@ -19,7 +19,7 @@ from small_models import SPEECH_FAMILIES, TEXT_FAMILIES, WORDS, noise, save_spee
 from amber2_core.errors import AudioError, ModelError, SettingError
 from amber2_extract.checkpoint import find_checkpoint
 from amber2_extract.encoders import SpeechEncoder, TextEncoder
-from amber2_extract.loading import choose_device
+from amber2_extract.loading import choose_device, choose_devices, exact_fp32, fast_products
 
 Rows = npt.NDArray[np.float32]
 
@@ -332,6 +332,46 @@ def test_devices_have_names() -> None:
         choose_device("gpu")
     with pytest.raises(SettingError, match="CUDA devices"):
         choose_device("cuda:99")
+
+
+def test_several_devices_are_gpus_each_named_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert choose_devices("cuda:0, cuda:1") == (torch.device("cuda:0"), torch.device("cuda:1"))
+    assert choose_devices("cpu") == (torch.device("cpu"),)
+    with pytest.raises(SettingError, match="2 CUDA devices are visible"):
+        choose_devices("cuda:0,cuda:2")
+    with pytest.raises(SettingError, match="several must be GPUs with their numbers"):
+        choose_devices("cuda:0,cpu")
+    with pytest.raises(SettingError, match="one is named twice"):
+        choose_devices("cuda:1,cuda:1")
+
+
+def test_tensorfloat_comes_back_when_the_last_of_several_threads_leaves() -> None:
+    products = torch.backends.cuda.matmul
+    before = products.allow_tf32
+    products.allow_tf32 = True
+    try:
+        first, second = exact_fp32(torch.device("cuda")), exact_fp32(torch.device("cuda"))
+        first.__enter__()
+        second.__enter__()
+        first.__exit__(None, None, None)
+        assert not products.allow_tf32
+        second.__exit__(None, None, None)
+        assert products.allow_tf32
+        with exact_fp32(torch.device("cpu")):
+            assert products.allow_tf32
+    finally:
+        products.allow_tf32 = before
+
+
+def test_the_faster_library_is_used_only_where_it_is_exact() -> None:
+    x, weight = (torch.randn(rows, 768, generator=torch.Generator().manual_seed(rows)) for rows in (200, 768))
+    expected = x.double() @ weight.T.double()
+    before = torch.backends.mkldnn.matmul.fp32_precision  # type: ignore[attr-defined]
+    with fast_products():
+        found = torch.nn.functional.linear(x, weight)
+    assert float((found - expected).norm() / expected.norm()) < 1e-6
+    assert torch.backends.mkldnn.matmul.fp32_precision == before  # type: ignore[attr-defined]
 
 
 # --- a real encoder, where its wheel is installed ---

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from amber2_extract.pooling import mask_of, masked_mean
+from amber2_extract.pooling import binned, mask_of, masked_mean
 
 LENGTHS = st.lists(st.integers(1, 9), min_size=1, max_size=6)
 
@@ -39,6 +40,20 @@ def test_what_stands_at_invalid_places_does_not_count(lengths: list[int], junk: 
     expected = masked_mean(hidden, mask)
     hidden[~mask] = junk
     torch.testing.assert_close(masked_mean(hidden, mask), expected, rtol=0, atol=0)
+
+
+@given(st.integers(1, 60), st.integers(1, 20), st.integers(0, 2**31))
+def test_bins_are_the_means_of_stretches_of_nearly_equal_length(places: int, most: int, seed: int) -> None:
+    states = torch.randn(places, 3, generator=torch.Generator().manual_seed(seed))
+    bins = binned(states, most)
+    count = min(places, most)
+    edges = [k * places // count for k in range(count + 1)]
+    lengths = [last - first for first, last in pairwise(edges)]
+    assert max(lengths) - min(lengths) <= 1
+    expected = torch.stack([states[first:last].mean(dim=0) for first, last in pairwise(edges)])
+    torch.testing.assert_close(bins, expected, rtol=1e-5, atol=1e-6)
+    weighted = (bins * torch.tensor(lengths)[:, None]).sum(dim=0) / places
+    torch.testing.assert_close(weighted, states.mean(dim=0), rtol=1e-5, atol=1e-6)
 
 
 def test_a_mask_is_true_at_the_first_places() -> None:
