@@ -231,7 +231,12 @@ def test_a_setting_without_meaning_is_refused(setting: dict[str, Any], what: str
         ("utterances.csv", r"0\.\d+\n", "much\n", r"utterances.csv, line 2: 'much' in column lowest_js is no number"),
         ("utterances.csv", r"\n(.*)\n", r"\n\1\n\1\n", r"utterances.csv, line 3: second row for Ses01_d000_F000"),
         ("ratings.csv", "external", "friend", r"ratings.csv, line 2: Bad source 'friend', expected one of"),
-        ("ratings.csv", "Ses01_d000_F000", "Ses09_d000_F000", r"ratings.csv, line 2: utterances.csv does not hold Ses09_d000_F000"),
+        (
+            "ratings.csv",
+            "Ses01_d000_F000",
+            "Ses09_d000_F000",
+            r"ratings.csv, line 2: utterances.csv does not hold Ses09_d000_F000",
+        ),
     ],
 )
 def test_a_damaged_corpus_says_what_is_wrong(
