@@ -510,22 +510,30 @@ def _extract_slowly(folder: Path, corpus: Corpus, output: Path, began: Any) -> N
     extract_features(corpus, output, audio_model=str(folder / "wav2vec2"), text_model=str(folder / "bert"))
 
 
+def _count_parts(place: Place) -> int:
+    return len(list(place.output.parent.glob("*.parts/*/*.npz")))
+
+
 def test_killed_twenty_times_it_goes_on_and_ends_with_the_same_values(place: Place) -> None:
     place.corpus = write_corpus(place.folder / "corpus", count=80)
     place.extract(output=place.folder / "undisturbed.h5")
     processes = multiprocessing.get_context("forkserver")
     processes.set_forkserver_preload(list(PRELOADED))
     generator = np.random.default_rng(0)
-    stages = set()
+    stages = {0}
     for _ in range(20):
         began = processes.Event()
         process = processes.Process(target=_extract_slowly, args=(place.folder, place.corpus, place.output, began))
         process.start()
         assert began.wait(timeout=60)
-        process.join(timeout=generator.uniform(0.0, 1.0))
+        # After so many further parts, however slow the machine is, and at any moment of what follows.
+        enough = max(stages) + generator.integers(0, 4)
+        while _count_parts(place) < enough and process.is_alive():
+            process.join(timeout=0.01)
+        process.join(timeout=generator.uniform(0.0, 0.2))
         process.kill()
         process.join()
-        stages.add(len(list(place.output.parent.glob("*.parts/*/*.npz"))))
+        stages.add(_count_parts(place))
         if place.output.exists():
             read_cache(place.output)
     # The kills came at many moments.
