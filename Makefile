@@ -9,6 +9,7 @@ AUDIO_MODEL ?= demo/models/stand-in-wav2vec2
 TEXT_MODEL ?= demo/models/stand-in-bert
 DEVICE ?= auto
 PYTEST_ARGS ?=
+EXTRAS ?= test,develop
 
 BIN := .venv/bin
 INSTALLED := .venv/.installed
@@ -30,7 +31,7 @@ $(INSTALLED): setup.cfg pyproject.toml requirements.txt constraints.txt
 	@$(BIN)/python -m pip --version >/dev/null 2>&1 \
 	  || $(PYTHON) -m venv --clear .venv >/dev/null 2>&1 \
 	  || { $(PYTHON) -m venv --clear --without-pip .venv && $(PYTHON) -m pip --python $(BIN)/python install pip; }
-	$(BIN)/python -m pip install --constraint constraints.txt --editable '.[test,develop]'
+	$(BIN)/python -m pip install --constraint constraints.txt --editable '.[$(EXTRAS)]'
 	@touch $@
 
 # The stand-ins' matrices are small: more threads than one would mostly wait for each other.
@@ -53,6 +54,9 @@ demo: $(INSTALLED)  ## write a corpus, encode it, train AmbER² and the baseline
 	@rm -rf demo/run
 	$(BIN)/train-heads --cache $(FEATURES) --output demo/run --device $(DEVICE) --kappa 2,8 --lambda-mai 0.3,0.7 \
 	  --seeds 3 --inputs standardized --batch-size 64 --lr 1e-3
+	@echo '== From the run folder to a page: open demo/report/report.html'
+	@rm -rf demo/report
+	$(BIN)/report-runs demo/run --output demo/report
 	@echo '== What could be reached'
 	@$(BIN)/python -m amber2_data.corpora.synthetic demo/corpus
 	@test -z '$(STAND_INS)' || { \
