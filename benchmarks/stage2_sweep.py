@@ -5,7 +5,7 @@
 IEMOCAP's protocol: 3,319 train and 1,106 dev rows of 768 + 768 features, the default gated unit, batch 128, dev scored
 after every epoch; nine settings of κ and λ_MAI train together. All is measured in turns within one run, and the ratios
 are of the medians. The user's loop is one model at a time: DataLoader over tensors in memory, modules, plain AdamW.
-The floor is the sweep's products at the rate of the faster library here, plus AdamW's pass over memory.
+The floor is the sweep's products at the rate of torch's library here, plus AdamW's pass over memory.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from amber2_core.tables import texts
 from amber2_train.fit import fit
 from amber2_train.folds import Fold
 from amber2_train.grid import Setting, expand
-from amber2_train.products import Precision, fast_products
+from amber2_train.products import Precision
 from amber2_train.rows import FoldRows, fold_rows
 from amber2_train.targets import TrainingData
 
@@ -95,7 +95,6 @@ def made_up_fold() -> FoldRows:
     return fold_rows(data, Fold(1, rows[:TRAIN], rows[TRAIN:], rows[:0], 0))
 
 
-@fast_products()
 def swept(data: FoldRows, settings: Sequence[Setting], epochs: int, precision: Precision) -> None:
     fit(data, settings, seeds=[0], epochs=epochs, precision=precision)
 
@@ -143,9 +142,8 @@ def main() -> None:
     for _ in range(TURNS):
         for name, (fits, what) in contestants.items():
             times[name].append(timed(what) / fits)
-    with fast_products():
-        floors = {name: floor(len(settings), epochs, dtype)
-                  for name, dtype in (("sweep, fp32", torch.float32), ("sweep, bf16", torch.bfloat16))}  # fmt: skip
+    floors = {name: floor(len(settings), epochs, dtype)
+              for name, dtype in (("sweep, fp32", torch.float32), ("sweep, bf16", torch.bfloat16))}  # fmt: skip
     median = {name: statistics.median(some) for name, some in times.items()}
     users = median["the user's loop"]
     print(f"one training of {epochs} epochs, {torch.get_num_threads()} threads, medians of {TURNS} turns")

@@ -1,16 +1,13 @@
-"""The wide product and its optimizer against plain ones, and what oneDNN is trusted with."""
+"""The wide product and its optimizer against plain ones."""
 
 from __future__ import annotations
-
-from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from amber2_train import products
 from amber2_train.optimizer import StackedAdamW
-from amber2_train.products import WideProduct, fast_products
+from amber2_train.products import WideProduct
 
 SIZES = [3, 2, 4]
 
@@ -96,23 +93,3 @@ def test_the_optimizer_is_torchs_adamw_whether_whole_or_in_pieces(precision: str
     assert optimizer.low.keys() == low.keys()
     for name, copy in low.items():
         assert torch.equal(optimizer.low[name], copy)
-
-
-@pytest.mark.parametrize("exact", [True, False])
-def test_onednn_computes_only_where_it_is_exact_and_only_within_the_block(
-    monkeypatch: pytest.MonkeyPatch, exact: bool
-) -> None:
-    monkeypatch.setattr(products, "_is_exact", lambda fp32_precision: exact)
-    settings: Any = torch.backends.mkldnn.matmul
-    before = settings.fp32_precision
-    with fast_products():
-        assert settings.fp32_precision == ("bf16" if exact else before)
-    assert settings.fp32_precision == before
-
-
-def test_products_within_the_block_are_of_single_precision_on_this_machine() -> None:
-    x, weight = random(128, 768, dtype=torch.float32), random(700, 768, seed=1, dtype=torch.float32)
-    expected = x.double() @ weight.double().T
-    with fast_products():
-        found = x @ weight.T
-    assert float((found - expected).abs().max() / expected.abs().max()) < 1e-5

@@ -12,8 +12,8 @@ from contextlib import contextmanager
 def held_interrupts() -> Iterator[Callable[[], None]]:
     """Within the block Ctrl-C waits until the function that it gives is called, or the block ends.
 
-    Raised in the middle of a backward pass, a KeyboardInterrupt passes through the frames of torch's engine, and the
-    process crashes when it ends. Where somebody else handles the signal, or outside the main thread, nothing changes.
+    So none passes through torch's engine in the middle of a backward pass. Where somebody else handles the signal, or
+    outside the main thread, nothing changes.
     """
     in_main = threading.current_thread() is threading.main_thread()
     if not in_main or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:

@@ -12,7 +12,7 @@ import torch
 from .fit import fit, new_stack
 from .folds import Fold
 from .grid import Setting
-from .products import Precision, fast_products
+from .products import Precision
 from .rows import FoldRows, Rows, fold_rows
 from .sweep import seed_groups, stacks
 from .targets import TrainingData
@@ -90,7 +90,6 @@ def plan_sweep(
     )
 
 
-@fast_products()
 def _measured(
     rows: FoldRows, settings: Sequence[Setting], seeds: Sequence[int], precision: Precision
 ) -> tuple[float, float]:

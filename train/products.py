@@ -1,11 +1,13 @@
-"""The products that training consists of: the fastest library that is exact, and gradients used where they arise."""
+"""The products that training consists of: vectors and the weights of many runs in, a layer's output per run out.
+
+Single precision is left to torch's own choice of library. It can be sent to oneDNN instead, which is faster
+(`torch.backends.mkldnn.matmul.fp32_precision = "bf16"`); but with the oneDNN of torch 2.11 the heap was found damaged
+in its AVX-512 product (`sgemm_nocopy_driver`), now and then, so it is not.
+"""
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from functools import cache
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, get_args
 
 import torch
@@ -14,53 +16,7 @@ from torch.autograd.function import once_differentiable
 
 Precision = Literal["fp32", "bf16"]
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
-# what single precision may miss in a product of a few hundred summands, relative to the largest entry; bfloat16 misses
-# more than a thousand times as much
-FP32_ERROR = 1e-5
 Learn = Callable[[int, int, Tensor], None]  # (seed, setting, gradient of that run's weight)
-_log = logging.getLogger(__name__)
-
-
-@contextmanager
-def fast_products() -> Iterator[None]:
-    """Within the block, products in single precision on a CPU run in oneDNN where that is exact here.
-
-    torch hands single precision to MKL, unless it is allowed to compute in bfloat16; then it asks oneDNN, which does so
-    on some processors only, and on all others computes in single precision, about twice as fast as MKL. So the
-    permission is given after a look at the error that it makes.
-    """
-    if not _is_exact("bf16"):
-        yield
-        return
-    settings = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
-    before = settings.fp32_precision
-    settings.fp32_precision = "bf16"
-    try:
-        yield
-    finally:
-        settings.fp32_precision = before
-
-
-@cache
-def _is_exact(fp32_precision: str) -> bool:
-    """Whether products of the shapes of training are still of single precision under this setting."""
-    if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
-        return False
-    settings = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
-    before = settings.fp32_precision
-    generator = torch.Generator().manual_seed(0)
-    x, weight = (torch.randn(rows, 768, generator=generator) for rows in (128, 512))
-    stacked = torch.randn(3, 128, 256, generator=generator)
-    try:
-        settings.fp32_precision = fp32_precision
-        found = [x @ weight.T, (x @ weight.T).T @ x, stacked @ stacked.mT]
-    finally:
-        settings.fp32_precision = before
-    d = (x.double(), weight.double(), stacked.double())
-    right = [d[0] @ d[1].T, (d[0] @ d[1].T).T @ d[0], d[2] @ d[2].mT]
-    errors = [float((a - b).abs().max() / b.abs().max()) for a, b in zip(found, right, strict=True)]
-    _log.debug("products by oneDNN: largest relative error %.1e", max(errors))
-    return max(errors) < FP32_ERROR
 
 
 class WideProduct(torch.autograd.Function):

@@ -18,7 +18,7 @@ from .fit import fit
 from .folds import Fold
 from .grid import Setting
 from .parts import Part, Parts
-from .products import Precision, fast_products
+from .products import Precision
 from .rows import FoldRows, Inputs, fold_rows
 from .scores import Row, mark_selected, score_on_test, scores_of, trained_heads
 from .select import Candidate, best_settings, check_chosen, compete
@@ -128,7 +128,6 @@ def _parts_of(rows: FoldRows, plan: _Plan, kept: Parts | None) -> Iterator[Part]
         yield part
 
 
-@fast_products()
 def _train(rows: FoldRows, settings: Sequence[Setting], plan: _Plan) -> Part:
     """Train one stack of settings under all seeds, and score it."""
     fitted, of_dev, of_test, dev_js = [], [], [], []
