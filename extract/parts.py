@@ -31,7 +31,7 @@ from .encoded import Encoded, Sequences, join
 Matrix = npt.NDArray[np.float32]
 
 # A part is written when its rows are this large, or this old: what a kill can cost.
-PART_BYTES = 32 * 2**20
+PART_BYTES = 8 * 2**20
 PART_SECONDS = 20.0
 
 _LOCK = "lock"
