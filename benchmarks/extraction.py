@@ -35,7 +35,6 @@ from amber2_extract.checkpoint import find_checkpoint
 from amber2_extract.encoders import SpeechEncoder, TextEncoder
 from amber2_extract.encoding import Progress
 from amber2_extract.lanes import ahead
-from amber2_extract.loading import fast_products
 from amber2_extract.pipeline import extract_features
 from amber2_extract.stand_ins import SPEECH_FOLDER, TEXT_FOLDER, save_speech_encoder, save_text_encoder
 from amber2_extract.work import Effort
@@ -69,9 +68,8 @@ def encode_time(corpus: Corpus, output: Path, **models: Any) -> float:
 
 def bare_time(encode: Callable[[Any], Any], batches: Sequence[Any]) -> float:
     began = time.monotonic()
-    with fast_products():
-        for _ in ahead(encode, batches, torch.get_num_threads()):
-            pass
+    for _ in ahead(encode, batches, torch.get_num_threads()):
+        pass
     return time.monotonic() - began
 
 

@@ -65,7 +65,7 @@ _SHOWN = 20
     type=click.Choice(["fp32", "bf16", "fp16"]),
     default="fp32",
     show_default=True,
-    help="Of products and convolutions; norms, softmax and means are fp32 in any case.",
+    help="Of products and convolutions (torch's autocast; weights and means over time stay fp32).",
 )
 @click.option("--audio-name", help="What the cache calls the speech features. [default: as the encoder is called]")
 @click.option("--text-name", help="What the cache calls the text features. [default: as the encoder is called]")

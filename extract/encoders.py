@@ -76,7 +76,7 @@ class _Encoder:
         raise NotImplementedError
 
     def _half(self, precision: Precision) -> AbstractContextManager[object]:
-        """Where products and convolutions are computed in half precision, and all that is delicate in single."""
+        """torch's autocast: half precision for products and convolutions; the device decides on the rest."""
         if precision == "fp32":
             return nullcontext()
         return torch.autocast(self.device.type, dtype=_HALF[precision])

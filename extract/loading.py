@@ -8,7 +8,6 @@ import threading
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import cache
 from typing import Any, TypeVar
 
 import torch
@@ -21,9 +20,6 @@ from .checkpoint import Checkpoint
 DEVICES = ("auto", "cpu", "cuda", "cuda:N", "cuda:0,cuda:1,…", "mps")
 # Weights that no pooled hidden state depends on: pre-training's mask vector, a pooler on [CLS], constant position ids.
 _UNUSED = re.compile(r"(^|\.)(masked_spec_embed|pooler\.|embeddings\.position_ids)")
-
-# What single precision may miss in a product of 768 summands; bfloat16 misses more than a thousand times as much.
-_FP32_ERROR = 1e-6
 
 Loaded = TypeVar("Loaded")
 
@@ -154,45 +150,6 @@ def exact_fp32(device: torch.device) -> Iterator[None]:
         yield
     finally:
         _tf32.restore()
-
-
-@contextmanager
-def fast_products() -> Iterator[None]:
-    """Within the block, fp32 products on a processor run in oneDNN where that is exact here.
-
-    torch hands them to MKL, unless it may compute in bfloat16; then it asks oneDNN, which does so on some processors
-    only, and on all others computes in single precision, faster than MKL. So the permission is given after a look at
-    the error that it makes.
-    """
-    settings = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
-    before = settings.fp32_precision
-    if _is_exact_in_onednn():
-        settings.fp32_precision = "bf16"
-    try:
-        yield
-    finally:
-        settings.fp32_precision = before
-
-
-@cache
-def _is_exact_in_onednn() -> bool:
-    """Whether products of an encoder's shapes are still of single precision with the permission."""
-    if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
-        return False
-    settings = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
-    before = settings.fp32_precision
-    generator = torch.Generator().manual_seed(0)
-    weight, bias = torch.randn(3072, 768, generator=generator), torch.randn(3072, generator=generator)
-    states = [torch.randn(places, 768, generator=generator) for places in (1, 49, 250)]
-    try:
-        settings.fp32_precision = "bf16"
-        found = [torch.nn.functional.linear(x, weight, bias) for x in states]
-    finally:
-        settings.fp32_precision = before
-    right = [torch.nn.functional.linear(x.double(), weight.double(), bias.double()) for x in states]
-    error = max(float((a - b).norm() / b.norm()) for a, b in zip(found, right, strict=True))
-    _log.debug("products by oneDNN: relative error %.1e", error)
-    return error < _FP32_ERROR
 
 
 @contextmanager

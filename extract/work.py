@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar, cast
@@ -105,16 +104,14 @@ class Work:
         """
         import torch
 
-        from .loading import fast_products
         from .memory import Halving
 
         lanes = [partial(_encode, Halving(encoder)) for encoder in self.encoders]
         on_processor = self.encoders[0].device.type == "cpu"
-        with fast_products() if on_processor else nullcontext():
-            if on_processor and len(lanes) == 1:
-                yield from ahead(lambda batch: lanes[0](self.ready(batch)), self.batches, torch.get_num_threads())
-            else:
-                yield from spread(ahead(self.ready, self.batches, _DECODERS), lanes)
+        if on_processor and len(lanes) == 1:
+            yield from ahead(lambda batch: lanes[0](self.ready(batch)), self.batches, torch.get_num_threads())
+        else:
+            yield from spread(ahead(self.ready, self.batches, _DECODERS), lanes)
 
 
 def _encode(encode: Callable[[Sequence[Any]], Encoded], ready: Ready) -> Rows:
