@@ -8,6 +8,9 @@ results.csv       one row per (system, head, split, fold, seed, setting): `KEY_C
                   every setting, test for the selected one (with --score-all for every one); selected is 1 where dev
                   chose the setting. Of a run that diverged at once, epoch is 0 and metrics are nan. A setting that a
                   system does not look at is empty.
+curves.csv        how the selected settings trained: one row per (system, head, fold, seed, epoch), `dev_js` is the JS
+                  on dev after that epoch, at the precision of training. With --patience a head's rows end where it
+                  stopped. The epoch that was kept is in results.csv. Folders of older versions have no such file
 experts.csv       what the selected settings learnt about modalities, on test: one row per (system, fold, seed, by,
                   group), `by` is all, class (the target's largest share) or ambiguity (its entropy in bits, five
                   bins); `n` utterances; `weight_<head>` the mean expert weight u (Eq. 5), empty for the student and for
@@ -18,6 +21,7 @@ predictions.npz   id (N,), fold (N,), target (N, C), emotions (C,), and for ever
 heads/            <system>-fold<k>-seed<s>.safetensors: the selected heads (`amber2_core.heads_folder`)
 summary.json      table: system → head → metric → mean and sd (`summarise`); selected: system → fold → setting
 log.txt           what was logged, line by line
+tensorboard/      with --track tensorboard: event files, made from the files above when they were complete
 ```
 A run folder stands under its name only when it is complete. What is not lies beside it, as NAME.unfinished.
 """
@@ -45,6 +49,7 @@ from .tables import Texts
 
 KEY_COLUMNS = ("system", "head", "split", "fold", "seed", "selected")
 EXPERT_COLUMNS = ("system", "fold", "seed", "by", "group", "n", "disagreement")
+CURVE_COLUMNS = ("system", "head", "fold", "seed", "epoch", "dev_js")
 Row = Mapping[str, Any]  # one row of a table
 Summary = dict[str, dict[str, dict[str, dict[str, float | None]]]]
 Columns = dict[str, npt.NDArray[Any]]  # a tidy table: name → (rows,); `pandas.DataFrame(columns)` takes it as it is
@@ -72,6 +77,7 @@ class RunTables:
     # one row per test utterance, system, head and seed: these and fold, and the shares under `predicted_<emotion>`
     predictions: Columns
     experts: Columns  # one row per row of experts.csv; empty where a run has none
+    curves: Columns  # one row per row of curves.csv; empty where a run has none
 
 
 @contextmanager
@@ -108,6 +114,11 @@ def write_json(path: Path, value: Mapping[str, Any]) -> None:
 
 def write_results(path: Path, rows: Sequence[Row]) -> None:
     """Write results.csv; numbers in full, so that they read back as the same."""
+    _write_table(path, rows)
+
+
+def write_curves(path: Path, rows: Sequence[Row]) -> None:
+    """Write curves.csv, as `write_results`."""
     _write_table(path, rows)
 
 
@@ -176,6 +187,16 @@ def read_experts(folder: Path) -> list[dict[str, Any]]:
     return _read_table(folder / "experts.csv", EXPERT_COLUMNS)
 
 
+def read_curves(folder: Path) -> list[dict[str, Any]]:
+    """The rows of curves.csv, values as in `read_results`; none where an older version wrote the folder.
+
+    Raises:
+        RunFolderError: the file is damaged.
+    """
+    path = folder / "curves.csv"
+    return _read_table(path, CURVE_COLUMNS) if path.is_file() else []
+
+
 def load(folder: Path | str) -> RunTables:
     """A run folder as tables for numpy, pandas or polars.
 
@@ -202,6 +223,7 @@ def load(folder: Path | str) -> RunTables:
         utterances={"id": predictions.id, "fold": predictions.fold, **rated},
         predictions={column: np.concatenate(parts) for column, parts in long.items()},
         experts=_columns(read_experts(folder)) if (folder / "experts.csv").is_file() else {},
+        curves=_columns(read_curves(folder)),
     )
 
 

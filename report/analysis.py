@@ -12,7 +12,7 @@ from amber2_core.metrics import METRICS, ambiguity, ambiguity_bins, confusion, u
 from amber2_core.tables import Texts
 
 from .groups import Entry, Group, dev_rows
-from .runs import Floats, by_setting, setting_of
+from .runs import Floats, by_setting, head_of, setting_of
 
 CONFIDENCE_BINS = 10
 FUSION = "fusion"
@@ -107,6 +107,31 @@ def speaker_scores(group: Group, entry: Entry, speaker: Texts) -> tuple[list[str
     means = np.array([per_utterance[speaker == name].mean() for name in names], dtype=np.float64)
     order = np.argsort(means)
     return [names[k] for k in order], means[order]
+
+
+@dataclass(frozen=True, eq=False)
+class Curve:
+    """How one head trained, over the folds and seeds that were still in training."""
+
+    mean: Floats  # (epochs,) dev JS, bits
+    sd: Floats  # (epochs,) ddof 1; NaN for a single run
+    kept: npt.NDArray[np.intp]  # (epochs,) how many runs keep their weights of each epoch
+
+
+def training_curve(entry: Entry) -> Curve | None:
+    """Dev JS of an entry's head by epoch, from curves.csv; None for a run without."""
+    rows = [row for row in entry.run.curves if head_of(row) == (entry.system, entry.head)]
+    if not rows:
+        return None
+    epochs = max(row["epoch"] for row in rows)
+    by_epoch: list[list[float]] = [[] for _ in range(epochs)]
+    for row in rows:
+        if np.isfinite(row["dev_js"]):
+            by_epoch[row["epoch"] - 1].append(row["dev_js"])
+    mean = [np.mean(some) if some else np.nan for some in by_epoch]
+    sd = [np.std(some, ddof=1) if len(some) > 1 else np.nan for some in by_epoch]
+    kept = np.bincount([row["epoch"] for row in entry.tested if row["epoch"] <= epochs], minlength=epochs + 1)[1:]
+    return Curve(np.array(mean, dtype=np.float64), np.array(sd, dtype=np.float64), kept)
 
 
 @dataclass(frozen=True, eq=False)

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from matplotlib.ticker import MaxNLocator
 
 from amber2_core.metrics import METRICS
 
@@ -22,6 +23,7 @@ PAPER_METRICS = ("js", "bc", "r2", "accuracy", "weighted_f1", "macro_f1")
 # beyond that many lines a figure cannot be read
 OVERLAID = 6
 CONFUSIONS = 3
+CURVES = 3
 
 
 @dataclass(frozen=True)
@@ -36,12 +38,14 @@ class Figures:
     modalities: Sequence[Drawing]
     spread: Sequence[Drawing]
     grid: Sequence[Drawing]
+    training: Sequence[Drawing]
     overlaid: int = OVERLAID  # systems at most
 
     @property
     def for_paper(self) -> list[Drawing]:
         """Those that have files of their own."""
-        every = (self.paper_figure, *self.confusions, *self.calibration, *self.modalities, *self.spread, *self.grid)
+        parts = (self.confusions, self.calibration, self.modalities, self.spread, self.grid, self.training)
+        every = [self.paper_figure, *(drawing for part in parts for drawing in part)]
         return [drawing for drawing in every if drawing.pdf]
 
 
@@ -55,6 +59,7 @@ def figures(group: Group, facts: CorpusFacts) -> Figures:
             modalities=modality_figures(group),
             spread=spread_figures(group, facts),
             grid=grid_figures(group),
+            training=training_figures(group),
         )
 
 
@@ -214,6 +219,30 @@ def grid_figures(group: Group) -> list[Drawing]:
         )
         axes.set(xlabel="κ", ylabel="λ_MAI")
         drawings.append(drawing(figure, f"grid-{slug(main.label)}", f"{main.label}: JS on dev, bits"))
+    return drawings
+
+
+def training_figures(group: Group) -> list[Drawing]:
+    """Dev JS by epoch: the main heads overlaid, then all heads of each system; none for runs without curves."""
+    drawings = []
+    lines = {entry.label: entry for entry in group.mains[:OVERLAID]}
+    plots = [("training", "JS on dev by epoch", lines)]
+    for main in group.mains[:CURVES]:
+        own = {entry.head: entry for entry in group.heads(main).values()}
+        if len(own) > 1:
+            system = main.label.removesuffix(f" {main.head}")
+            plots.append((f"training-{slug(system)}", f"{system}: JS on dev by epoch, every head", own))
+    for name, title, entries in plots:
+        curves = {label: found for label, entry in entries.items() if (found := analysis.training_curve(entry))}
+        if not curves:
+            continue
+        figure, (axes,) = canvas()
+        for k, (label, found) in enumerate(curves.items()):
+            panels.curve(axes, found, label, k)
+        axes.set(xlabel="epoch", ylabel="JS on dev, bits")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        legend(axes)
+        drawings.append(drawing(figure, name, title))
     return drawings
 
 

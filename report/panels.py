@@ -9,7 +9,7 @@ import numpy.typing as npt
 from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
 
-from .analysis import Bins
+from .analysis import Bins, Curve
 from .drawing import INK, LINE, MUTED, SERIES, series
 from .runs import Floats
 from .table import METRIC_TITLES
@@ -38,6 +38,20 @@ def scores(axes: Axes, metric: str, bins: Bins, systems: Sequence[Mapping[str, F
             axes.fill_between(bins.centres, mean - sd, mean + sd, color=SERIES[k % len(SERIES)], alpha=0.2, linewidth=0)
     axes.set(xlabel="ambiguity, bits", ylabel=METRIC_TITLES[metric].rstrip(" ↓↑") + UNITS.get(metric, ""))
     axes.set_xticks(bins.edges, [f"{edge:.2f}" for edge in bins.edges])
+
+
+def curve(axes: Axes, found: Curve, label: str, k: int) -> None:
+    """Dev JS by epoch, mean ± sd; a mark where runs keep their weights, larger where more do."""
+    epochs, style = np.arange(1, len(found.mean) + 1), series(k)
+    axes.fill_between(
+        epochs, found.mean - found.sd, found.mean + found.sd, color=style["color"], alpha=0.15, linewidth=0
+    )
+    share = found.kept / max(1, int(found.kept.sum()))
+    axes.plot(epochs, found.mean, label=label, **{**style, "marker": ""})
+    kept = np.flatnonzero(found.kept)
+    axes.scatter(
+        epochs[kept], found.mean[kept], s=8 + 60 * share[kept], color=style["color"], marker=style["marker"], zorder=3
+    )
 
 
 def heat_map(

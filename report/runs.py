@@ -13,7 +13,14 @@ import numpy.typing as npt
 
 from amber2_core.errors import RunFolderError
 from amber2_core.metrics import METRICS, evaluate
-from amber2_core.run_folder import KEY_COLUMNS, Predictions, read_predictions, read_results, read_settings
+from amber2_core.run_folder import (
+    KEY_COLUMNS,
+    Predictions,
+    read_curves,
+    read_predictions,
+    read_results,
+    read_settings,
+)
 
 Floats = npt.NDArray[np.float64]
 Row = Mapping[str, Any]
@@ -34,6 +41,7 @@ class Run:
     settings: Mapping[str, Any]
     rows: Sequence[Row]
     predictions: Predictions
+    curves: Sequence[Row] = ()  # of curves.csv; none in a folder of an older version
 
 
 def read_run(folder: Path) -> Run:
@@ -49,8 +57,9 @@ def read_run(folder: Path) -> Run:
             f"{folder} holds a sweep that is not finished: the train-heads command that began it goes on"
         )
     settings, rows = read_settings(folder), read_results(folder)
-    run = Run(folder.resolve().name, folder, settings, rows, read_predictions(folder))
+    run = Run(folder.resolve().name, folder, settings, rows, read_predictions(folder), read_curves(folder))
     _check_rows(run)
+    _check_curves(run)
     _check_shapes(run)
     _check_numbers(run)
     return run
@@ -88,6 +97,18 @@ def _check_rows(run: Run) -> None:
             value = f"{odd[0]} is {row[odd[0]]!r}"
             raise RunFolderError(
                 f"{run.folder / 'results.csv'}, line {line}: {value}; it was changed by hand, train again"
+            )
+
+
+def _check_curves(run: Run) -> None:
+    for line, row in enumerate(run.curves, start=2):
+        odd = [name for name in ("fold", "seed", "epoch") if not isinstance(row[name], int) or row[name] < 0]
+        odd += ["dev_js"] if not isinstance(row["dev_js"], int | float) else []
+        odd += ["epoch"] if not odd and not row["epoch"] else []
+        if odd:
+            value = f"{odd[0]} is {row[odd[0]]!r}"
+            raise RunFolderError(
+                f"{run.folder / 'curves.csv'}, line {line}: {value}; it was changed by hand, train again"
             )
 
 

@@ -12,7 +12,14 @@ import numpy.typing as npt
 
 from amber2_core.cache import FeatureCache, write_cache
 from amber2_core.metrics import evaluate
-from amber2_core.run_folder import Predictions, summarise, write_json, write_predictions, write_results
+from amber2_core.run_folder import (
+    Predictions,
+    summarise,
+    write_curves,
+    write_json,
+    write_predictions,
+    write_results,
+)
 from amber2_core.tables import RatingTable, UtteranceTable, texts
 from amber2_core.utterance import LabelDefaults
 
@@ -42,6 +49,8 @@ class Sketch:
     # decides the predictions
     seed: int = 0
     audio: Sequence[str] = ("",)
+    # epochs of curves.csv; 0: a folder of an older version, without
+    epochs: int = 4
     extra: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -70,6 +79,8 @@ def write_run(folder: Path, sketch: Sketch | None = None, *, cache: Path | None 
     write_json(folder / "settings.json", _settings(sketch, cache))
     write_results(folder / "results.csv", rows)
     write_predictions(folder / "predictions.npz", predictions)
+    if sketch.epochs:
+        write_curves(folder / "curves.csv", _curves(sketch))
     write_json(folder / "summary.json", {"table": summarise(rows), "selected": {}})
     if cache is not None:
         write_cache(cache, _cache(sketch, ids, votes))
@@ -119,6 +130,20 @@ def _rows(sketch: Sketch, predictions: Predictions, split: str) -> list[dict[str
                         {**key, "selected": int(place == 0), **setting, "epoch": 3, "n": len(members), **values}
                     )
     return rows
+
+
+def _curves(sketch: Sketch) -> list[dict[str, Any]]:
+    """Rows of curves.csv, lowest at epoch 3."""
+    rng = np.random.default_rng([sketch.seed, 3])
+    return [
+        {"system": system, "head": head, "fold": fold, "seed": seed, "epoch": epoch,
+         "dev_js": float(0.2 + 0.05 * abs(epoch - 3) + 0.01 * rng.random())}
+        for system in sketch.systems
+        for head in HEADS
+        for fold in range(1, sketch.folds + 1)
+        for seed in range(sketch.seeds)
+        for epoch in range(1, sketch.epochs + 1)
+    ]  # fmt: skip
 
 
 def _settings(sketch: Sketch, cache: Path | None) -> dict[str, Any]:

@@ -58,6 +58,17 @@ def test_every_head_is_kept_as_its_judge_alone_would_have_it(patience: int | Non
                     assert (best.stack.parameters[name][s, k, rows] == expected).all()
 
 
+@pytest.mark.parametrize("patience", [None, 1, 2, 5])
+def test_the_curve_of_a_head_ends_where_it_stopped_whatever_the_others_do(patience: int | None) -> None:
+    scores = np.random.default_rng(0).uniform(size=(12, 3, 2, 3))
+    best, ended = trained(scores, patience)
+    np.testing.assert_array_equal(best.curves, scores[:ended])
+    for h, s, k in np.ndindex(best.epochs.shape):
+        judged = scores[:, best.judges[h, k], s, k].tolist()
+        last = len(scores) if patience is None else min(len(scores), naive(judged, patience) + patience)
+        assert best.epochs[h, s, k] == last
+
+
 def test_training_ends_when_the_last_head_has_stopped() -> None:
     scores = np.ones((20, 3, 2, 3))
     scores[:6, 0, 1, 2] = np.linspace(0.9, 0.5, 6)  # one head of the baseline improves up to epoch 6

@@ -5,14 +5,17 @@ from __future__ import annotations
 import re
 import warnings
 import xml.etree.ElementTree as ET
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from matplotlib.figure import Figure
 from run_folders import GRID, Sketch, write_run
 
 import amber2_report.figures
+from amber2_report.analysis import training_curve
 from amber2_report.corpus_facts import CorpusFacts, corpus_facts
 from amber2_report.drawing import DASHES, MARKERS, SERIES, canvas, drawing, house_style, legend, series
 from amber2_report.figures import Figures, figures
@@ -44,7 +47,7 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> dict[str, Figure]:
 
 def test_every_axis_of_every_figure_says_what_it_shows(tmp_path: Path, seen: dict[str, Figure]) -> None:
     figures(*group_of(tmp_path, Sketch(grid=GRID)))
-    assert len(seen) == 26
+    assert len(seen) == 29
     for name, figure in seen.items():
         for axes in figure.axes:
             if axes.axison:
@@ -57,6 +60,40 @@ def test_what_is_measured_in_bits_says_so(tmp_path: Path, seen: dict[str, Figure
     for name in ("ambiguity-js", "entropy", "conflict-bin", "spread-folds", "spread-speakers"):
         assert "bits" in seen[name].axes[0].get_xlabel() + seen[name].axes[0].get_ylabel()
     assert "%" in seen["confusion-amber2-fusion"].axes[0].get_xlabel()
+
+
+def test_training_curves_are_means_over_folds_and_seeds_with_the_kept_epochs_marked(
+    tmp_path: Path, seen: dict[str, Figure]
+) -> None:
+    group, facts = group_of(tmp_path, Sketch())
+    figures(group, facts)
+    (axes,) = seen["training"].axes
+    for line, marks, system in zip(axes.get_lines(), axes.collections[1::2], ("amber2", "cb-ce"), strict=True):
+        own = [row for row in group.runs[0].curves if (row["system"], row["head"]) == (system, "fusion")]
+        by_epoch = [[row["dev_js"] for row in own if row["epoch"] == epoch] for epoch in (1, 2, 3, 4)]
+        assert [len(some) for some in by_epoch] == [6] * 4
+        np.testing.assert_allclose(line.get_xydata(), [(e, np.mean(x)) for e, x in enumerate(by_epoch, start=1)])
+        np.testing.assert_allclose(marks.get_offsets(), [(3, np.mean(by_epoch[2]))])
+    assert [line.get_label() for line in seen["training-amber2"].axes[0].get_lines()] == ["audio", "text", "fusion"]
+
+
+def test_runs_that_stop_early_leave_the_mean_to_the_others(tmp_path: Path) -> None:
+    group, _ = group_of(tmp_path, Sketch(folds=3, seeds=1, systems=("amber2",)))
+    run = group.runs[0]
+    short = [row for row in run.curves if row["fold"] == 1 or row["epoch"] < 4]
+    (shorter,) = grouped([replace(run, curves=short)])
+    curve = training_curve(shorter.mains[0])
+    (last,) = [r["dev_js"] for r in short if (r["head"], r["epoch"]) == ("fusion", 4)]
+    assert curve is not None
+    assert curve.mean[3] == last
+    assert np.isnan(curve.sd[3])
+    assert np.isfinite(curve.sd[:3]).all()
+    assert curve.kept.tolist() == [0, 0, 3, 0]
+
+
+def test_older_runs_without_curves_have_no_such_panel(tmp_path: Path) -> None:
+    group, facts = group_of(tmp_path, Sketch(epochs=0))
+    assert figures(group, facts).training == []
 
 
 def test_no_more_lines_are_drawn_than_can_be_told_apart(tmp_path: Path, seen: dict[str, Figure]) -> None:

@@ -40,7 +40,7 @@ def run(tmp_path: Path) -> Path:
 def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
     """Reports without figures: drawing takes most of the time, and has its own tests."""
     nothing = Drawing("", "", "", "", b"")
-    empty = Figures(nothing, (), (), (), (), (), (), ())
+    empty = Figures(nothing, (), (), (), (), (), (), (), ())
     monkeypatch.setattr("amber2_report.assembly.figures", lambda group, facts: empty)
 
 
@@ -56,7 +56,8 @@ def test_a_run_becomes_a_page_tables_and_figures(run: Path, tmp_path: Path) -> N
               "all-metrics", "published", "significance", "folds", "ambiguity", "settings-amber2-fusion"}  # fmt: skip
     figures = {"ambiguity", "confusion-amber2-fusion", "confusion-cb-ce-fusion", "votes-amber2-fusion", "entropy",
                "votes-cb-ce-fusion", "reliability", "experts-class", "experts-bin", "conflict-class", "conflict-bin",
-               "spread-folds", "spread-speakers", "grid-amber2-fusion"}  # fmt: skip
+               "spread-folds", "spread-speakers", "grid-amber2-fusion", "training", "training-amber2",
+               "training-cb-ce"}  # fmt: skip
     assert names == {
         "report.html",
         *(f"tables/{name}.{kind}" for name in tables for kind in ("csv", "md", "tex")),

@@ -18,11 +18,13 @@ from amber2_core.run_folder import (
     Predictions,
     load,
     new_run_folder,
+    read_curves,
     read_predictions,
     read_results,
     read_settings,
     read_summary,
     summarise,
+    write_curves,
     write_json,
     write_predictions,
     write_results,
@@ -90,6 +92,19 @@ def test_results_are_read_back_as_they_were_written(tmp_path: Path) -> None:
             nan = isinstance(value, float) and math.isnan(value)
             assert math.isnan(found[name]) if nan else found[name] == value
             assert type(found[name]) is type(value)
+
+
+def test_curves_are_read_back_as_they_were_written_and_older_folders_have_none(tmp_path: Path) -> None:
+    assert read_curves(tmp_path) == []
+    rows = [
+        {"system": "amber2", "head": "fusion", "fold": 1, "seed": 0, "epoch": epoch, "dev_js": 1 / epoch}
+        for epoch in (1, 2, 3)
+    ]
+    write_curves(tmp_path / "curves.csv", rows)
+    assert read_curves(tmp_path) == rows
+    (tmp_path / "curves.csv").write_text("system,head,fold,seed,epoch\n")
+    with pytest.raises(RunFolderError, match=r"curves.csv has no column 'dev_js': it was not written by train-heads"):
+        read_curves(tmp_path)
 
 
 def test_predictions_are_read_back_as_they_were_written(tmp_path: Path) -> None:
@@ -176,6 +191,7 @@ def test_a_run_is_loaded_as_columns_of_equal_length(tmp_path: Path) -> None:
     run = load(tmp_path)
     assert run.settings == {"corpus": "x"}
     assert run.experts == {}
+    assert run.curves == {}
     for table, rows in ((run.results, 4), (run.utterances, 4), (run.predictions, 8)):
         assert {len(column) for column in table.values()} == {rows}
     assert run.results["seed"].tolist() == [0, 7, 0, 7]

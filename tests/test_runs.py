@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +13,7 @@ import pytest
 from run_folders import Sketch, write_run
 
 from amber2_core.errors import RunFolderError
+from amber2_core.run_folder import write_curves
 from amber2_report.groups import grouped
 from amber2_report.runs import read_run
 
@@ -79,6 +82,15 @@ def test_a_score_that_was_improved_by_hand_is_found(run: Path) -> None:
 def test_a_word_where_a_number_should_be_names_its_line(run: Path, column: str, value: str) -> None:
     edit(run / "results.csv", lambda lines: changed(lines, column, value, split="dev"))
     assert f"line 2: {column} is {value!r}" in refusal(run)
+
+
+@pytest.mark.parametrize(("column", "value"), [("dev_js", "good"), ("epoch", "0"), ("fold", "-1"), ("seed", "1.5")])
+def test_a_curve_that_is_no_curve_names_its_line(run: Path, column: str, value: str) -> None:
+    with (run / "curves.csv").open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    rows[2][column] = value
+    write_curves(run / "curves.csv", rows)
+    assert re.search(rf"curves.csv, line 4: {column} is '?{value}'?; it was changed by hand", refusal(run))
 
 
 def test_rows_that_are_missing_are_counted(run: Path) -> None:

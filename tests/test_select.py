@@ -23,7 +23,9 @@ def fitted(scores: dict[tuple[str, int, int], float], *, seeds: int, settings: i
     for (head, seed, setting), score in scores.items():
         dev_js[SHAPE.heads.index(head), seed, setting] = score
     epoch = np.arange(dev_js.size).reshape(dev_js.shape) + 1
-    return Fitted(StackedHeads(SHAPE, states, settings), epoch, dev_js)
+    curves = np.stack([dev_js + 0.1, dev_js, dev_js + 0.2])
+    epochs = np.where(np.arange(dev_js.size).reshape(dev_js.shape) % 2, 2, 3)
+    return Fitted(StackedHeads(SHAPE, states, settings), epoch, dev_js, curves, epochs)
 
 
 SETTINGS = [Setting(kappa=2.0), Setting(kappa=4.0), Setting(system="cb-ce")]
@@ -36,6 +38,8 @@ def test_the_setting_with_the_lowest_mean_over_seeds_is_chosen_per_system() -> N
     assert candidates["amber2"].dev_js == pytest.approx(0.25)
     assert candidates["cb-ce"].dev_js == 0.5
     assert [run.epochs["text"] for run in candidates["amber2"].runs] == runs.epoch[1, :, 1].tolist()
+    curve = runs.curves[: runs.epochs[2, 1, 1], 2, 1, 1].tolist()
+    assert candidates["amber2"].runs[1].curves["fusion"] == curve
     kept = candidates["amber2"].runs[1].state
     assert all(torch.equal(kept[name], tensor) for name, tensor in runs.stack.state(1, 1).items())
 

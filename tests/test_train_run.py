@@ -18,7 +18,14 @@ from synthetic_data import cache_of, write_small_cache
 from amber2_core.cache import write_cache
 from amber2_core.heads_folder import read_heads
 from amber2_core.metrics import METRICS, evaluate
-from amber2_core.run_folder import read_experts, read_predictions, read_results, read_settings, read_summary
+from amber2_core.run_folder import (
+    read_curves,
+    read_experts,
+    read_predictions,
+    read_results,
+    read_settings,
+    read_summary,
+)
 from amber2_train.cli import train_heads
 
 QUICK = ["--hidden", "5", "--seeds", "2", "--epochs", "3", "--batch-size", "16", "--lr", "0.03"]
@@ -49,7 +56,8 @@ def run(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_run_folder_holds_what_its_docstring_says(run: Path) -> None:
     assert sorted(path.name for path in run.iterdir()) == [
-        "experts.csv", "heads", "log.txt", "predictions.npz", "results.csv", "settings.json", "summary.json",
+        "curves.csv", "experts.csv", "heads", "log.txt", "predictions.npz", "results.csv", "settings.json",
+        "summary.json",
     ]  # fmt: skip
     names = {f"{s}-fold{k}-seed{seed}.safetensors" for s in ("amber2", "cb-ce") for k in (1, 2, 3) for seed in (0, 1)}
     assert {path.name for path in (run / "heads").iterdir()} == names
@@ -116,6 +124,17 @@ def test_settings_tell_the_command_the_cache_and_what_was_kept(run: Path, cache:
     log = (run / "log.txt").read_text()
     assert "48 of 48 utterances kept" in log
     assert "fold 3 of 3" in log
+
+
+def test_the_curves_hold_every_epoch_of_the_selected_settings_and_meet_their_dev_scores(run: Path) -> None:
+    curves = {(r["system"], r["head"], r["fold"], r["seed"], r["epoch"]): r["dev_js"] for r in read_curves(run)}
+    chosen = [row for row in read_results(run) if row["split"] == "dev" and row["selected"]]
+    assert len(curves) == 3 * len(chosen) == 3 * 2 * 3 * 3 * 2
+    for row in chosen:
+        key = (row["system"], row["head"], row["fold"], row["seed"])
+        assert curves[*key, row["epoch"]] == pytest.approx(row["js"], abs=1e-6)
+        if row["system"] == "cb-ce" or row["head"] == "fusion":  # these are judged by their own score
+            assert curves[*key, row["epoch"]] == min(curves[*key, epoch] for epoch in (1, 2, 3))
 
 
 def test_the_selected_settings_are_those_marked_in_the_results(run: Path) -> None:

@@ -85,6 +85,7 @@ def test_a_stopped_sweep_goes_on_and_ends_as_if_it_had_not_been(
     assert len(trained) == 3
     assert not (tmp_path / "run.unfinished").exists()
     one, other = files(tmp_path / "stacked"), files(tmp_path / "run")
+    assert "curves.csv" in one
     assert [name for name in one if one[name] != other[name]] == []
     log = (tmp_path / "run" / "log.txt").read_text()
     assert log.count("36 of 36 utterances kept") == 2
@@ -176,6 +177,7 @@ def test_stacks_are_read_back_as_they_were_trained(tmp_path: Path) -> None:
     assert Parts(tmp_path).count == 1
     again = sweep(data, folds, settings, seeds=2, epochs=2, parts=Parts(tmp_path))
     assert first.rows == again.rows
+    assert first.curves == again.curves
     assert first.selected == again.selected
     for key, heads in first.heads.items():
         other = again.heads[key].model.state_dict()

@@ -1,4 +1,4 @@
-"""Best epochs: dev scores of a stack go in after every epoch, every head's parameters at its best epoch come out."""
+"""Best epochs: dev scores of a stack go in after every epoch, every head's best parameters and its curve come out."""
 
 from __future__ import annotations
 
@@ -33,15 +33,25 @@ class BestHeads:
         self.dev_js = np.full(runs, np.nan)
         self._score = np.full(runs, np.inf)
         self._stopped = np.zeros(runs, dtype=bool)
+        # how many epochs a head was looked at: what a run leaves must not depend on when its neighbours stop
+        self.epochs: npt.NDArray[np.int64] = np.zeros(runs, dtype=np.int64)
+        self._scores: list[npt.NDArray[np.float64]] = []
         self._kept = {name: parameter.detach().clone() for name, parameter in stack.parameters.items()}
 
     @property
     def all_stopped(self) -> bool:
         return bool(self._stopped.all())
 
+    @property
+    def curves(self) -> npt.NDArray[np.float64]:
+        """Dev JS after every epoch (epochs, heads, seeds, settings); of a head, its first `epochs` count."""
+        return np.stack(self._scores)
+
     def keep(self, epoch: int, scores: npt.NDArray[np.float64]) -> None:
         """Take over the heads that got better; scores (heads, seeds, settings)."""
         judged = np.take_along_axis(scores, self.judges[:, None, :], axis=0)
+        self._scores.append(scores)
+        self.epochs[~self._stopped] = epoch
         better = (judged < self._score) & ~self._stopped
         self._score[better], self.epoch[better], self.dev_js[better] = judged[better], epoch, scores[better]
         if self.patience is not None:

@@ -36,6 +36,9 @@ class Fitted:
     # (heads, seeds, settings) the epoch kept, from 1, and the dev JS there; 0 and NaN where it never was a number
     epoch: npt.NDArray[np.int64]
     dev_js: npt.NDArray[np.float64]
+    # (epochs, heads, seeds, settings) the dev JS after every epoch, and (heads, seeds, settings) how many of them count
+    curves: npt.NDArray[np.float64]
+    epochs: npt.NDArray[np.int64]
 
 
 def fit(
@@ -85,7 +88,7 @@ def fit(
             if best.all_stopped:
                 break
     best.restore()
-    return Fitted(stack, best.epoch, best.dev_js)
+    return Fitted(stack, best.epoch, best.dev_js, best.curves, best.epochs)
 
 
 def new_stack(data: FoldRows, settings: Sequence[Setting], seeds: Sequence[int], dtype: torch.dtype) -> StackedHeads:

@@ -2,7 +2,7 @@
 
 One safetensors file per fold and stack, which takes its name only when it is complete. Tensors are called
 `<candidate>.<seed>.<parameter>`; the metadata entry `part` is JSON: how many `runs` were trained, the `rows` of
-results.csv, and for every candidate its setting, dev JS, architecture and epochs.
+results.csv, and for every candidate its setting, dev JS, architecture, epochs and curves.
 """
 
 from __future__ import annotations
@@ -93,6 +93,7 @@ def _record(candidate: Candidate) -> dict[str, Any]:
         "dev_js": candidate.dev_js,
         "architecture": asdict(candidate.runs[0].architecture),
         "epochs": [run.epochs for run in candidate.runs],
+        "curves": [run.curves for run in candidate.runs],
     }
 
 
@@ -100,8 +101,8 @@ def _candidate(record: Mapping[str, Any], number: int, tensors: Mapping[str, Ten
     inputs = tuple((name, size) for name, size in record["architecture"]["inputs"])
     architecture = Architecture(**{**record["architecture"], "inputs": inputs})
     runs = []
-    for seed, epochs in enumerate(record["epochs"]):
+    for seed, (epochs, curves) in enumerate(zip(record["epochs"], record["curves"], strict=True)):
         prefix = f"{number}.{seed}."
         state = {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
-        runs.append(Run(architecture, state, epochs))
+        runs.append(Run(architecture, state, epochs, curves))
     return Candidate(Setting(**record["setting"]), record["dev_js"], tuple(runs))

@@ -19,6 +19,7 @@ from amber2_core.run_folder import (
     Summary,
     new_run_folder,
     summarise,
+    write_curves,
     write_experts,
     write_json,
     write_predictions,
@@ -205,6 +206,7 @@ def _write(folder: Path, record: Mapping[str, Any], result: SweepResult, varied:
     experts = expert_rows(result.predictions, result.selected)
     write_json(folder / "settings.json", record)
     write_results(folder / "results.csv", result.rows)
+    write_curves(folder / "curves.csv", result.curves)
     write_experts(folder / "experts.csv", experts)
     write_predictions(folder / "predictions.npz", result.predictions)
     write_json(folder / "summary.json", {"table": table, "selected": selected})

@@ -1,4 +1,4 @@
-"""From fitted runs to rows of results.csv: the metrics of every run on dev, of the selected ones on test."""
+"""From fitted runs to rows of results.csv (every run on dev, the selected ones on test) and of curves.csv."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from .grid import Setting
 from .rows import FoldRows, Rows
 from .select import Candidate
 
-Row = dict[str, Any]  # of results.csv
+Row = dict[str, Any]  # of results.csv, or of curves.csv
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,6 +70,16 @@ def score_on_test(fold: FoldRows, candidate: Candidate) -> Tested:
             row = _row(setting, head, "test", fold.number, seed, run.epochs[head], len(fold.test), metrics)
             rows.append({**row, "selected": 1})
     return Tested(rows, {head: np.stack(parts) for head, parts in probs.items()}, tuple(models))
+
+
+def curve_rows(fold: int, candidate: Candidate) -> list[Row]:
+    """The chosen setting's rows of curves.csv: the dev JS of every head after every epoch."""
+    return [
+        {"system": candidate.setting.name, "head": head, "fold": fold, "seed": seed, "epoch": epoch, "dev_js": js}
+        for seed, run in enumerate(candidate.runs)
+        for head, curve in run.curves.items()
+        for epoch, js in enumerate(curve, start=1)
+    ]
 
 
 def mark_selected(rows: Sequence[Row], setting: Setting) -> None:

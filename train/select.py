@@ -27,6 +27,7 @@ class Run:
     architecture: Architecture
     state: StateDict
     epochs: dict[str, int]  # head → the epoch kept
+    curves: dict[str, list[float]]  # head → the dev JS after every epoch, as training saw it
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,5 +84,9 @@ def check_chosen(candidates: Mapping[str, Candidate], settings: Sequence[Setting
 def _run(fitted: Fitted, seed: int, setting: int) -> Run:
     architecture = fitted.stack.architecture
     epochs = {head: int(fitted.epoch[h, seed, setting]) for h, head in enumerate(architecture.heads)}
+    curves = {
+        head: fitted.curves[: fitted.epochs[h, seed, setting], h, seed, setting].tolist()
+        for h, head in enumerate(architecture.heads)
+    }
     state = {name: tensor.cpu() for name, tensor in fitted.stack.state(seed, setting).items()}
-    return Run(architecture, state, epochs)
+    return Run(architecture, state, epochs, curves)

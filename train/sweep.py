@@ -20,7 +20,7 @@ from .grid import Setting
 from .parts import Part, Parts
 from .products import Precision
 from .rows import FoldRows, Inputs, fold_rows
-from .scores import Row, mark_selected, score_on_test, scores_of, trained_heads
+from .scores import Row, curve_rows, mark_selected, score_on_test, scores_of, trained_heads
 from .select import Candidate, best_settings, check_chosen, compete
 from .targets import TrainingData
 
@@ -35,6 +35,7 @@ class SweepResult:
     """All that a sweep found."""
 
     rows: list[Row]  # of results.csv
+    curves: list[Row]  # of curves.csv
     predictions: Predictions
     # (system, fold) → the setting that dev chose
     selected: Mapping[tuple[str, int], Setting]
@@ -47,6 +48,7 @@ class _Found:
     """What the folds have given so far."""
 
     rows: list[Row] = field(default_factory=list)
+    curves: list[Row] = field(default_factory=list)
     selected: dict[tuple[str, int], Setting] = field(default_factory=dict)
     heads: dict[tuple[str, int, int], TrainedHeads] = field(default_factory=dict)
     probs: dict[str, list[npt.NDArray[np.float32]]] = field(default_factory=dict)
@@ -100,7 +102,7 @@ def sweep(
         _test(rows, candidates, of_settings, data, found)
         chosen = ", ".join(f"{name}{_point(c.setting)} (dev js {c.dev_js:.4f})" for name, c in candidates.items())
         _log.info("fold %d of %d: %.1f s; chosen on dev: %s", fold.number, len(folds), time.monotonic() - began, chosen)
-    return SweepResult(found.rows, _predictions(data, folds, found), found.selected, found.heads)
+    return SweepResult(found.rows, found.curves, _predictions(data, folds, found), found.selected, found.heads)
 
 
 @dataclass(frozen=True)
@@ -171,6 +173,7 @@ def _test(
     for name, candidate in candidates.items():
         tested = score_on_test(rows, candidate)
         found.rows += tested.rows
+        found.curves += curve_rows(rows.number, candidate)
         found.selected[name, rows.number] = candidate.setting
         for head, probs in tested.probs.items():
             found.probs.setdefault(f"{name}/{head}", []).append(probs)
