@@ -190,8 +190,9 @@ def main(count: int = 6) -> None:
     load = os.getloadavg()[0]
     print(f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, load {load:.1f} at the start")
     with tempfile.TemporaryDirectory() as folder:
-        speed(Path(folder), count)
+        # First, while this process is small: a child's peak memory counts from what its parent had.
         scale(Path(folder))
+        speed(Path(folder), count)
 
 
 if __name__ == "__main__":

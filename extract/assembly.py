@@ -136,6 +136,17 @@ def kept_features(before: Features, ids_before: Texts, ids_now: Texts, inputs: I
     return replace(before, values=values, inputs=digests, frames=frames)
 
 
+def known_lengths(before: FeatureCache | None) -> dict[str, float]:
+    """sha256 → seconds of the recordings that were encoded whole: only there is a row's input the file itself."""
+    lengths: dict[str, float] = {}
+    for features in before.features if before is not None else ():
+        if before is not None and features.modality == "audio":
+            columns = (before.utterances.audio_sha256, features.inputs, before.utterances.duration.tolist())
+            rows = zip(*columns, strict=True)
+            lengths.update((sha256, seconds) for sha256, digest, seconds in rows if sha256 == digest and seconds > 0)
+    return lengths
+
+
 def with_recordings(
     table: UtteranceTable, recordings: Recordings | None, before: FeatureCache | None
 ) -> UtteranceTable:

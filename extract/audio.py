@@ -74,6 +74,11 @@ class Excerpt:
     # seconds; None: to the end
     duration: float | None = None
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether it is all of the recording."""
+        return self.start is None and self.duration is None
+
 
 def read_waveform(
     excerpt: Excerpt,

@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
+from types import MappingProxyType
 from typing import TypeVar
 
 from amber2_core.errors import AudioError
@@ -67,15 +68,25 @@ class Recordings:
     inputs: Inputs
 
 
-def scan_recordings(corpus: Corpus) -> Recordings:
+def scan_recordings(corpus: Corpus, *, known: Mapping[str, float] = MappingProxyType({})) -> Recordings:
     """Read every recording once, for its digest, and its header, for its length.
 
     What cannot be read is a failure of that utterance, with the reason.
+
+    Args:
+        known: sha256 of a whole file → its seconds; the headers of these are not read.
     """
     excerpts = [_excerpt(corpus.root, utterance) for utterance in corpus.utterances]
     files = dict.fromkeys(excerpt.path for excerpt in excerpts if excerpt is not None)
     hashes = _outcomes(sha256_of, files)
-    lengths = _outcomes(seconds_of, dict.fromkeys(excerpt for excerpt in excerpts if excerpt is not None))
+    lengths: dict[Excerpt, float | Exception] = {
+        excerpt: known[sha256]
+        for excerpt in excerpts
+        if excerpt is not None and excerpt.is_whole and isinstance(sha256 := hashes[excerpt.path], str)
+        if sha256 in known
+    }
+    unknown = dict.fromkeys(excerpt for excerpt in excerpts if excerpt is not None and excerpt not in lengths)
+    lengths.update(_outcomes(seconds_of, unknown))
     digests: list[str] = []
     items: dict[str, Item] = {}
     failures: dict[int, str] = {}
@@ -125,7 +136,7 @@ def _item(excerpt: Excerpt, sha256: str | Exception, seconds: float | Exception)
         return f"{excerpt.path.name}: {getattr(sha256, 'strerror', None) or sha256}"
     if isinstance(seconds, Exception):
         return str(seconds)
-    if excerpt.start is None and excerpt.duration is None:
+    if excerpt.is_whole:
         return Item(sha256, excerpt, seconds)
     stretch = f"{sha256} {excerpt.start} {excerpt.duration}"
     return Item(hashlib.sha256(stretch.encode()).hexdigest(), excerpt, seconds)

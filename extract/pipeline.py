@@ -13,7 +13,7 @@ from amber2_core.cache import Failure, FeatureCache, read_cache, write_cache
 from amber2_core.errors import CacheError
 from amber2_core.utterance import Corpus
 
-from .assembly import failures_of, is_same, kept_features, stage_of, with_recordings
+from .assembly import failures_of, is_same, kept_features, known_lengths, stage_of, with_recordings
 from .blank import blank_cache
 from .encoding import OnProgress
 from .feature_set import Call, Done, FeatureSummary, complete
@@ -109,7 +109,7 @@ def extract_features(
         recordings = None
         if audio_model is not None:
             _log.info("reading %d recordings of %s", sum(path != "" for path in table.audio), corpus.name)
-            recordings = scan_recordings(corpus)
+            recordings = scan_recordings(corpus, known=known_lengths(before))
             inputs["audio"] = recordings.inputs
         table = with_recordings(table, recordings, before)
         call = Call(table, inputs, before, work, effort or Effort(), force, on_progress)

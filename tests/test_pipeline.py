@@ -19,6 +19,7 @@ from small_corpus import expected_speech, expected_text, with_utterance, write_c
 from small_models import PRELOADED, save_speech, save_text
 
 import amber2_extract.encoders
+import amber2_extract.inputs
 import amber2_extract.parts
 from amber2_core.cache import FeatureCache, read_cache
 from amber2_core.errors import AudioError, CacheError, SettingError
@@ -508,6 +509,27 @@ def _extract_slowly(folder: Path, corpus: Corpus, output: Path, began: Any) -> N
     encoder.encode_batch = slow
     began.set()
     extract_features(corpus, output, audio_model=str(folder / "wav2vec2"), text_model=str(folder / "bert"))
+
+
+def test_headers_of_unchanged_recordings_are_not_read_again(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    place.extract()
+    before = place.cache()
+    changed = place.corpus.root / str(place.corpus.utterances[1].audio)
+    samples, rate = soundfile.read(changed)
+    soundfile.write(changed, samples[: len(samples) // 2], rate)
+    measured: list[Path] = []
+    measure = amber2_extract.inputs.seconds_of
+
+    def seconds_of(excerpt: Any) -> float:
+        measured.append(excerpt.path)
+        return measure(excerpt)
+
+    monkeypatch.setattr(amber2_extract.inputs, "seconds_of", seconds_of)
+    place.extract()
+    assert measured == [changed]
+    after = place.cache()
+    assert after.utterances.duration[1] == np.float32(len(samples) // 2 / rate)
+    np.testing.assert_array_equal(np.delete(after.utterances.duration, 1), np.delete(before.utterances.duration, 1))
 
 
 def _count_parts(place: Place) -> int:
