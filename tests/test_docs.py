@@ -19,7 +19,7 @@ from amber2_data.corpora.registry import READERS
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
 NAMES = [*sorted(console_scripts()), *(f"python -m {name}" for name in help_texts.MODULES)]
 # options of other people's programs that the pages mention
-FOREIGN = {"--constraint", "--editable", "--strict", "--extra"}
+FOREIGN = {"--constraint", "--editable", "--strict", "--extra", "--logdir"}
 
 
 @cache

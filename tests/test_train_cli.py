@@ -59,6 +59,7 @@ BAD = [
     (["--keep", "all"], "Bad keep 'all', expected one of"),
     (["--keep", "consensus"], "this corpus has no consensus labels of its own"),
     (["--merge", "excited"], "Bad merge 'excited', expected none or a list such as excited=happy"),
+    (["--track", "wandb"], "Bad track 'wandb', expected one of ['csv', 'tensorboard', 'mlflow']"),
     (["--audio", "hubert"], "holds no audio features called 'hubert' (it has audio-model): name one: --audio"),
 ]
 

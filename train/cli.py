@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -10,9 +11,10 @@ from typing import Any, TypeVar
 
 import click
 
-from amber2_core.command import command_body
+from amber2_core.command import DONE, INCOMPLETE, command_body
 
 _WORDS = "amber2.words"
+_log = logging.getLogger(__name__)
 FunctionType = TypeVar("FunctionType", bound=Callable[..., Any])
 
 
@@ -87,6 +89,11 @@ class _Recorded(click.Command):
 @click.option("--text", metavar="NAME", help="Text feature set. [default: the only one]")
 @click.option("--video", metavar="NAME", help="Video feature set, as a third modality. [default: none]")
 @click.option("--device", default="auto", help="auto, cpu, cuda, cuda:0, …")
+@click.option(
+    "--track",
+    metavar="LIST",
+    help="Log the finished run where you look already: csv (curves.csv, always written), tensorboard, mlflow.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the table as JSON.")
 @command_body
 def train_heads(
@@ -105,9 +112,10 @@ def train_heads(
     text: str | None,
     video: str | None,
     device: str,
+    track: str | None,
     as_json: bool,
     **options: Any,
-) -> None:
+) -> int:
     """Train emotion heads from a feature cache: AmbER² and its baselines, over folds, seeds and a grid.
 
     Options marked LIST take one value or a comma list; a list of settings makes a grid, and dev chooses its best point
@@ -122,10 +130,11 @@ def train_heads(
     """
     from amber2_core.label_spaces import policy_changes
 
-    from . import run
+    from . import run, tracking
     from .table import print_plan, print_table, progress
     from .targets import find_cache
 
+    wanted = tracking.trackers(track)
     source = find_cache(cache, cache_dir)
     modalities = {"audio": audio, "text": text} | ({"video": video} if video else {})
     request = run.Request(
@@ -142,7 +151,7 @@ def train_heads(
     )
     if only_plan:
         print_plan(run.plan(source, request), as_json=as_json)
-        return
+        return DONE
     with progress() as on_progress:
         report = run.train(source, output, request, name=name, on_progress=on_progress)
     if as_json:
@@ -150,6 +159,10 @@ def train_heads(
         click.echo(json.dumps({"run": str(report.folder), **shown}))
     else:
         print_table(report)
+    failures = tracking.track(report.folder, wanted)
+    for line in failures:
+        _log.warning(line)
+    return INCOMPLETE if failures else DONE
 
 
 def _grid(options: Mapping[str, Any]) -> Any:

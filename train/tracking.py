@@ -1,0 +1,169 @@
+"""Trackers: a finished run folder goes in, and its settings, metrics and curves stand where people already look.
+
+csv needs nothing: `curves.csv` is in every run folder. tensorboard writes event files into the run folder. mlflow logs
+to MLflow's own default store, or to where its variables (MLFLOW_TRACKING_URI, MLFLOW_EXPERIMENT_NAME) point.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import logging
+import math
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from amber2_core.errors import SettingError, bad_choice
+from amber2_core.metrics import METRICS
+from amber2_core.run_folder import KEY_COLUMNS, read_curves, read_results, read_settings, read_summary
+
+EXPERIMENT = "amber2"
+# what MLflow shows beside the metrics: all but weights and predictions
+ARTIFACTS = ("*.json", "*.csv", "log.txt")
+# of settings.json, those that are a word or a list
+PARAMETERS = ("command", "corpus", "cache", "emotions", "systems", "seeds", "epochs", "patience", "inputs", "precision")
+MLFLOW_BATCH = 900  # metrics of one call; with parameters and tags MLflow takes 1,000
+MLFLOW_TEXT = 500  # letters of a parameter that every store of MLflow takes
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Trained:
+    """One selected setting under one seed on one fold: a line in a tracker."""
+
+    name: str
+    setting: dict[str, Any]
+    scores: dict[str, float]  # "test_<metric>/<head>", and "kept_epoch/<head>"
+    curves: list[tuple[str, int, float]]  # "dev_js/<head>", epoch, value
+
+
+def trackers(text: str | None) -> tuple[str, ...]:
+    """The trackers of a comma list, each once.
+
+    Raises:
+        SettingError: there is no such tracker, or its package is not installed.
+    """
+    names = tuple(dict.fromkeys(part.strip() for part in text.split(","))) if text is not None else ()
+    for name in names:
+        if name not in TRACKERS:
+            raise SettingError(bad_choice("track", name, tuple(TRACKERS)))
+        if name != "csv" and importlib.util.find_spec(name) is None:
+            raise SettingError(f"--track {name} needs the package {name}: pip install 'amber2[{name}]'")
+    return names
+
+
+def track(folder: Path, names: Sequence[str]) -> list[str]:
+    """Log a complete run folder with each tracker; a line for each that failed, which leaves the folder as it is."""
+    failures = []
+    for name in names:
+        try:
+            TRACKERS[name](folder)
+        except Exception as problem:  # a server may be gone, a package broken; the run is complete all the same
+            _log.debug("the failure came from here", exc_info=True)
+            failures.append(f"{folder} is complete, but --track {name} failed: {' '.join(str(problem).split())}")
+    return failures
+
+
+def track_csv(folder: Path) -> None:
+    """Nothing to do: curves.csv is part of every run folder."""
+
+
+def track_tensorboard(folder: Path) -> None:
+    """Write `<folder>/tensorboard/<system>-fold<k>-seed<s>/`: curves, test scores and, for HParams, settings.
+
+    What an earlier call wrote there is written anew: event files that are added to would be shown twice.
+    """
+    from torch.utils.tensorboard import SummaryWriter
+
+    place = folder / "tensorboard"
+    shutil.rmtree(place, ignore_errors=True)
+    with SummaryWriter(place) as writer:
+        for name in ("settings.json", "summary.json"):
+            writer.add_text(name, "\n".join(f"    {line}" for line in (folder / name).read_text("utf-8").splitlines()))
+    for one in trained(folder):
+        with SummaryWriter(place / one.name) as writer:
+            for tag, epoch, value in one.curves:
+                writer.add_scalar(tag, value, epoch)
+            setting = {name: value for name, value in one.setting.items() if value is not None}
+            writer.add_hparams(setting, one.scores, run_name=".")
+
+
+def track_mlflow(folder: Path) -> None:
+    """Log a run with the sweep's settings, table and files, and in it one run per system, fold and seed."""
+    import mlflow
+    from mlflow.entities import Metric, Param, RunTag
+
+    if not os.environ.get("MLFLOW_EXPERIMENT_NAME") and not os.environ.get("MLFLOW_EXPERIMENT_ID"):
+        mlflow.set_experiment(EXPERIMENT)
+    client = mlflow.MlflowClient()
+    with mlflow.start_run(run_name=folder.resolve().name) as parent:
+        mlflow.log_params({name: _text(value) for name, value in _parameters(read_settings(folder))})
+        mlflow.log_metrics(dict(_means(read_summary(folder)["table"])))
+        for pattern in ARTIFACTS:
+            for file in sorted(folder.glob(pattern)):
+                mlflow.log_artifact(str(file))
+        for one in trained(folder):
+            with mlflow.start_run(run_name=one.name, nested=True) as run:
+                now = run.info.start_time
+                metrics = [Metric(tag, value, now, epoch) for tag, epoch, value in one.curves]
+                metrics += [Metric(name, value, now, 0) for name, value in one.scores.items()]
+                params = [Param(name, _text(value)) for name, value in one.setting.items() if value is not None]
+                tags = [RunTag("sweep", parent.info.run_name)]
+                for k in range(0, len(metrics), MLFLOW_BATCH):
+                    client.log_batch(run.info.run_id, metrics[k : k + MLFLOW_BATCH], params if k == 0 else (), tags)
+
+
+TRACKERS: Mapping[str, Callable[[Path], None]] = {
+    "csv": track_csv,
+    "tensorboard": track_tensorboard,
+    "mlflow": track_mlflow,
+}
+
+
+def trained(folder: Path) -> list[Trained]:
+    """Every selected setting under every fold and seed of a run folder, its heads together."""
+    keys = ("system", "fold", "seed")
+    curves: dict[tuple[Any, ...], list[tuple[str, int, float]]] = {}
+    for row in read_curves(folder):
+        curves.setdefault(tuple(row[key] for key in keys), []).append(
+            (f"dev_js/{row['head']}", row["epoch"], row["dev_js"])
+        )
+    found: dict[tuple[Any, ...], Trained] = {}
+    for row in read_results(folder):
+        if row["split"] != "test" or not row["selected"]:
+            continue
+        key = tuple(row[name] for name in keys)
+        if key not in found:
+            setting = {name: row[name] for name in keys}
+            setting |= {name: row[name] for name in row if name not in {*KEY_COLUMNS, "epoch", "n", *METRICS}}
+            found[key] = Trained("{}-fold{}-seed{}".format(*key), setting, {}, curves.get(key, []))
+        found[key].scores.update({f"test_{name}/{row['head']}": row[name] for name in METRICS})
+        found[key].scores[f"kept_epoch/{row['head']}"] = row["epoch"]
+    return list(found.values())
+
+
+def _parameters(settings: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """The sweep's settings, one level deep."""
+    yield from ((name, settings[name]) for name in PARAMETERS if settings.get(name) is not None)
+    for record in ("grid", "policy", "versions"):
+        yield from ((f"{record}.{name}", value) for name, value in settings.get(record, {}).items())
+    yield "folds", settings["folds"]["protocol"]
+
+
+def _means(table: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
+    """The table's means, where they are numbers."""
+    for system, heads in table.items():
+        for head, metrics in heads.items():
+            for metric, value in metrics.items():
+                if value["mean"] is not None and math.isfinite(value["mean"]):
+                    yield f"test_{metric}/{system}-{head}", value["mean"]
+
+
+def _text(value: Any) -> str:
+    """A value as a parameter of MLflow."""
+    words = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return words if len(words) <= MLFLOW_TEXT else words[: MLFLOW_TEXT - 1] + "…"
