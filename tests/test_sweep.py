@@ -138,6 +138,19 @@ def test_how_the_settings_are_stacked_changes_no_result(result: SweepResult, mon
         assert one["js"] == pytest.approx(another["js"], abs=1e-4)
 
 
+def test_with_patience_a_curve_ends_where_its_own_run_stopped_however_they_are_stacked(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    changes = {"patience": 1, "data": training_data(48)}
+    together = small_sweep(**changes).curves
+    monkeypatch.setattr(sweep_module, "STACKED_SETTINGS", {"cpu": 1})
+    alone = small_sweep(**changes).curves
+    assert [{**row, "dev_js": 0} for row in together] == [{**row, "dev_js": 0} for row in alone]
+    assert [row["dev_js"] for row in together] == pytest.approx([row["dev_js"] for row in alone], abs=1e-4)
+    ends = {tuple(row[name] for name in ("system", "head", "fold", "seed")): row["epoch"] for row in together}
+    assert set(ends.values()) > {4}  # some stopped before the last epoch
+
+
 def order(result: SweepResult, row: dict[str, Any]) -> int:
     names = [*KEY_COLUMNS, *AXES]
     return [tuple(r[n] for n in names) for r in result.rows].index(tuple(row[n] for n in names))
