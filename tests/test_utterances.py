@@ -65,7 +65,7 @@ def test_of_very_many_utterances_the_page_holds_the_first_and_says_so(
     group: Group, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("amber2_report.utterances.LARGEST_TABLE", 30)
-    empty = Figures(Drawing("", "", "", "", b""), (), (), (), (), (), (), ())
+    empty = Figures(Drawing("", "", "", "", b""), (), (), (), (), (), (), (), ())
     monkeypatch.setattr("amber2_report.assembly.figures", lambda group, facts: empty)
     (chapter,) = write_report([tmp_path / "run"], tmp_path / "out").chapters
     record = json.loads(chapter.utterances)
