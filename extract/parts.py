@@ -266,8 +266,11 @@ def _is_same_file(descriptor: int, path: Path) -> bool:
 
 
 def _holder(descriptor: int) -> str:
-    try:
-        record: dict[str, Any] = json.loads(os.pread(descriptor, 1000, 0))
-        return f"process {record['process']} on {record['host']}"
-    except (ValueError, KeyError):
-        return "another process"
+    """Who holds the lock. A holder writes its name right after it has locked: it is given a moment to do so."""
+    for _ in range(_ATTEMPTS):
+        try:
+            record: dict[str, Any] = json.loads(os.pread(descriptor, 1000, 0))
+            return f"process {record['process']} on {record['host']}"
+        except (ValueError, KeyError):
+            time.sleep(0.01)
+    return "another process"

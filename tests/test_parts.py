@@ -144,6 +144,22 @@ def test_a_dead_process_holds_nothing(tmp_path: Path) -> None:
         pass
 
 
+def test_a_holder_that_has_not_written_its_name_yet_is_given_a_moment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output = tmp_path / "corpus.h5"
+    with work_folder(output) as work:
+        lock = work / "lock"
+        name = lock.read_bytes()
+        lock.write_bytes(b"")
+        monkeypatch.setattr(parts.time, "sleep", lambda seconds: lock.write_bytes(name))
+        with (
+            pytest.raises(CacheError, match=rf"corpus\.h5 is being written by process {os.getpid()} on "),
+            work_folder(output),
+        ):
+            pass
+
+
 def _compete(output: Path, results: Any) -> None:
     for _ in range(30):
         try:
