@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from typing import Any, TypeVar
 
 import numpy as np
@@ -130,17 +130,6 @@ def attribute_columns(corpus: Corpus) -> AttributeColumns:
         if not is_storable_name(name):
             raise CorpusError(f"Bad attribute name {name!r} in {corpus.root}, expected one without '/': rename it")
     return {name: _attribute_column(corpus.utterances, name) for name in names}
-
-
-def take_ratings(ratings: RatingTable, rows: npt.NDArray[np.intp], count: int) -> RatingTable:
-    """The ratings of some distinct utterances, renumbered: utterance `rows[k]` of `count` becomes k."""
-    place = np.full(count, -1, dtype=np.int32)
-    place[rows] = np.arange(len(rows), dtype=np.int32)
-    moved = place[ratings.utterance]
-    # stable: one utterance's ratings stay in their order, and utterances come in their new one
-    order = np.argsort(moved, kind="stable")
-    chosen = order[moved[order] >= 0]
-    return replace(take(ratings, chosen), utterance=moved[chosen])
 
 
 def take(table: TableType, rows: npt.NDArray[np.intp]) -> TableType:

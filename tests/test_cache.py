@@ -24,7 +24,7 @@ from golden_cache import GOLDEN, contents, golden_cache, tree
 import amber2_core.cache
 from amber2_core.cache import FeatureCache, FeatureHeader, read_cache, read_feature_headers, sync, write_cache
 from amber2_core.errors import CacheError
-from amber2_core.tables import take, take_ratings, texts
+from amber2_core.tables import take, texts
 
 AGAIN = "encode the corpus again with extract-features"
 
@@ -102,21 +102,6 @@ def test_a_recipe_comes_back_with_the_fingerprint_that_it_had(path: Path) -> Non
     (features,) = read_cache(path).features
     assert features.recipe == {**recipe, "layers": [1, 2]}
     assert features.fingerprint == replace(cache.features[0], recipe=recipe).fingerprint
-
-
-def test_part_of_a_corpus_can_be_written(path: Path) -> None:
-    cache, rows = golden_cache(), np.array([3, 0])
-    ratings = take_ratings(cache.ratings, rows, len(cache.utterances))
-    write_cache(path, replace(_bare(), utterances=take(cache.utterances, rows), ratings=ratings))
-    part = read_cache(path)
-    assert list(part.utterances.id) == ["d d", "a"]
-    assert list(zip(part.ratings.utterance, part.ratings.label, strict=True)) == [
-        (0, "excited"),
-        (0, "Glück"),
-        (1, "Happiness"),
-        (1, "Other-confused, 😕"),
-        (1, "sad"),
-    ]
 
 
 # --- the golden file ---

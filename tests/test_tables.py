@@ -7,19 +7,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from amber2_core.errors import CorpusError
 from amber2_core.tables import (
-    RatingTable,
     attribute_columns,
     attribute_of,
     is_storable_name,
     rating_table,
     take,
-    take_ratings,
-    texts,
     utterance_table,
 )
 from amber2_core.utterance import Corpus, LabelDefaults, Rating, Utterance
@@ -150,33 +145,3 @@ def test_taken_rows_are_the_wanted_ones_in_the_wanted_order() -> None:
     assert list(table.transcript) == ["é", "Well, no."]
     np.testing.assert_array_equal(table.start, [np.nan, 1.5])
     assert len(take(table, np.array([], dtype=np.intp))) == 0
-
-
-def _numbered_ratings(utterances: list[int]) -> RatingTable:
-    """One rating for each of the rows, told apart by its label."""
-    words = [str(number) for number in range(len(utterances))]
-    return RatingTable(
-        utterance=np.array(utterances, dtype=np.int32),
-        rater=texts([f"rater {word}" for word in words]),
-        source=texts(["external"] * len(words)),
-        stimulus=texts(["audio"] * len(words)),
-        label=texts(words),
-        weight=np.arange(len(words), dtype=np.float32),
-    )
-
-
-@given(st.integers(1, 8).flatmap(lambda count: st.tuples(st.just(count), st.permutations(range(count)))), st.data())
-def test_taken_ratings_follow_their_utterances(drawn: tuple[int, list[int]], data: st.DataObject) -> None:
-    count, order = drawn
-    rows = order[: data.draw(st.integers(0, count))]
-    rated = sorted(data.draw(st.lists(st.integers(0, count - 1), max_size=20)))
-    taken = take_ratings(_numbered_ratings(rated), np.array(rows, dtype=np.intp), count)
-
-    expected = []
-    for new, old in enumerate(rows):
-        for number, utterance in enumerate(rated):
-            if utterance == old:
-                expected.append((new, f"rater {number}", str(number), number))
-    assert list(zip(taken.utterance, taken.rater, taken.label, taken.weight, strict=True)) == expected
-    assert taken.utterance.dtype == np.int32
-    assert len(taken.source) == len(taken.stimulus) == len(expected)
