@@ -122,10 +122,13 @@ def test_dropout_keeps_the_mean_and_draws_from_the_stream_of_its_seed_alone() ->
     def streams(*seeds: int) -> list[torch.Generator]:
         return [torch.Generator().manual_seed(seed) for seed in seeds]
 
-    ones = torch.ones(2, 3, 400, 50)
-    dropped = Dropout(0.25, streams(1, 2))(ones)
-    assert set(dropped.unique().tolist()) == {0.0, torch.tensor(1 / 0.75).item()}
-    assert dropped.mean().item() == pytest.approx(1.0, abs=0.02)
-    assert torch.equal(dropped[:, 0], dropped[:, 2])
-    assert not torch.equal(dropped[0], dropped[1])
-    assert torch.equal(Dropout(0.25, streams(2))(ones[:1])[0], dropped[1])
+    drawn = Dropout(0.25, streams(1, 2), heads=3, units=50).draw(400)
+    assert drawn is not None
+    assert drawn.shape == (3, 2, 400, 50)
+    assert set(drawn.unique().tolist()) == {0.0, torch.tensor(1 / 0.75).item()}
+    assert drawn.mean().item() == pytest.approx(1.0, abs=0.02)
+    assert not torch.equal(drawn[:, 0], drawn[:, 1])
+    alone = Dropout(0.25, streams(2), heads=3, units=50).draw(400)
+    assert alone is not None
+    assert torch.equal(alone[:, 0], drawn[:, 1])
+    assert Dropout(0.0, streams(1), heads=3, units=50).draw(400) is None

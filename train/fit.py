@@ -20,6 +20,7 @@ from .interrupts import held_interrupts
 from .labels import LABELS, Labels
 from .optimizer import StackedAdamW
 from .products import Precision
+from .recording import record_steps
 from .rows import FoldRows, Rows
 from .stack import Dropout, StackedHeads, initial_state
 from .systems import registry
@@ -67,22 +68,30 @@ def fit(
     device = train.targets.device
     stack = new_stack(data, settings, seeds, dtype)
     orders = [random_stream(seed, data.number, "order") for seed in seeds]
-    dropout = Dropout(shape.dropout, [random_stream(seed, data.number, "dropout") for seed in seeds])
+    streams = [random_stream(seed, data.number, "dropout") for seed in seeds]
+    heads = len(stack.architecture.heads)
+    dropout = Dropout(shape.dropout, streams, heads=heads, units=shape.hidden, dtype=dtype)
     optimizer = StackedAdamW(
         stack.parameters, wide=stack.wide, lr=shape.lr, weight_decay=shape.weight_decay, precision=precision
     )
     loss = loss_of(settings, stack.architecture.heads, data.statistics)
     best = BestHeads(stack, settings, patience=patience)
+
+    def step(rows: Tensor, keep: Tensor | None) -> None:  # (seeds, batch), (heads, seeds, batch, hidden)
+        optimizer.zero_grad()
+        vectors = train.vectors(rows)  # each (seeds, batch, D)
+        logits = stack.logits(vectors, keep=keep, optimizer=optimizer)  # (heads, seeds, settings, batch, C)
+        losses = loss(logits, train.targets[rows].unsqueeze(1))  # (seeds, settings)
+        losses.sum().backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+
+    take_step = record_steps(step, device)
     with held_interrupts() as check_interrupt:
         for epoch in range(1, epochs + 1):
             order = torch.stack([torch.randperm(len(train), generator=stream) for stream in orders]).to(device)
             for rows in torch.split(order, shape.batch_size, dim=1):  # (seeds, batch)
-                vectors = train.vectors(rows)  # each (seeds, batch, D)
-                # (heads, seeds, settings, batch, C)
-                logits = stack.logits(vectors, dropout=dropout, optimizer=optimizer)
-                losses = loss(logits, train.targets[rows].unsqueeze(1))  # (seeds, settings)
-                losses.sum().backward()  # type: ignore[no-untyped-call]
-                optimizer.step()
+                keep = dropout.draw(rows.shape[1])
+                take_step(rows, keep if keep is None else keep.to(device))
                 check_interrupt()
             best.keep(epoch, dev_js(stack, data.dev, optimizer=optimizer))
             if best.all_stopped:

@@ -67,13 +67,16 @@ class StackedAdamW:
         """What takes the gradients of a parameter run by run; None for one that `step` updates."""
         return partial(self._learn, name) if name in self._pieces else None
 
+    def zero_grad(self) -> None:
+        """Forget all gradients."""
+        for piece in self._whole:
+            piece.parameter.grad = None
+
     @torch.no_grad()
     def step(self) -> None:
-        """Update all other parameters, and forget their gradients."""
+        """Update all other parameters that have a gradient."""
         moved = [(piece, gradient) for piece in self._whole if (gradient := piece.parameter.grad) is not None]
         self._update([piece for piece, _ in moved], [gradient for _, gradient in moved])
-        for piece, _ in moved:
-            piece.parameter.grad = None
         for name, low in self.low.items():
             if name not in self._pieces:
                 low.copy_(self._masters[name])

@@ -67,17 +67,19 @@ class StackedHeads:
         }
 
     def logits(
-        self, vectors: Mapping[str, Tensor], *, dropout: Dropout | None = None, optimizer: StackedAdamW | None = None
+        self, vectors: Mapping[str, Tensor], *, keep: Tensor | None = None, optimizer: StackedAdamW | None = None
     ) -> Tensor:
         """Vectors (seeds, batch, D_m) by modality → logits (heads, seeds, settings, batch, classes).
 
-        With an optimizer the wide products are of its precision, and a backward pass lets it update their weights.
+        `keep` are the factors of `Dropout`. With an optimizer the wide products are of its precision, and a backward
+        pass lets it update their weights.
         """
         shape = self.architecture
         pieces = {m: self._wide(m, vectors[m], optimizer) for m in shape.modalities}
         hidden = {m: pieces[m][f"heads.{m}.hidden.weight"] for m in shape.modalities}
         hidden[FUSION_HEAD] = self._fusion_hidden(vectors, pieces)
-        return torch.stack([self._head(name, hidden[name], dropout) for name in shape.heads])
+        kept = [None] * len(shape.heads) if keep is None else keep
+        return torch.stack([self._head(name, hidden[name], some) for name, some in zip(shape.heads, kept, strict=True)])
 
     def state(self, seed: int, setting: int) -> StateDict:
         """One run's parameters under the names of `MultimodalHeads`."""
@@ -146,29 +148,42 @@ class StackedHeads:
         scores = [value @ self.parameters["fusion.score.weight"].mT for value in values]
         return softmax_gate(scores, values) @ weight
 
-    def _head(self, name: str, hidden: Tensor, dropout: Dropout | None) -> Tensor:
+    def _head(self, name: str, hidden: Tensor, keep: Tensor | None) -> Tensor:
         """A head from its hidden layer before bias (seeds, settings, batch, hidden) to (seeds, settings, batch, C)."""
         own = self.parameters
         active = (hidden + own[f"heads.{name}.hidden.bias"].unsqueeze(-2)).relu()
-        if dropout is not None:
-            active = dropout(active)
+        if keep is not None:
+            active = active * keep.unsqueeze(1)
         return active @ own[f"heads.{name}.output.weight"].mT + own[f"heads.{name}.output.bias"].unsqueeze(-2)
 
 
 class Dropout:
     """Inverted dropout with a random stream of each seed's own; the settings of a seed drop the same units."""
 
-    def __init__(self, share: float, streams: Sequence[Generator]) -> None:
+    def __init__(
+        self,
+        share: float,
+        streams: Sequence[Generator],
+        *,
+        heads: int,
+        units: int,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
         self.share, self.streams = share, streams
+        self.heads, self.units, self.dtype = heads, units, dtype
 
-    def __call__(self, active: Tensor) -> Tensor:
-        """(seeds, settings, batch, units) → the same, a share of it zero and the rest scaled up."""
+    def draw(self, batch: int) -> Tensor | None:
+        """The factors of one batch's hidden units, (heads, seeds, batch, units): a share is 0, the rest 1/(1−share).
+
+        None where nothing is dropped.
+        """
         if not self.share:
-            return active
-        size = active.shape[-2:]
-        draws = torch.stack([torch.rand(size, generator=stream) for stream in self.streams])
-        keep = (draws >= self.share).to(active) / (1 - self.share)
-        return active * keep.unsqueeze(1)
+            return None
+        size = (batch, self.units)
+        draws = torch.stack(
+            [torch.stack([torch.rand(size, generator=stream) for stream in self.streams]) for _ in range(self.heads)]
+        )
+        return (draws >= self.share).to(self.dtype) / (1 - self.share)
 
 
 def initial_state(architecture: Architecture, stream: Generator) -> StateDict:

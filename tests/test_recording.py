@@ -1,0 +1,167 @@
+"""A recorded step against the step itself; a recorder that plays a function back stands for the CUDA graph."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from synthetic_data import fold_in, training_data
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from amber2_train import fit as fitting
+from amber2_train.fit import Fitted, fit
+from amber2_train.folds import make_folds
+from amber2_train.grid import Setting
+from amber2_train.products import Precision
+from amber2_train.recording import WARM_UP, RecordedStep, Step, cuda_graph
+from amber2_train.rows import FoldRows, Rows, fold_rows
+
+SETTINGS = [
+    Setting(hidden=8, batch_size=7, lr=0.01, **values)
+    for values in (
+        {},
+        {"kappa": 8.0, "student": "audio", "weight_gradient": "flow"},
+        {"loss": "kl"},
+        {"lambda_expert": 1.0, "expert_gradient": "own"},
+    )
+] + [Setting(system="cb-ce", hidden=8, batch_size=7, lr=0.01)]
+
+
+def play_back(step: Callable[[], None]) -> Callable[[], None]:
+    """As a graph: recorded without being taken, then taken from the same places."""
+    return step
+
+
+def refuse(step: Callable[[], None]) -> Callable[[], None]:
+    raise RuntimeError("operation not permitted when stream is capturing\nand more")
+
+
+@pytest.fixture(scope="module")
+def fold() -> FoldRows:
+    data = training_data(45)
+    return fold_in(data, make_folds("session", data)[0])
+
+
+def trained(fold: FoldRows, *, dropout: float = 0.0) -> Fitted:
+    settings = [replace(setting, dropout=dropout) for setting in SETTINGS]
+    return fit(fold, settings, seeds=[0, 1], epochs=4, dtype=fold.train.targets.dtype)
+
+
+def assert_the_same(some: Fitted, other: Fitted) -> None:
+    assert (some.epoch == other.epoch).all()
+    for name, parameter in some.stack.parameters.items():
+        assert torch.equal(parameter, other.stack.parameters[name]), name
+
+
+def test_a_step_is_recorded_once_for_each_shape_and_reads_every_batch_anew() -> None:
+    total, recorded = torch.zeros(3), []
+
+    def step(x: torch.Tensor, scale: torch.Tensor | None) -> None:
+        total.add_((x if scale is None else x * scale).sum(0))
+
+    def record(function: Callable[[], None]) -> Callable[[], None]:
+        recorded.append(function)
+        return function
+
+    take = RecordedStep(step, record)
+    expected = torch.zeros(3)
+    for k in range(4 * WARM_UP):
+        x, scale = torch.full((2 + k % 2, 3), float(k)), torch.tensor(2.0) if k % 3 == 0 else None
+        take(x, scale)
+        expected += x.sum(0) * (1 if scale is None else scale)
+    assert torch.equal(total, expected)
+    assert len(recorded) < 4
+    for k in range(4 * WARM_UP):
+        take(torch.full((2 + k % 2, 3), float(k)), None if k % 3 else torch.tensor(2.0))
+    assert len(recorded) == 4
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+def test_training_by_recorded_steps_gives_the_same_numbers(
+    fold: FoldRows, dropout: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = trained(fold, dropout=dropout)
+    monkeypatch.setattr(fitting, "record_steps", lambda step, device: RecordedStep(step, play_back))
+    assert_the_same(trained(fold, dropout=dropout), expected)
+
+
+def test_where_a_step_cannot_be_recorded_training_goes_on_and_the_log_says_so(
+    fold: FoldRows, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    expected = trained(fold)
+    monkeypatch.setattr(fitting, "record_steps", lambda step, device: RecordedStep(step, refuse))
+    with caplog.at_level(logging.WARNING):
+        assert_the_same(trained(fold), expected)
+    assert [record.getMessage() for record in caplog.records] == [
+        "training step by step, which is slower: a step cannot be recorded as a CUDA graph: "
+        "operation not permitted when stream is capturing"
+    ]
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_step_on_cuda_waits_for_nothing_and_mixes_no_devices(
+    fold: FoldRows, precision: Precision, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On tensors without numbers, that say where they lie: reading a number raises, and so does a mixed product.
+
+    Such tensors have no backward pass on CUDA, so the loss and the optimizer without gradients are what is run.
+    """
+    steps = 0
+
+    def counted(step: Step, device: torch.device) -> Step:
+        assert device.type == "cuda"
+
+        def take(*inputs: torch.Tensor | None) -> None:
+            nonlocal steps
+            step(*inputs)
+            steps += 1
+
+        return take
+
+    monkeypatch.setattr(fitting, "record_steps", counted)
+    monkeypatch.setattr(torch.Tensor, "backward", lambda self: None)
+    monkeypatch.setattr(fitting, "dev_js", lambda *args, **options: np.zeros((3, 1, len(SETTINGS))))
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        fit(on_cuda(fold), [replace(s, dropout=0.1) for s in SETTINGS], seeds=[0], epochs=1, precision=precision)
+    assert steps == -(-len(fold.train) // SETTINGS[0].batch_size)
+
+
+def on_cuda(fold: FoldRows) -> FoldRows:
+    def moved(rows: Rows) -> Rows:
+        features = {name: x.float().to("cuda") for name, x in rows.features.items()}
+        return replace(rows, features=features, index=rows.index.to("cuda"), targets=rows.targets.float().to("cuda"))
+
+    statistics = {
+        labels: replace(of_train, class_weights=of_train.class_weights.float().to("cuda"))
+        for labels, of_train in fold.statistics.items()
+    }
+    parts = {"train": moved(fold.train), "dev": moved(fold.dev), "test": moved(fold.test)}
+    return replace(fold, statistics=statistics, **parts)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+def test_a_cuda_graph_gives_the_numbers_of_the_same_steps_taken_one_by_one(
+    dropout: float, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    data = training_data(45)
+    fold = fold_rows(data, make_folds("session", data)[0], device="cuda")
+    recorded = trained(fold, dropout=dropout)
+    assert not caplog.records
+    monkeypatch.setattr(fitting, "record_steps", lambda step, device: step)
+    one_by_one = trained(fold, dropout=dropout)
+    for name, parameter in recorded.stack.parameters.items():
+        torch.testing.assert_close(parameter, one_by_one.stack.parameters[name], rtol=0, atol=1e-4)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_recording_takes_no_step() -> None:
+    total = torch.zeros((), device="cuda")
+    play = cuda_graph(lambda: total.add_(1))  # type: ignore[arg-type,return-value]
+    assert total.item() == 0
+    play()
+    assert total.item() == 1
