@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from torch import Generator, Tensor, nn
 
 from amber2_core.errors import SettingError, bad_choice
-from amber2_core.fusion import FUSIONS, Fusion, fusion_layer
+from amber2_core.fusion import FUSIONS, Fusion, fusion_layer, only_present
 from amber2_core.linear import Linear
 
 FUSION_HEAD = "fusion"
@@ -100,7 +100,13 @@ class MultimodalHeads(nn.Module):
             self.fusion.width, shape.hidden, shape.classes, dropout=shape.dropout, generator=generator
         )
 
-    def forward(self, vectors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Vectors (…, batch, D_m) by modality → logits (…, batch, classes) by head, in the order of `heads`."""
-        inputs = {**vectors, FUSION_HEAD: self.fusion(vectors)}
+    def forward(self, vectors: Mapping[str, Tensor], present: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
+        """Vectors (…, batch, D_m) by modality → logits (…, batch, classes) by head, in the order of `heads`.
+
+        Where utterances lack a modality, `present` has booleans (…, batch) under its name. What its vectors hold there
+        has no influence; its own head's logits are finite and mean nothing; the fusion head uses what is there.
+        """
+        if present is not None:
+            vectors = only_present(vectors, present)
+        inputs = {**vectors, FUSION_HEAD: self.fusion(vectors, present)}
         return {name: self.heads[name](inputs[name]) for name in self.architecture.heads}

@@ -4,6 +4,11 @@ Logits are (…, batch, classes) with any leading run axes, targets (batch, clas
 mean over the batch axis alone, so runs stacked along leading axes never meet, and their losses are summed for one step.
 Every λ and κ is a number, or a tensor with one value per run, of the shape of the run axes.
 Symbols: y target, s student, p_m the other heads (experts), JS in bits (`amber2_core.divergences`).
+
+An utterance that lacks a modality has no such head: `present`, booleans (heads, …, batch), says which it has. One rule
+for every loss: an utterance's loss is made of the heads that it has. A term of a head that is not there is zero, expert
+weights are shared among the experts that are there, and without the student there is neither RAI nor MAI. The mean is
+over the whole batch, as ever. Logits of a head that is not there are never looked at, and get no gradient.
 """
 
 from __future__ import annotations
@@ -17,6 +22,7 @@ from torch import Tensor
 
 from amber2_core import divergences
 from amber2_core.errors import SettingError, bad_choice
+from amber2_core.fusion import without_score
 from amber2_core.metrics import SHARE_TOLERANCE
 
 Distance = Literal["js", "kl", "soft-ce"]
@@ -42,9 +48,13 @@ def rai_loss(logits: Tensor, target: Tensor, *, distance: Distance = "js", reduc
     return _reduced(_label_distance(distance)(_classes_first(target), _log_probs(logits), dim=-2), reduction)
 
 
-def expert_weights(divergence: Tensor, kappa: float | Tensor) -> Tensor:
-    """u_m = softmax_m(−κ D_m) (Eq. 5), per utterance: D (experts, …, batch), κ a number or one per run (…) → as D."""
-    return torch.softmax(-_per_run(kappa) * divergence, dim=0)
+def expert_weights(divergence: Tensor, kappa: float | Tensor, present: Tensor | None = None) -> Tensor:
+    """u_m = softmax_m(−κ D_m) (Eq. 5), per utterance: D (experts, …, batch), κ a number or one per run (…) → as D.
+
+    An expert that is not there has weight 0; weights of an utterance without any expert mean nothing.
+    """
+    scores = -_per_run(kappa) * divergence
+    return torch.softmax(scores if present is None else without_score(scores, ~present), dim=0)
 
 
 def mai_loss(
@@ -78,6 +88,7 @@ def amber_loss(
     distance: Distance = "js",
     weight_gradient: WeightGradient = "detach",
     stop_expert_gradient: bool = False,
+    present: Tensor | None = None,
     reduction: Reduction = "mean",
 ) -> Tensor:
     """The loss of AmbER², λ_RAI·RAI + λ_MAI·MAI + λ_E·Σ_m JS(y‖p_m) (Eq. 6 where λ_E = 0) → (…), one value per run.
@@ -88,20 +99,29 @@ def amber_loss(
     from λ_E alone: `check_stop_gradient` refuses it without λ_E, here as well unless λ_E lies on an accelerator, where
     looking would wait for the device at every step. SettingError for that, for a choice or a student that does not
     exist, and for fewer than three heads.
+
+    `present` (heads, …, batch), in the order of the heads, where some utterances lack some: see the module's rule.
     """
     if stop_expert_gradient and not (isinstance(lambda_expert, Tensor) and lambda_expert.device.type != "cpu"):
         check_stop_gradient(lambda_expert, weight_gradient)
     stacked, index = _stacked(logits, student)
+    if present is not None:
+        stacked = stacked.masked_fill(~present.unsqueeze(-1), 0.0)
     y = _classes_first(target)  # (…, classes, batch)
     log_p = _log_probs(stacked)  # (heads, …, classes, batch)
-    divergence = divergences.js(y, log_p, dim=-2)  # (heads, …, batch)
+    divergence = _there(divergences.js(y, log_p, dim=-2), present)  # (heads, …, batch)
     log_experts = _without(log_p, index)  # (experts, …, classes, batch)
     expert_divergence = _without(divergence, index)  # (experts, …, batch)
+    experts = None if present is None else _without(present, index)  # (experts, …, batch)
 
-    rai = divergence[index] if distance == "js" else _label_distance(distance)(y, log_p[index], dim=-2)  # (…, batch)
+    rai = divergence[index]  # (…, batch)
+    if distance != "js":
+        distances = _label_distance(distance)(y, log_p[index], dim=-2)
+        rai = _there(distances, None if present is None else present[index])
     if stop_expert_gradient:
         log_experts = log_experts.detach()
-    mai = _mai(log_p[index], log_experts, expert_divergence, kappa, weight_gradient)  # (…, batch)
+    mai = _mai(log_p[index], log_experts, expert_divergence, kappa, weight_gradient, experts)  # (…, batch)
+    mai = _there(mai, None if present is None else present[index])
     supervision = expert_divergence.sum(0)  # (…, batch)
     loss = _per_run(lambda_rai) * rai + _per_run(lambda_mai) * mai + _per_run(lambda_expert) * supervision
     return _reduced(loss, reduction)
@@ -150,28 +170,41 @@ def smooth_labels(target: Tensor, epsilon: float) -> Tensor:
 
 
 def class_balanced_cross_entropy(
-    logits: Tensor, target: Tensor, weights: Tensor, *, reduction: Reduction = "mean"
+    logits: Tensor, target: Tensor, weights: Tensor, *, present: Tensor | None = None, reduction: Reduction = "mean"
 ) -> Tensor:
     """Mean of −(Σ_c w_c y_c)·Σ_c y_c ln p_c over the batch, logits (…, batch, classes), weights (classes,) → (…).
 
     In nats, as everywhere in the literature. One head's loss: a model's is the sum over its heads, which may be stacked
-    along a leading axis like runs. Weights with leading axes (…, classes) give every run its own.
+    along a leading axis like runs. Weights with leading axes (…, classes) give every run its own. `present` is
+    (…, batch) like the logits: what a head has not got adds nothing to its sum over the batch.
     """
+    if present is not None:
+        logits = logits.masked_fill(~present.unsqueeze(-1), 0.0)
     y = _classes_first(target)  # (…, classes, batch)
     utterance_weight = (weights.unsqueeze(-1) * y).sum(-2)  # (…, batch)
-    return _reduced(-utterance_weight * (y * _log_probs(logits)).sum(-2), reduction)
+    return _reduced(_there(-utterance_weight * (y * _log_probs(logits)).sum(-2), present), reduction)
 
 
 def _mai(
-    log_s: Tensor, log_experts: Tensor, divergence: Tensor, kappa: float | Tensor, weight_gradient: WeightGradient
+    log_s: Tensor,
+    log_experts: Tensor,
+    divergence: Tensor,
+    kappa: float | Tensor,
+    weight_gradient: WeightGradient,
+    present: Tensor | None = None,
 ) -> Tensor:
     """Eq. 4 before the mean over the batch: (…, classes, batch), (experts, …, classes, batch), (experts, …, batch)."""
     if weight_gradient not in WEIGHT_GRADIENTS:
         raise SettingError(bad_choice("weight gradient", weight_gradient, WEIGHT_GRADIENTS))
     if weight_gradient == "detach":
         divergence = divergence.detach()
-    disagreement = divergences.js_log(log_s, log_experts, dim=-2)  # (experts, …, batch)
-    return (expert_weights(divergence, kappa) * disagreement).sum(0)
+    disagreement = _there(divergences.js_log(log_s, log_experts, dim=-2), present)  # (experts, …, batch)
+    return (expert_weights(divergence, kappa, present) * disagreement).sum(0)
+
+
+def _there(terms: Tensor, present: Tensor | None) -> Tensor:
+    """Terms (…, batch), zero where the head is not there."""
+    return terms if present is None else terms.masked_fill(~present, 0.0)
 
 
 def _label_distance(distance: Distance) -> Callable[..., Tensor]:

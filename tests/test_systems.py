@@ -39,7 +39,7 @@ SETTINGS = [
 def test_the_loss_of_amber_is_that_of_the_slow_formula_for_every_run() -> None:
     logits, target = batch(2, len(SETTINGS))
     system = registry.system("amber2")
-    losses = system.loss(SETTINGS, heads=HEADS, statistics=TrainingStatistics(WEIGHTS))(logits, target)
+    losses = system.loss(SETTINGS, heads=HEADS, statistics=TrainingStatistics(WEIGHTS))(logits, target, None)
     assert losses.shape == (2, len(SETTINGS))
     probs = logits.softmax(-1)
     for s, (k, setting) in itertools.product(range(2), enumerate(SETTINGS)):
@@ -62,9 +62,9 @@ def test_settings_of_different_students_distances_and_gradients_stay_in_their_or
     ]
     logits, target = batch(1, len(mixed))
     system, statistics = registry.system("amber2"), TrainingStatistics(WEIGHTS)
-    together = system.loss(mixed, heads=HEADS, statistics=statistics)(logits, target)
+    together = system.loss(mixed, heads=HEADS, statistics=statistics)(logits, target, None)
     for k, setting in enumerate(mixed):
-        alone = system.loss([setting], heads=HEADS, statistics=statistics)(logits[:, :, k : k + 1], target)
+        alone = system.loss([setting], heads=HEADS, statistics=statistics)(logits[:, :, k : k + 1], target, None)
         torch.testing.assert_close(together[:, k : k + 1], alone)
 
 
@@ -72,7 +72,7 @@ def test_the_loss_of_the_baseline_is_the_sum_of_the_heads_slow_formulas() -> Non
     logits, target = batch(2, 2)
     settings = [Setting(system="cb-ce"), Setting(system="cb-ce", lr=1e-3)]
     baseline = registry.system("cb-ce").loss(settings, heads=HEADS, statistics=TrainingStatistics(WEIGHTS))
-    losses = baseline(logits, target)
+    losses = baseline(logits, target, None)
     for s, k in itertools.product(range(2), range(2)):
         expected = sum(
             reference.class_balanced_cross_entropy(
@@ -102,7 +102,7 @@ def test_a_system_uses_settings_that_exist_and_its_loss_looks_at_no_other() -> N
         for setting in set(other) - system.uses:
             changed = Setting(system=name, **{setting: other[setting]})  # type: ignore[arg-type]
             losses = [
-                system.loss([one], heads=HEADS, statistics=TrainingStatistics(WEIGHTS))(logits, target)
+                system.loss([one], heads=HEADS, statistics=TrainingStatistics(WEIGHTS))(logits, target, None)
                 for one in (Setting(system=name), changed)
             ]
             assert torch.equal(*losses)

@@ -80,8 +80,10 @@ def fit(
     def step(rows: Tensor, keep: Tensor | None) -> None:  # (seeds, batch), (heads, seeds, batch, hidden)
         optimizer.zero_grad()
         vectors = train.vectors(rows)  # each (seeds, batch, D)
-        logits = stack.logits(vectors, keep=keep, optimizer=optimizer)  # (heads, seeds, settings, batch, C)
-        losses = loss(logits, train.targets[rows].unsqueeze(1))  # (seeds, settings)
+        present = train.presence(rows)  # (heads, seeds, batch), or None
+        # (heads, seeds, settings, batch, C)
+        logits = stack.logits(vectors, present=present, keep=keep, optimizer=optimizer)
+        losses = loss(logits, train.targets[rows].unsqueeze(1), present)  # (seeds, settings)
         losses.sum().backward()  # type: ignore[no-untyped-call]
         optimizer.step()
 
@@ -119,32 +121,45 @@ def random_stream(seed: int, fold: int, purpose: str) -> Generator:
 def loss_of(
     settings: Sequence[Setting], heads: tuple[str, ...], statistics: Mapping[Labels, TrainingStatistics]
 ) -> Loss:
-    """The loss of every run (seeds, settings), each system's on its own settings and with the labels they want."""
+    """The loss of every run (seeds, settings), each system's on its own settings and with the labels they want.
+
+    As `System.loss` gives it, but for the third argument, which is as `Rows.presence` gives it.
+    """
     parts: list[tuple[int, Callable[[Tensor], Tensor], Loss]] = []
     for (name, labels), alike in groupby(settings, key=lambda setting: (setting.system, setting.labels)):
         some = list(alike)
         loss = registry.system(name).loss(some, heads=heads, statistics=statistics[labels])
         parts.append((len(some), LABELS[labels], loss))
 
-    def losses(logits: Tensor, target: Tensor) -> Tensor:
+    def losses(logits: Tensor, target: Tensor, present: Tensor | None = None) -> Tensor:
         of_parts = torch.split(logits, [count for count, _, _ in parts], dim=2)
-        return torch.cat([f(some, y(target)) for some, (_, y, f) in zip(of_parts, parts, strict=True)], dim=-1)
+        there = None if present is None else present.unsqueeze(2)  # for all settings
+        return torch.cat([f(some, y(target), there) for some, (_, y, f) in zip(of_parts, parts, strict=True)], dim=-1)
 
     return losses
 
 
 @torch.no_grad()
 def predict(stack: StackedHeads, rows: Rows, *, optimizer: StackedAdamW | None = None) -> Tensor:
-    """Logits (heads, seeds, settings, n, C) of all rows, without dropout; with an optimizer, of its precision."""
+    """Logits (heads, seeds, settings, n, C) of all rows, without dropout; with an optimizer, of its precision.
+
+    Those of a head that an utterance has not got (`Rows.presence`) mean nothing.
+    """
     chunks = []
     for some in torch.split(torch.arange(len(rows), device=rows.index.device), SCORED_ROWS):
         vectors = {name: x.expand(stack.seeds, -1, -1) for name, x in rows.vectors(some).items()}
-        chunks.append(stack.logits(vectors, optimizer=optimizer))
+        present = rows.presence(some)
+        masks = None if present is None else present.unsqueeze(1)  # for all seeds
+        chunks.append(stack.logits(vectors, present=masks, optimizer=optimizer))
     return torch.cat(chunks, dim=-2)
 
 
 def dev_js(stack: StackedHeads, dev: Rows, *, optimizer: StackedAdamW | None = None) -> npt.NDArray[np.float64]:
-    """JS on dev, mean over utterances, (heads, seeds, settings)."""
+    """JS on dev, mean over the utterances that have the head, (heads, seeds, settings); NaN where none has."""
     log_p = predict(stack, dev, optimizer=optimizer).double().mT.log_softmax(-2)
     divergence = js(dev.targets.double().mT, log_p, dim=-2)  # (heads, seeds, settings, n)
-    return np.asarray(divergence.mean(-1).cpu().numpy())
+    present = dev.presence(torch.arange(len(dev), device=dev.index.device))
+    if present is None:
+        return np.asarray(divergence.mean(-1).cpu().numpy())
+    there = present[:, None, None]
+    return np.asarray((divergence.masked_fill(~there, 0.0).sum(-1) / there.sum(-1)).cpu().numpy())

@@ -11,6 +11,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from amber2_core.fusion import only_present
 from amber2_core.heads_folder import standardised
 from amber2_core.losses import class_balanced_weights
 
@@ -33,19 +34,34 @@ class Rows:
     targets: Tensor  # (n, C)
     # modality → mean and sd (D_m,) that batches are standardised by; empty where features are used as they are
     standardisation: Standardisation = field(default_factory=dict)
+    # (heads, N) True where an utterance has the head: its modality's features, and always the last, the fusion; None
+    # where nothing is missing
+    present: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.index)
 
     def vectors(self, rows: Tensor) -> dict[str, Tensor]:
-        """Features of some of these utterances, (…, batch) of 0 … n−1 → (…, batch, D_m) by modality."""
+        """Features of some of these utterances, (…, batch) of 0 … n−1 → (…, batch, D_m) by modality.
+
+        Zero, also after standardisation, where an utterance lacks the modality.
+        """
         chosen = self.index[rows]
-        return {
+        vectors = {
             name: standardised(x.index_select(0, chosen.flatten()), self.standardisation.get(name)).view(
                 *chosen.shape, -1
             )
             for name, x in self.features.items()
         }
+        present = self.presence(rows)
+        return vectors if present is None else only_present(vectors, dict(zip(vectors, present, strict=False)))
+
+    def presence(self, rows: Tensor) -> Tensor | None:
+        """Which heads some of these utterances have, (…, batch) of 0 … n−1 → (heads, …, batch); None: all of them."""
+        if self.present is None:
+            return None
+        chosen = self.index[rows]
+        return self.present.index_select(1, chosen.flatten()).view(-1, *chosen.shape)
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,11 +90,15 @@ def fold_rows(
     """
     features = {name: torch.from_numpy(x).to(device) for name, x in data.features.items()}
     train_index = torch.from_numpy(fold.train).to(device)
-    standardisation = train_statistics(features, train_index) if inputs == "standardized" else {}
+    standardisation = {}
+    if inputs == "standardized":
+        having = {name: torch.from_numpy(mask).to(device) for name, mask in data.present.items()}
+        standardisation = train_statistics(features, train_index, having)
+    present = _presence(data, device)
 
     def part(rows: npt.NDArray[np.intp]) -> Rows:
         targets = torch.from_numpy(data.targets[rows]).to(device)
-        return Rows(features, torch.from_numpy(rows).to(device), targets, standardisation)
+        return Rows(features, torch.from_numpy(rows).to(device), targets, standardisation, present)
 
     train = part(fold.train)
     statistics = {
@@ -87,13 +107,30 @@ def fold_rows(
     return FoldRows(fold.number, train, part(fold.dev), part(fold.test), statistics)
 
 
-def train_statistics(features: Mapping[str, Tensor], rows: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
-    """Mean and sd of every dimension over some rows of features (N, D_m); a constant dimension has sd 1."""
+def train_statistics(
+    features: Mapping[str, Tensor], rows: Tensor, present: Mapping[str, Tensor] | None = None
+) -> dict[str, tuple[Tensor, Tensor]]:
+    """Mean and sd of every dimension over some rows of features (N, D_m); a constant dimension has sd 1.
+
+    `present` has booleans (N,) for each modality that some utterances lack; of these, the others count. Without any
+    the mean is 0.
+    """
     statistics = {}
     for name, x in features.items():
-        mean = torch.stack([x[some].double().sum(0) for some in torch.split(rows, STATISTICS_ROWS)]).sum(0) / len(rows)
-        squares = [(x[some].double() - mean).square().sum(0) for some in torch.split(rows, STATISTICS_ROWS)]
-        sd = (torch.stack(squares).sum(0) / len(rows)).sqrt()
+        own = rows if name not in (present or {}) else rows[(present or {})[name][rows]]
+        count = max(1, len(own))
+        mean = torch.stack([x[some].double().sum(0) for some in torch.split(own, STATISTICS_ROWS)]).sum(0) / count
+        squares = [(x[some].double() - mean).square().sum(0) for some in torch.split(own, STATISTICS_ROWS)]
+        sd = (torch.stack(squares).sum(0) / count).sqrt()
         constant = sd <= 1e-12 * mean.abs()
         statistics[name] = (mean.to(x.dtype), torch.where(constant, 1.0, sd).to(x.dtype))
     return statistics
+
+
+def _presence(data: TrainingData, device: str) -> Tensor | None:
+    """(heads, N) which utterances have which head, the fusion last; None where nothing is missing."""
+    if not data.present:
+        return None
+    every = np.ones(len(data), dtype=bool)
+    masks = [data.present.get(name, every) for name in data.features]
+    return torch.from_numpy(np.stack([*masks, every])).to(device)

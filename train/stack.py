@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Generator, Tensor
 
-from amber2_core.fusion import gmu, self_gate, softmax_gate
+from amber2_core.fusion import Masks, gmu, self_gate, softmax_gate
 from amber2_core.heads import FUSION_HEAD, Architecture, MultimodalHeads
 
 from .optimizer import StackedAdamW
@@ -67,17 +67,24 @@ class StackedHeads:
         }
 
     def logits(
-        self, vectors: Mapping[str, Tensor], *, keep: Tensor | None = None, optimizer: StackedAdamW | None = None
+        self,
+        vectors: Mapping[str, Tensor],
+        *,
+        present: Tensor | None = None,
+        keep: Tensor | None = None,
+        optimizer: StackedAdamW | None = None,
     ) -> Tensor:
         """Vectors (seeds, batch, D_m) by modality → logits (heads, seeds, settings, batch, classes).
 
-        `keep` are the factors of `Dropout`. With an optimizer the wide products are of its precision, and a backward
-        pass lets it update their weights.
+        `present` (heads, seeds, batch) tells who has which head, where some lack a modality: its vectors are zero for
+        them, and its head's logits mean nothing. `keep` are the factors of `Dropout`. With an optimizer the wide
+        products are of its precision, and a backward pass lets it update their weights.
         """
         shape = self.architecture
         pieces = {m: self._wide(m, vectors[m], optimizer) for m in shape.modalities}
         hidden = {m: pieces[m][f"heads.{m}.hidden.weight"] for m in shape.modalities}
-        hidden[FUSION_HEAD] = self._fusion_hidden(vectors, pieces)
+        masks = None if present is None else list(present[:-1].unsqueeze(2))  # each (seeds, 1, batch)
+        hidden[FUSION_HEAD] = self._fusion_hidden(vectors, pieces, masks)
         kept = [None] * len(shape.heads) if keep is None else keep
         return torch.stack([self._head(name, hidden[name], some) for name, some in zip(shape.heads, kept, strict=True)])
 
@@ -130,7 +137,9 @@ class StackedHeads:
         parts = WideProduct.apply(x, self.parameters[name], low, learn, sizes)  # type: ignore[no-untyped-call]
         return {block.parameter: part for block, part in zip(blocks, parts, strict=True)}
 
-    def _fusion_hidden(self, vectors: Mapping[str, Tensor], pieces: Mapping[str, StateDict]) -> Tensor:
+    def _fusion_hidden(
+        self, vectors: Mapping[str, Tensor], pieces: Mapping[str, StateDict], present: Masks | None
+    ) -> Tensor:
         """The fusion head's hidden layer before its bias, (seeds, settings, batch, hidden)."""
         kind, modalities = self.architecture.fusion, self.architecture.modalities
         name = f"heads.{FUSION_HEAD}.hidden.weight"
@@ -143,10 +152,10 @@ class StackedHeads:
             return self_gate(gates, joined) @ weight
         projections = [pieces[m][f"fusion.projection.{m}.weight"] for m in modalities]
         if kind == "gmu":
-            return gmu(_sum(pieces[m]["fusion.gate.weight"] for m in modalities), projections) @ weight
+            return gmu(_sum(pieces[m]["fusion.gate.weight"] for m in modalities), projections, present) @ weight
         values = [projection.tanh() for projection in projections]
         scores = [value @ self.parameters["fusion.score.weight"].mT for value in values]
-        return softmax_gate(scores, values) @ weight
+        return softmax_gate(scores, values, present) @ weight
 
     def _head(self, name: str, hidden: Tensor, keep: Tensor | None) -> Tensor:
         """A head from its hidden layer before bias (seeds, settings, batch, hidden) to (seeds, settings, batch, C)."""

@@ -1,4 +1,4 @@
-"""From a feature cache to what a sweep trains on: the kept utterances with features of every modality and targets."""
+"""From a feature cache to what a sweep trains on: the kept utterances with their targets and features."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -19,17 +19,22 @@ from amber2_core.votes import LabelPolicy, label_distributions
 CHECKED_ROWS = 4096  # looked at together for numbers that are not finite: bounds memory
 CACHE_DIR_VARIABLE = "AMBER2_CACHE_DIR"
 FOLD_COLUMNS = ("speaker", "session", "dialogue", "split", "language")
+# an utterance without features of some modality is left out, or kept with those that it has
+Missing = Literal["drop", "mask"]
+MISSING: tuple[Missing, ...] = get_args(Missing)
+# why an utterance was dropped
+LACKING: Mapping[Missing, str] = {"drop": "features missing", "mask": "no features of any modality"}
 
 
 @dataclass(frozen=True, eq=False)
 class TrainingData:
-    """K utterances that have a target and features of every modality."""
+    """K utterances that have a target and features of every modality, or of some."""
 
     id: Texts  # (K,)
     speaker: Texts
     session: Texts
     split: Texts
-    features: Mapping[str, npt.NDArray[np.float32]]  # modality → (K, D_m)
+    features: Mapping[str, npt.NDArray[np.float32]]  # modality → (K, D_m), NaN rows where `present` is False
     targets: npt.NDArray[np.float32]  # (K, C)
     emotions: tuple[str, ...]
     # modality → (name, fingerprint) of the feature set used
@@ -39,9 +44,16 @@ class TrainingData:
     ignored: Mapping[str, int]
     # what folds may go by: the columns of the utterance table and the attributes, each (K,) as text
     columns: Mapping[str, Texts] = field(default_factory=dict)
+    # modality → (K,) who has features of it, of the modalities that some lack; empty where all have all
+    present: Mapping[str, npt.NDArray[np.bool_]] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.id)
+
+    @property
+    def missing(self) -> dict[str, int]:
+        """How many utterances lack a modality, of the modalities that some lack."""
+        return {name: int((~mask).sum()) for name, mask in self.present.items()}
 
 
 def find_cache(path: Path | None, cache_dir: Path | None) -> Path:
@@ -88,41 +100,55 @@ def feature_keys(path: Path, names: Mapping[str, str | None]) -> list[tuple[str,
     return keys
 
 
-def training_data(cache: FeatureCache, policy: LabelPolicy) -> TrainingData:
+def training_data(cache: FeatureCache, policy: LabelPolicy, *, missing: Missing = "drop") -> TrainingData:
     """Apply a label policy to a cache and keep what has features of every modality of the cache.
 
-    Features of several layers give their last one.
+    With `missing` "mask", keep what has features of any, and tell in `present` which. Features of several layers give
+    their last one.
 
     Raises:
         LabelError: as `label_distributions`.
-        CacheError: nothing has features of every modality, or a feature is not finite.
+        CacheError: nothing has features of every modality, or, with "mask", nothing has features of one of them; or a
+            feature is not finite.
     """
     count = len(cache.utterances)
     labelled = label_distributions(cache.ratings, cache.attributes, count, policy)
-    encoded = np.ones(count, dtype=bool)
-    for features in cache.features:
-        encoded &= features.encoded
-    kept = encoded[labelled.rows]
+    encoded = {features.modality: features.encoded[labelled.rows] for features in cache.features}
+    kept = _kept(encoded, missing)
     rows = labelled.rows[kept]
-    if not len(rows):
-        raise CacheError("No labelled utterance has features of every modality: see inspect-cache for the failures")
     table = take(cache.utterances, rows)
+    present = {modality: mask[kept] for modality, mask in encoded.items() if not mask[kept].all()}
     return TrainingData(
         id=table.id,
         speaker=table.speaker,
         session=table.session,
         split=table.split,
-        features={f.modality: _vectors(f.modality, f.values, rows) for f in cache.features},
+        features={f.modality: _vectors(f.modality, f.values, rows, present.get(f.modality)) for f in cache.features},
         targets=labelled.soft_labels[kept].astype(np.float32),
         emotions=labelled.emotions,
         feature_sets={f.modality: (f.name, f.fingerprint) for f in cache.features},
-        dropped={**labelled.dropped, "features missing": int((~kept).sum())},
+        dropped={**labelled.dropped, LACKING[missing]: int((~kept).sum())},
         ignored=labelled.ignored,
         columns={
             **{name: _as_text(column[rows]) for name, column in cache.attributes.items()},
             **{name: getattr(table, name) for name in FOLD_COLUMNS},
         },
+        present=present,
     )
+
+
+def _kept(encoded: Mapping[str, npt.NDArray[np.bool_]], missing: Missing) -> npt.NDArray[np.bool_]:
+    """Which labelled utterances have features enough, from who has features of each modality, all (labelled,)."""
+    see = "see inspect-cache for the failures"
+    if missing == "mask":
+        for modality, mask in encoded.items():
+            if not mask.any():
+                raise CacheError(f"No labelled utterance has {modality} features: {see}")
+    masks = np.stack(list(encoded.values()))  # (modalities, labelled)
+    kept = np.asarray(masks.all(axis=0) if missing == "drop" else masks.any(axis=0))
+    if not kept.any():
+        raise CacheError(f"No labelled utterance has features of every modality: {see}")
+    return kept
 
 
 def _as_text(column: npt.NDArray[Any]) -> Texts:
@@ -132,11 +158,18 @@ def _as_text(column: npt.NDArray[Any]) -> Texts:
     return texts(["" if np.isnan(value) else f"{value:g}" for value in column])
 
 
-def _vectors(modality: str, values: npt.NDArray[np.floating], rows: npt.NDArray[np.intp]) -> npt.NDArray[np.float32]:
+def _vectors(
+    modality: str,
+    values: npt.NDArray[np.floating],
+    rows: npt.NDArray[np.intp],
+    present: npt.NDArray[np.bool_] | None,
+) -> npt.NDArray[np.float32]:
+    """The last layer of some rows, checked where they are present."""
     last_layer = values if values.ndim == 2 else values[:, -1]
     chosen = last_layer if len(rows) == len(values) else last_layer[rows]  # rows ascend
     vectors = np.ascontiguousarray(chosen, dtype=np.float32)
     for first in range(0, len(vectors), CHECKED_ROWS):
-        if not np.isfinite(vectors[first : first + CHECKED_ROWS]).all():
+        some = slice(first, first + CHECKED_ROWS)
+        if not np.isfinite(vectors[some] if present is None else vectors[some][present[some]]).all():
             raise CacheError(f"The {modality} features hold a number that is not finite: encode the corpus again")
     return vectors

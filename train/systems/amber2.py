@@ -34,9 +34,9 @@ class Amber2:
         parts = [_loss_of(some, heads, statistics.class_weights) for some in groups]
         sizes = [len(some) for some in groups]
 
-        def losses(logits: Tensor, target: Tensor) -> Tensor:
+        def losses(logits: Tensor, target: Tensor, present: Tensor | None) -> Tensor:
             of_parts = torch.split(logits, sizes, dim=2)
-            return torch.cat([part(some, target) for part, some in zip(parts, of_parts, strict=True)], dim=-1)
+            return torch.cat([part(some, target, present) for part, some in zip(parts, of_parts, strict=True)], dim=-1)
 
         return losses
 
@@ -61,7 +61,7 @@ def _loss_of(settings: Sequence[Setting], heads: tuple[str, ...], like: Tensor) 
 
     rai, mai, expert, kappa = map(column, ("lambda_rai", "lambda_mai", "lambda_expert", "kappa"))
 
-    def losses(logits: Tensor, target: Tensor) -> Tensor:
+    def losses(logits: Tensor, target: Tensor, present: Tensor | None) -> Tensor:
         return amber_loss(
             logits,
             target,
@@ -73,6 +73,7 @@ def _loss_of(settings: Sequence[Setting], heads: tuple[str, ...], like: Tensor) 
             distance=first.loss,
             weight_gradient=first.weight_gradient,
             stop_expert_gradient=first.expert_gradient == "own",
+            present=present,
         )
 
     return losses

@@ -25,8 +25,8 @@ class ClassBalancedCrossEntropy:
     def loss(self, settings: Sequence[Setting], *, heads: tuple[str, ...], statistics: TrainingStatistics) -> Loss:
         """See `System.loss`. The heads share no parameter, so their sum trains each as if it were alone."""
 
-        def losses(logits: Tensor, target: Tensor) -> Tensor:
-            return class_balanced_cross_entropy(logits, target, statistics.class_weights).sum(0)
+        def losses(logits: Tensor, target: Tensor, present: Tensor | None) -> Tensor:
+            return class_balanced_cross_entropy(logits, target, statistics.class_weights, present=present).sum(0)
 
         return losses
 

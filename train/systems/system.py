@@ -11,8 +11,9 @@ from torch import Tensor
 if TYPE_CHECKING:
     from ..grid import Setting
 
-# logits (heads, seeds, settings, batch, C), target (seeds, 1, batch, C) → losses (seeds, settings)
-Loss = Callable[[Tensor, Tensor], Tensor]
+# logits (heads, seeds, settings, batch, C), target (seeds, 1, batch, C) and, where some utterances lack a head, who has
+# which (heads, seeds, 1, batch), else None → losses (seeds, settings)
+Loss = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 
 
 @dataclass(frozen=True, eq=False)
