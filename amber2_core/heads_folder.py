@@ -2,8 +2,9 @@
 
 Tensors are named as `MultimodalHeads` names its parameters, plus `inputs.<modality>.mean` and `.sd` (D_m,) where the
 heads were trained on standardised features. The metadata entry `amber2` is a JSON object with `format_version`,
-`architecture`, `emotions` (the classes in order), `system`, `setting`, `fold`, `seed`, `epochs` (head → epoch kept) and
-`features` (modality → name, fingerprint and recipe of the feature set).
+`architecture`, `emotions` (the classes in order), `system`, `setting`, `fold`, `seed`, `epochs` (head → epoch kept; 0:
+none, the head is as it began), `features` (modality → name, fingerprint and recipe of the feature set) and `missing`
+(modality → how many train utterances lacked it, where some did).
 """
 
 from __future__ import annotations
@@ -33,14 +34,20 @@ class TrainedHeads:
     emotions: tuple[str, ...]
     # modality → (mean, sd), each (D_m,); empty where features are used as they are
     standardisation: Mapping[str, tuple[Tensor, Tensor]]
-    # system, setting, fold, seed, epochs, features
+    # system, setting, fold, seed, epochs, features, missing
     origin: Mapping[str, Any]
 
     @torch.no_grad()
-    def probs(self, features: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Features (N, D_m) by modality, as the cache holds them → probabilities (N, C) by head."""
+    def probs(self, features: Mapping[str, Tensor], present: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
+        """Features (N, D_m) by modality, as the cache holds them → probabilities (N, C) by head.
+
+        Where utterances lack a modality, `present` has booleans (N,) under its name; its head's rows then are NaN.
+        """
         vectors = {name: standardised(x, self.standardisation.get(name)) for name, x in features.items()}
-        return {head: logits.softmax(-1) for head, logits in self.model(vectors).items()}
+        probs = {head: logits.softmax(-1) for head, logits in self.model(vectors, present).items()}
+        for name, mask in (present or {}).items():
+            probs[name] = probs[name].masked_fill(~mask.unsqueeze(-1), torch.nan)
+        return probs
 
 
 def standardised(x: Tensor, statistics: tuple[Tensor, Tensor] | None) -> Tensor:

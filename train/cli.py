@@ -67,6 +67,11 @@ class _Recorded(click.Command):
 )
 @click.option("--inputs", default="raw", help="Features as cached, or standardised on train rows: raw, standardized.")
 @click.option(
+    "--missing",
+    default="drop",
+    help="Utterances without features of some modality: drop; mask: train with what is there.",
+)
+@click.option(
     "--folds",
     help="Fold protocol: session, speaker, stratified, official, official:SPLIT, column:NAME. "
     "[default: the corpus's own]",
@@ -103,6 +108,7 @@ def train_heads(
     output: Path | None,
     name: str | None,
     inputs: str,
+    missing: str,
     precision: str,
     patience: int | None,
     score_all: bool,
@@ -143,6 +149,7 @@ def train_heads(
         folds=folds,
         patience=patience,
         inputs=inputs,  # type: ignore[arg-type]  # checked by `run`
+        missing=missing,  # type: ignore[arg-type]
         precision=precision,  # type: ignore[arg-type]
         score_all=score_all,
         modalities=modalities,

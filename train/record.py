@@ -53,7 +53,12 @@ def settings_record(material: Material) -> dict[str, Any]:
         },
         "policy": json.loads(json.dumps(asdict(material.policy))),
         "emotions": list(data.emotions),
-        "utterances": {"in the cache": len(cache.utterances), "kept": len(data), "dropped": dict(data.dropped)},
+        "utterances": {
+            "in the cache": len(cache.utterances),
+            "kept": len(data),
+            "dropped": dict(data.dropped),
+            "missing": data.missing,
+        },
         "ratings": {"in the cache": len(cache.ratings), "ignored": dict(data.ignored)},
         "folds": {
             "protocol": material.protocol,
@@ -95,6 +100,9 @@ def say_what_is_kept(material: Material) -> None:
         "%d of %d utterances kept (dropped: %s), stimulus %s, emotions %s",
         len(data), len(cache.utterances), dropped, material.policy.stimulus, " ".join(data.emotions),
     )  # fmt: skip
+    if data.missing:
+        lacking = ", ".join(f"{count} without {modality}" for modality, count in data.missing.items())
+        _log.info("of these, trained and scored with what they have: %s", lacking)
     ignored = ", ".join(f"{count} {reason}" for reason, count in data.ignored.items() if count)
     if ignored:
         _log.info("%d ratings, ignored: %s", len(cache.ratings), ignored)
@@ -103,6 +111,11 @@ def say_what_is_kept(material: Material) -> None:
     shared = max(fold.shared_speakers for fold in folds)
     if shared:
         _log.warning("up to %d speakers stand in more than one part of a fold", shared)
+    for fold in folds:
+        for modality, having in data.present.items():
+            parts = {"train": fold.train, "dev": fold.dev, "test": fold.test}
+            if empty := [part for part, rows in parts.items() if not having[rows].any()]:
+                _log.warning("fold %d: no utterance of %s has %s", fold.number, " and ".join(empty), modality)
 
 
 @contextmanager

@@ -63,6 +63,12 @@ class Rows:
         chosen = self.index[rows]
         return self.present.index_select(1, chosen.flatten()).view(-1, *chosen.shape)
 
+    def having(self) -> npt.NDArray[np.bool_]:
+        """Which of these utterances have which head, (heads, n)."""
+        if self.present is None:
+            return np.ones((len(self.features) + 1, len(self)), dtype=bool)
+        return np.asarray(self.present[:, self.index].cpu().numpy())
+
 
 @dataclass(frozen=True, eq=False)
 class FoldRows:

@@ -34,8 +34,9 @@ from .presets import Grid
 from .products import PRECISIONS, Precision
 from .record import Material, identity, logged, say_what_is_kept, settings_record
 from .rows import Inputs
+from .select import check_deciders
 from .sweep import SweepResult, stacks, sweep
-from .targets import feature_keys, training_data
+from .targets import MISSING, Missing, feature_keys, training_data
 from .unfinished import earlier_output, new_output, unfinished_sweep
 
 
@@ -50,6 +51,8 @@ class Request:
     folds: str | None = None
     patience: int | None = None
     inputs: Inputs = "raw"
+    # utterances without features of some modality
+    missing: Missing = "drop"
     precision: Precision = "fp32"
     score_all: bool = False
     # modality → name of the feature set, None where the cache has one
@@ -97,6 +100,7 @@ def train(
         "epochs": request.grid.epochs,
         "patience": request.patience,
         "inputs": request.inputs,
+        "missing": request.missing,
         "precision": request.precision,
         "score-all": request.score_all,
         "device": device.split(":")[0],
@@ -165,6 +169,7 @@ def _checked(request: Request) -> tuple[tuple[Setting, ...], str]:
             raise SettingError(f"Bad {name} {value}, expected a number of at least 1")
     for name, word, choices in (
         ("inputs", request.inputs, get_args(Inputs)),
+        ("missing", request.missing, MISSING),
         ("precision", request.precision, PRECISIONS),
     ):
         if word not in choices:
@@ -190,9 +195,10 @@ def _material(cache_path: Path, request: Request, settings: Sequence[Setting]) -
     """Read the cache and divide it."""
     cache = read_cache(cache_path, only=feature_keys(cache_path, request.modalities))
     policy = policy_with(cache.defaults, request.policy)
-    data = training_data(cache, policy)
+    data = training_data(cache, policy, missing=request.missing)
     protocol = request.folds or cache.defaults.folds
     folds = make_folds(protocol, data)
+    check_deciders(data, folds, settings)
     light = replace(cache, features=tuple(replace(f, values=f.values[:0].copy(), frames=None) for f in cache.features))
     return Material(cache_path, light, policy, data, protocol, folds)
 

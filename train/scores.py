@@ -13,12 +13,13 @@ from torch import Tensor
 
 from amber2_core.heads import MultimodalHeads
 from amber2_core.heads_folder import TrainedHeads
-from amber2_core.metrics import evaluate
+from amber2_core.metrics import METRICS, evaluate
 
 from .fit import SCORED_ROWS, Fitted, predict
 from .grid import Setting
 from .rows import FoldRows, Rows
 from .select import Candidate
+from .systems import registry
 
 Row = dict[str, Any]  # of results.csv, or of curves.csv
 
@@ -28,7 +29,7 @@ class Tested:
     """The selected setting of one system in one fold, on test."""
 
     rows: list[Row]
-    probs: Mapping[str, npt.NDArray[np.float32]]  # head → (seeds, n, C)
+    probs: Mapping[str, npt.NDArray[np.float32]]  # head → (seeds, n, C), NaN where the head predicts nothing
     models: tuple[MultimodalHeads, ...]  # one per seed
 
 
@@ -37,26 +38,33 @@ def scores_of(
 ) -> tuple[list[Row], npt.NDArray[np.float64]]:
     """Every run's metrics on dev or test, each head at its best epoch; of them the JS as (heads, seeds, settings), too.
 
-    What diverged at once, so that no epoch was kept, has no scores: NaN.
+    A head is scored on the utterances that have it. What diverged at once, so that no epoch was kept, has no scores:
+    NaN; so has a head that no utterance has.
     """
     rows = []
-    probs = _numbers(predict(fitted.stack, part).softmax(-1))
+    probs, having = _numbers(predict(fitted.stack, part).softmax(-1)), part.having()
     # each (heads, seeds, settings)
     scores = {
         name: np.where(fitted.epoch > 0, values, np.nan)
-        for name, values in evaluate(_numbers(part.targets), probs).items()
+        for name, values in _of_heads(_numbers(part.targets), probs, having).items()
     }
     for k, setting in enumerate(settings):
         for s, seed in enumerate(seeds):
             for h, head in enumerate(fitted.stack.architecture.heads):
                 metrics = {name: float(values[h, s, k]) for name, values in scores.items()}
-                rows.append(_row(setting, head, split, fold, seed, int(fitted.epoch[h, s, k]), len(part), metrics))
+                n, epoch = int(having[h].sum()), int(fitted.epoch[h, s, k])
+                rows.append(_row(setting, head, split, fold, seed, epoch, n, metrics))
     return rows, scores["js"]
 
 
 def score_on_test(fold: FoldRows, candidate: Candidate) -> Tested:
-    """Score the chosen setting of one system on test, under every seed, with the very heads that are kept."""
+    """Score the chosen setting of one system on test, under every seed, with the very heads that are kept.
+
+    A head of which no epoch was kept predicts nothing: it diverged at once, or, which the row's n of 0 tells, no dev
+    utterance has the head that should have chosen its epoch.
+    """
     setting, target = candidate.setting, _numbers(fold.test.targets)
+    test, counts = fold.test.having(), _judged_counts(fold, candidate)
     rows: list[Row] = []
     probs: dict[str, list[npt.NDArray[np.float32]]] = {}
     models = []
@@ -64,10 +72,12 @@ def score_on_test(fold: FoldRows, candidate: Candidate) -> Tested:
         model = MultimodalHeads(run.architecture).eval()
         model.load_state_dict(run.state)
         models.append(model)
-        for head, predicted in _test_probs(model, fold).items():
+        for (head, predicted), own in zip(_test_probs(model, fold).items(), test, strict=True):
+            having = own & (run.epochs[head] > 0)
+            predicted[~having] = np.nan
             probs.setdefault(head, []).append(predicted)
-            metrics = {name: float(value) for name, value in evaluate(target, predicted).items()}
-            row = _row(setting, head, "test", fold.number, seed, run.epochs[head], len(fold.test), metrics)
+            metrics = {name: float(value) for name, value in evaluate(target[having], predicted[having]).items()}
+            row = _row(setting, head, "test", fold.number, seed, run.epochs[head], counts[head], metrics)
             rows.append({**row, "selected": 1})
     return Tested(rows, {head: np.stack(parts) for head, parts in probs.items()}, tuple(models))
 
@@ -107,6 +117,9 @@ def trained_heads(
         "seed": seed,
         "epochs": candidate.runs[seed].epochs,
         "features": {m: {"name": name, "fingerprint": key} for m, (name, key) in features.items()},
+        "missing": {
+            m: lacking for m, own in zip(features, fold.train.having(), strict=False) if (lacking := int((~own).sum()))
+        },
     }
     statistics = {m: (mean.cpu(), sd.cpu()) for m, (mean, sd) in fold.test.standardisation.items()}
     return TrainedHeads(model, emotions, statistics, origin)
@@ -118,9 +131,31 @@ def _test_probs(model: MultimodalHeads, fold: FoldRows) -> dict[str, npt.NDArray
     parts: dict[str, list[npt.NDArray[np.float32]]] = {}
     for rows in torch.split(torch.arange(len(fold.test), device=fold.test.index.device), SCORED_ROWS):
         vectors = {name: x.cpu() for name, x in fold.test.vectors(rows).items()}
-        for head, logits in model(vectors).items():
+        present = fold.test.presence(rows)
+        masks = None if present is None else dict(zip(vectors, present.cpu(), strict=False))
+        for head, logits in model(vectors, masks).items():
             parts.setdefault(head, []).append(_numbers(logits.softmax(-1)))
     return {head: np.concatenate(some) for head, some in parts.items()}
+
+
+def _judged_counts(fold: FoldRows, candidate: Candidate) -> dict[str, int]:
+    """How many test utterances have each head; 0 for one whose judge no dev utterance has."""
+    heads = candidate.runs[0].architecture.heads
+    system, on_dev = registry.system(candidate.setting.system), fold.dev.having()
+    judged = {head: on_dev[heads.index(system.judge(head, candidate.setting))].any() for head in heads}
+    return {
+        head: int(having.sum()) if judged[head] else 0 for head, having in zip(heads, fold.test.having(), strict=True)
+    }
+
+
+def _of_heads(
+    target: npt.NDArray[np.float32], probs: npt.NDArray[np.float32], having: npt.NDArray[np.bool_]
+) -> dict[str, npt.NDArray[np.float64]]:
+    """Every metric of probabilities (heads, …, n, C), each head over the utterances that have it (heads, n)."""
+    if having.all():
+        return evaluate(target, probs)
+    of_heads = [evaluate(target[own], some[..., own, :]) for some, own in zip(probs, having, strict=True)]
+    return {name: np.stack([scores[name] for scores in of_heads]) for name in METRICS}
 
 
 def _row(

@@ -13,9 +13,11 @@ from amber2_core.errors import SettingError
 from amber2_core.heads import Architecture
 
 from .fit import Fitted
+from .folds import Fold
 from .grid import Setting
 from .stack import StateDict
 from .systems import registry
+from .targets import TrainingData
 
 _log = logging.getLogger(__name__)
 
@@ -79,6 +81,21 @@ def check_chosen(candidates: Mapping[str, Candidate], settings: Sequence[Setting
     for name in dict.fromkeys(setting.name for setting in settings):
         if name not in candidates:
             raise SettingError(f"{name} diverged in fold {fold}: no dev JS is a number; try a smaller --lr")
+
+
+def check_deciders(data: TrainingData, folds: Sequence[Fold], settings: Sequence[Setting]) -> None:
+    """Raises SettingError where dev could choose no setting of a system: nobody there has a head that would decide."""
+    for fold in folds:
+        lacking = {modality for modality, having in data.present.items() if not having[fold.dev].any()}
+        deciders: dict[str, set[str]] = {}
+        for setting in settings:
+            deciders.setdefault(setting.name, set()).add(registry.system(setting.system).decider(setting))
+        for name, heads in deciders.items():
+            if heads <= lacking:
+                raise SettingError(
+                    f"{name} is chosen by the dev JS of its {' or '.join(sorted(heads))} head, which no dev utterance "
+                    f"of fold {fold.number} has features for: choose another --student, other --folds or --missing drop"
+                )
 
 
 def _run(fitted: Fitted, seed: int, setting: int) -> Run:
