@@ -36,7 +36,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -54,6 +54,7 @@ from .features import (
     Features,
     Frames,
     Recipe,
+    StoredFeatures,
     canonical_json,
     check_fit,
     fingerprint,
@@ -97,8 +98,13 @@ class FeatureHeader:
     has_frames: bool
 
 
-def write_cache(path: Path, cache: FeatureCache) -> None:
+def write_cache(path: Path, cache: FeatureCache, stored: Sequence[StoredFeatures] = ()) -> None:
     """Write a cache; it stands under `path` only when it is complete and on the disk.
+
+    Args:
+        path: the cache file.
+        cache: all of the cache, or what is in memory of it.
+        stored: its further feature sets, copied from where they lie.
 
     Raises:
         CacheError: the folder cannot be written, the disk is full, or the parts of the cache do not fit together.
@@ -106,14 +112,16 @@ def write_cache(path: Path, cache: FeatureCache) -> None:
     if os.path.isdir(path):  # Path.is_dir raises where a name is too long
         raise CacheError(f"Cannot write {path}: it is a folder; name a file with --output")
     try:
-        check_fit(cache)
+        check_fit(cache, stored)
     except CacheError as problem:
         raise CacheError(f"Cannot write {path}: {problem}") from None
+    except OSError as problem:
+        raise CacheError(f"Cannot read what {path} is made of: {_reason(problem)}") from None
     temporary = path.with_name(f".{path.name}.{uuid4().hex[:8]}.writing")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with Sink(temporary, "w+") as sink, h5py.File(sink, "w", libver=("v110", "v110")) as file:
-            _write(file, cache)
+            _write(file, cache, stored)
         sync(temporary)
         os.replace(temporary, path)
         sync(path.parent)
@@ -138,7 +146,7 @@ def read_cache(path: Path, *, only: Collection[FeatureKey] | None = None) -> Fea
     Raises:
         CacheError: no such file, not a cache, another format version, truncated, or damaged.
     """
-    with _opened(path) as file:
+    with opened(path) as file:
         return FeatureCache(
             corpus=read_attribute(file, "corpus"),
             corpus_version=read_attribute(file, "corpus_version"),
@@ -151,7 +159,7 @@ def read_cache(path: Path, *, only: Collection[FeatureKey] | None = None) -> Fea
             attributes={name: read_dataset(file["attributes"][name]) for name in file["attributes"]},
             features=tuple(
                 _read_features(file["features"][modality][name], modality, name)
-                for modality, name in _feature_keys(file)
+                for modality, name in feature_keys(file)
                 if only is None or (modality, name) in only
             ),
             failures=tuple(Failure(*row) for row in zip(*_failure_columns(file), strict=True)),
@@ -164,11 +172,11 @@ def read_feature_headers(path: Path) -> tuple[FeatureHeader, ...]:
     Raises:
         CacheError: as `read_cache`.
     """
-    with _opened(path) as file:
+    with opened(path) as file:
         headers = []
-        for modality, name in _feature_keys(file):
+        for modality, name in feature_keys(file):
             group = file["features"][modality][name]
-            recipe, values = _recipe(group), group["values"]
+            recipe, values = recipe_of(group), group["values"]
             headers.append(
                 FeatureHeader(
                     modality, name, values.shape, str(values.dtype), recipe, fingerprint(recipe), "frames" in group
@@ -186,7 +194,7 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def _write(file: h5py.File, cache: FeatureCache) -> None:
+def _write(file: h5py.File, cache: FeatureCache, stored: Sequence[StoredFeatures]) -> None:
     write_attribute(file, "format", FORMAT)
     file.attrs["format_version"] = FORMAT_VERSION
     for name in ("corpus", "corpus_version", "created"):
@@ -201,7 +209,8 @@ def _write(file: h5py.File, cache: FeatureCache) -> None:
     for name, column_values in cache.attributes.items():
         write_dataset(file, f"attributes/{name}", column_values)
     file.create_group("features")
-    for features in cache.features:
+    sets: tuple[Features | StoredFeatures, ...] = (*cache.features, *stored)
+    for features in sets:
         place = f"features/{features.modality}/{features.name}"
         write_dataset(file, f"{place}/values", features.values)
         write_dataset(file, f"{place}/inputs", features.inputs)
@@ -227,18 +236,20 @@ def _read_features(group: h5py.Group, modality: str, name: str) -> Features:
     if "frames" in group:
         frames = Frames(read_dataset(group["frames/values"]), read_dataset(group["frames/offsets"]))
     return Features(
-        modality, name, read_dataset(group["values"]), read_dataset(group["inputs"]), _recipe(group), frames
+        modality, name, read_dataset(group["values"]), read_dataset(group["inputs"]), recipe_of(group), frames
     )
 
 
-def _recipe(group: h5py.Group) -> Recipe:
+def recipe_of(group: h5py.Group) -> Recipe:
+    """The recipe of a feature set, which must match its fingerprint."""
     recipe: Recipe = json.loads(read_attribute(group, "recipe"))
     if fingerprint(recipe) != read_attribute(group, "fingerprint"):
         raise CacheError(f"the recipe of {group.name} does not match its fingerprint")
     return recipe
 
 
-def _feature_keys(file: h5py.File) -> list[FeatureKey]:
+def feature_keys(file: h5py.File) -> list[FeatureKey]:
+    """Modality and name of each feature set."""
     return [(modality, name) for modality in file["features"] for name in file["features"][modality]]
 
 
@@ -247,7 +258,7 @@ def _failure_columns(file: h5py.File) -> list[list[str]]:
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[h5py.File]:
+def opened(path: Path) -> Iterator[h5py.File]:
     """A cache open for reading; whatever goes wrong inside is one line that names the file."""
     again = "encode the corpus again with extract-features"
     try:

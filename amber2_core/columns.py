@@ -10,24 +10,32 @@ import numpy as np
 import numpy.typing as npt
 
 from .errors import CacheError
+from .features import Rows, blocks
 from .tables import Texts, texts
 
 TEXT_BLOCK = 1 << 22  # bytes of padded text in one chunk
 ATTRIBUTE_BYTES = 60_000  # what is longer would leave the object header, and with it the header's checksum
 
 
-def write_dataset(file: h5py.File, place: str, values: npt.NDArray[Any]) -> None:
+def write_dataset(file: h5py.File, place: str, values: npt.NDArray[Any] | Rows) -> None:
     """Write numbers of any shape, or a column of text, with their checksum.
+
+    What lies on the disk is read, and written, a block of rows at a time.
 
     Raises:
         ValueError: text that holds a NUL character or half a surrogate pair, which a dataset cannot hold.
+        OSError: what lies on the disk cannot be read.
     """
-    if values.dtype == object:
-        dataset = _write_text(file, place, values)
+    if isinstance(values, np.ndarray) and values.dtype == object:
+        dataset, checksum = _write_text(file, place, values), _crc32(values)
     else:
-        values = np.ascontiguousarray(values)
-        dataset = file.create_dataset(place, data=values)
-    dataset.attrs["crc32"] = np.uint32(_crc32(values))
+        dataset = file.create_dataset(place, values.shape, values.dtype)
+        checksum = zlib.crc32(b"")
+        for rows in blocks(values):
+            block = np.ascontiguousarray(values[rows])
+            dataset[rows] = block
+            checksum = _crc32(block, checksum)
+    dataset.attrs["crc32"] = np.uint32(checksum)
 
 
 def read_dataset(dataset: h5py.Dataset) -> npt.NDArray[Any]:
@@ -41,6 +49,19 @@ def read_dataset(dataset: h5py.Dataset) -> npt.NDArray[Any]:
     if _crc32(values) != int(dataset.attrs["crc32"]):
         raise CacheError(f"{dataset.name} does not match its checksum")
     return values
+
+
+def verify_numbers(dataset: h5py.Dataset) -> None:
+    """See that numbers match their checksum, a block of rows at a time.
+
+    Raises:
+        CacheError: they do not. Where HDF5 notices the damage, OSError and its like.
+    """
+    checksum = zlib.crc32(b"")
+    for rows in blocks(dataset):
+        checksum = _crc32(dataset[rows], checksum)
+    if checksum != int(dataset.attrs["crc32"]):
+        raise CacheError(f"{dataset.name} does not match its checksum")
 
 
 def write_attribute(place: h5py.Group, name: str, text: str) -> None:
@@ -92,7 +113,8 @@ def _read_text(dataset: h5py.Dataset) -> Texts:
     return texts(column)
 
 
-def _crc32(values: npt.NDArray[Any]) -> int:
+def _crc32(values: npt.NDArray[Any], before: int = 0) -> int:
+    """The checksum of values, or of what stands `before` them and the values."""
     if values.dtype == object:
         return zlib.crc32("\0".join(values).encode())
-    return zlib.crc32(values.reshape(-1).data.cast("B")) if values.size else zlib.crc32(b"")
+    return zlib.crc32(values.reshape(-1).data.cast("B"), before) if values.size else before

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -17,7 +17,22 @@ from .utterance import LabelDefaults
 
 Recipe = Mapping[str, Any]  # JSON values only
 FeatureKey = tuple[str, str]  # (modality, name)
-CHECKED_ROWS = 4096  # looked at together when features are checked for NaN
+BLOCK_BYTES = 1 << 22  # of numbers that lie on the disk, read together
+
+
+class Rows(Protocol):
+    """Numbers by row: an array, or what lies on the disk and is read where it is asked for."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Its first number is that of the rows."""
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Of the numbers."""
+
+    def __getitem__(self, rows: slice, /) -> npt.NDArray[Any]:
+        """Rows that follow one another."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,16 +43,11 @@ class Frames:
     offsets: npt.NDArray[np.int64]  # (N + 1,)
 
 
-@dataclass(frozen=True, eq=False)
-class Features:
-    """One feature set: what one encoder, under one recipe, made of one modality."""
+class _Keyed:
+    """What follows from the recipe and the inputs of a feature set."""
 
-    modality: str  # audio | text | video
-    name: str
-    values: npt.NDArray[np.floating[Any]]  # (N, D) or (N, layers, D), NaN rows: not encoded
-    inputs: Texts  # (N,) sha256 of what each row was encoded from, "" for NaN rows
+    inputs: Texts
     recipe: Recipe
-    frames: Frames | None = None
 
     @property
     def fingerprint(self) -> str:
@@ -48,6 +58,38 @@ class Features:
     def encoded(self) -> npt.NDArray[np.bool_]:
         """(N,) True where the row holds features."""
         return np.array([digest != "" for digest in self.inputs], dtype=bool)
+
+
+@dataclass(frozen=True, eq=False)
+class Features(_Keyed):
+    """One feature set: what one encoder, under one recipe, made of one modality."""
+
+    modality: str  # audio | text | video
+    name: str
+    values: npt.NDArray[np.floating[Any]]  # (N, D) or (N, layers, D), NaN rows: not encoded
+    inputs: Texts  # (N,) sha256 of what each row was encoded from, "" for NaN rows
+    recipe: Recipe
+    frames: Frames | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class StoredFrames:
+    """As `Frames`, the values on the disk."""
+
+    values: Rows  # (ΣT, D)
+    offsets: npt.NDArray[np.int64]  # (N + 1,)
+
+
+@dataclass(frozen=True, eq=False)
+class StoredFeatures(_Keyed):
+    """As `Features`, the values on the disk: a feature set larger than memory can be written and read."""
+
+    modality: str
+    name: str
+    values: Rows  # (N, D) or (N, layers, D)
+    inputs: Texts
+    recipe: Recipe
+    frames: StoredFrames | None = None
 
 
 @dataclass(frozen=True)
@@ -108,8 +150,20 @@ def canonical_json(value: Any) -> str:
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
 
 
-def check_fit(cache: FeatureCache) -> None:
+def blocks(values: Rows) -> Iterator[slice]:
+    """Stretches of rows, small enough to be read one after the other whatever there is in all."""
+    of_one = values.dtype.itemsize * int(np.prod(values.shape[1:], dtype=np.int64))
+    some = max(1, BLOCK_BYTES // max(1, of_one))
+    for first in range(0, values.shape[0], some):
+        yield slice(first, min(first + some, values.shape[0]))
+
+
+def check_fit(cache: FeatureCache, stored: Sequence[StoredFeatures] = ()) -> None:
     """Check that the parts of a cache fit together, so that what is written can be read and trained on.
+
+    Args:
+        cache: all of a cache, or what is in memory of it.
+        stored: its further feature sets.
 
     Raises:
         CacheError: columns of different lengths, an id twice, a rating of no utterance, a name that HDF5 cannot hold,
@@ -129,8 +183,9 @@ def check_fit(cache: FeatureCache) -> None:
             raise CacheError(f"Bad attribute name {name!r}, expected one without '/'")
         if column.shape != (count,) or column.dtype not in (np.dtype(np.float64), np.dtype(object)):
             raise CacheError(f"attribute {name!r} must be ({count},) float64 or text, is {column.shape} {column.dtype}")
-    keys = [f"{features.modality}/{features.name}" for features in cache.features]
-    for key, features in zip(keys, cache.features, strict=True):
+    sets: tuple[Features | StoredFeatures, ...] = (*cache.features, *stored)
+    keys = [f"{features.modality}/{features.name}" for features in sets]
+    for key, features in zip(keys, sets, strict=True):
         if not is_storable_name(features.modality) or not is_storable_name(features.name):
             raise CacheError(f"Bad feature set name {key!r}, expected <modality>/<name> without another '/'")
         if keys.count(key) > 1:
@@ -139,28 +194,32 @@ def check_fit(cache: FeatureCache) -> None:
             raise CacheError(f"{key} {problem}")
 
 
-def _misfits(features: Features, ids: Texts) -> Iterator[str]:
+def _misfits(features: Features | StoredFeatures, ids: Texts) -> Iterator[str]:
     """What is wrong with a feature set of the utterances with these ids; nothing if it is well."""
     values, count = features.values, len(ids)
-    if values.ndim not in (2, 3) or 0 in values.shape[1:] or values.dtype not in (np.float32, np.float16):
+    if len(values.shape) not in (2, 3) or 0 in values.shape[1:] or values.dtype not in (np.float32, np.float16):
         yield f"must be (N, D) or (N, layers, D) of float32 or float16, is {values.shape} {values.dtype}"
-    if len(values) != count or len(features.inputs) != count:
-        yield f"has {len(values)} rows and {len(features.inputs)} inputs for {count} utterances"
+    if values.shape[0] != count or len(features.inputs) != count:
+        yield f"has {values.shape[0]} rows and {len(features.inputs)} inputs for {count} utterances"
     encoded = features.encoded
-    for first in range(0, count, CHECKED_ROWS):
-        block = values[first : first + CHECKED_ROWS].reshape(len(values[first : first + CHECKED_ROWS]), -1)  # (rows, ·)
-        right = np.where(
-            encoded[first : first + CHECKED_ROWS], np.isfinite(block).all(axis=1), np.isnan(block).all(axis=1)
-        )
+    for rows in blocks(values):
+        block = values[rows]
+        block = block.reshape(len(block), -1)  # (rows, ·)
+        right = np.where(encoded[rows], np.isfinite(block).all(axis=1), np.isnan(block).all(axis=1))
         if not right.all():
-            row = first + int(np.argmin(right))
+            row = rows.start + int(np.argmin(right))
             held = "NaN or infinity" if encoded[row] else "numbers, though nothing was encoded"
             yield f"holds {held} in the row of utterance {ids[row]!r}"
     if features.frames is not None:
-        offsets, frames = features.frames.offsets, features.frames.values
-        if frames.ndim != 2 or frames.dtype not in (np.float32, np.float16) or not np.isfinite(frames).all():
-            yield f"frames must be (ΣT, D) of finite float32 or float16, are {frames.shape} {frames.dtype}"
-        if offsets.shape != (count + 1,) or offsets.dtype != np.int64:
-            yield f"frames need ({count + 1},) int64 offsets, have {offsets.shape} {offsets.dtype}"
-        if offsets[0] != 0 or offsets[-1] != len(frames) or (np.diff(offsets) < 0).any():
-            yield f"frames need offsets that rise from 0 to {len(frames)}"
+        yield from _misfits_of_frames(features.frames, count)
+
+
+def _misfits_of_frames(sequences: Frames | StoredFrames, count: int) -> Iterator[str]:
+    offsets, frames = sequences.offsets, sequences.values
+    is_right = len(frames.shape) == 2 and frames.dtype in (np.float32, np.float16)
+    if not is_right or not all(np.isfinite(frames[rows]).all() for rows in blocks(frames)):
+        yield f"frames must be (ΣT, D) of finite float32 or float16, are {frames.shape} {frames.dtype}"
+    if offsets.shape != (count + 1,) or offsets.dtype != np.int64:
+        yield f"frames need ({count + 1},) int64 offsets, have {offsets.shape} {offsets.dtype}"
+    if offsets[0] != 0 or offsets[-1] != frames.shape[0] or (np.diff(offsets) < 0).any():
+        yield f"frames need offsets that rise from 0 to {frames.shape[0]}"

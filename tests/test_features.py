@@ -13,6 +13,7 @@ from golden_cache import golden_cache
 from hypothesis import given
 from hypothesis import strategies as st
 
+import amber2_core.features
 from amber2_core.cache import FeatureCache, fingerprint
 from amber2_core.errors import CacheError
 from amber2_core.features import Frames, check_fit
@@ -222,7 +223,10 @@ def test_columns_of_different_lengths_are_refused() -> None:
 
 @pytest.mark.parametrize("count", [1, 4095, 4096, 4097, 9000])
 @pytest.mark.parametrize("layers", [(), (2,)])
-def test_a_spoilt_row_is_found_wherever_it_stands(count: int, layers: tuple[int, ...]) -> None:
+def test_a_spoilt_row_is_found_wherever_it_stands(
+    count: int, layers: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(amber2_core.features, "BLOCK_BYTES", 4096 * 12 * (layers or (1,))[0])
     cache = golden_cache()
     utterances = take(cache.utterances, np.zeros(count, dtype=np.intp))
     ids = texts([f"u{row}" for row in range(count)])
