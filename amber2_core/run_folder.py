@@ -6,18 +6,23 @@ settings.json     the command, corpus and cache (path, feature sets with fingerp
 results.csv       one row per (system, head, split, fold, seed, setting): `KEY_COLUMNS`, the settings by their names,
                   `epoch` (from 1) and `n` utterances, then every metric of `amber2_core.metrics`. split is dev for
                   every setting, test for the selected one (with --score-all for every one); selected is 1 where dev
-                  chose the setting. Of a run that diverged at once, epoch is 0 and metrics are nan. A setting that a
-                  system does not look at is empty.
+                  chose the setting. A head is scored on the utterances that have its modality (with --missing mask
+                  some may lack it), and `n` says how many. Metrics are nan where n is 0, and where epoch is 0, since
+                  no epoch was kept: the run diverged at once, or (n is 0 then on test) no dev utterance has the head.
+                  A setting that a system does not look at is empty.
 curves.csv        how the selected settings trained: one row per (system, head, fold, seed, epoch), `dev_js` is the JS
                   on dev after that epoch, at the precision of training. With --patience a head's rows end where it
                   stopped. The epoch that was kept is in results.csv. Folders of older versions have no such file
 experts.csv       what the selected settings learnt about modalities, on test: one row per (system, fold, seed, by,
                   group), `by` is all, class (the target's largest share) or ambiguity (its entropy in bits, five
-                  bins); `n` utterances; `weight_<head>` the mean expert weight u (Eq. 5), empty for the student and for
-                  systems without experts; `disagreement` the mean JS(p_A‖p_T), of more modalities over their pairs
+                  bins); `n` utterances; `weight_<head>` the mean expert weight u (Eq. 5), which is 0 for an expert that
+                  an utterance has not got; empty for the student and for systems without experts; `disagreement` the
+                  mean JS(p_A‖p_T), of more modalities over their pairs, of the utterances that have both; empty where
+                  none has
 predictions.npz   id (N,), fold (N,), target (N, C), emotions (C,), and for every system and head `<system>/<head>`
                   (seeds, N, C) float32: probabilities of the selected setting on test; N runs over all folds' test
-                  rows. The test rows of results.csv are the metrics of exactly these numbers.
+                  rows. A row is NaN, whole, where the head predicts nothing: the utterance lacks its modality, or no
+                  epoch of it was kept. The test rows of results.csv are the metrics of exactly these numbers.
 heads/            <system>-fold<k>-seed<s>.safetensors: the selected heads (`amber2_core.heads_folder`)
 summary.json      table: system → head → metric → mean and sd (`summarise`); selected: system → fold → setting
 log.txt           what was logged, line by line
@@ -63,7 +68,7 @@ class Predictions:
     fold: npt.NDArray[np.int64]  # (N,)
     target: npt.NDArray[np.float32]  # (N, C)
     emotions: tuple[str, ...]  # C
-    probs: Mapping[str, npt.NDArray[np.float32]]  # "<system>/<head>" → (seeds, N, C)
+    probs: Mapping[str, npt.NDArray[np.float32]]  # "<system>/<head>" → (seeds, N, C), NaN rows: no prediction
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,7 +79,8 @@ class RunTables:
     results: Columns  # one row per row of results.csv
     # one row per test utterance: id, fold, and the rated share of each emotion under `rated_<emotion>`
     utterances: Columns
-    # one row per test utterance, system, head and seed: these and fold, and the shares under `predicted_<emotion>`
+    # one row per test utterance, system, head and seed: these and fold, and the shares under `predicted_<emotion>`;
+    # none where the head predicts nothing
     predictions: Columns
     experts: Columns  # one row per row of experts.csv; empty where a run has none
     curves: Columns  # one row per row of curves.csv; empty where a run has none
@@ -214,8 +220,9 @@ def load(folder: Path | str) -> RunTables:
         part = {"id": predictions.id, "fold": predictions.fold}
         part |= {column: np.full(len(predictions.id), value) for column, value in words.items()}
         part |= {f"predicted_{emotion}": probs[k, :, c] for c, emotion in enumerate(emotions)}
+        there = ~np.isnan(probs[k]).any(axis=-1)
         for column, values in part.items():
-            long.setdefault(column, []).append(values)
+            long.setdefault(column, []).append(values if there.all() else values[there])
     rated = {f"rated_{emotion}": predictions.target[:, c] for c, emotion in enumerate(emotions)}
     return RunTables(
         settings=read_settings(folder),
@@ -230,7 +237,8 @@ def load(folder: Path | str) -> RunTables:
 def summarise(rows: Sequence[Row]) -> Summary:
     """system → head → metric → mean and sd, over the test rows of the selected settings.
 
-    A metric is averaged over the folds of each seed first; mean and sd (ddof 1, None for a single seed) are over seeds.
+    A metric is averaged over the folds of each seed first, those with nothing to score (n 0) left out; mean and sd
+    (ddof 1, None for a single seed) are over seeds. None for a head that was scored nowhere, or diverged.
     """
     table: Summary = {}
     tested = [row for row in rows if row["split"] == "test" and row["selected"]]
@@ -238,10 +246,16 @@ def summarise(rows: Sequence[Row]) -> Summary:
         own = [row for row in tested if (row["system"], row["head"]) == (system, head)]
         seeds = sorted({row["seed"] for row in own})
         table.setdefault(system, {})[head] = {
-            metric: _mean_and_sd([np.mean([row[metric] for row in own if row["seed"] == seed]) for seed in seeds])
+            metric: _mean_and_sd([fold_mean([row for row in own if row["seed"] == seed], metric) for seed in seeds])
             for metric in METRICS
         }
     return table
+
+
+def fold_mean(rows: Sequence[Row], metric: str) -> float:
+    """A metric averaged over rows of results.csv, one per fold; NaN where no fold had anything to score."""
+    values = [row[metric] for row in rows if row["n"]]
+    return float(np.mean(np.array(values, dtype=np.float64))) if values else math.nan
 
 
 def _write_table(path: Path, rows: Sequence[Row]) -> None:

@@ -23,6 +23,7 @@ def expert_rows(predictions: Predictions, selected: Mapping[tuple[str, int], Set
     """The rows of experts.csv (see `amber2_core.run_folder`), from the selected settings' predictions on test.
 
     u_m = softmax_m(−κ JS(p_m‖y)) per utterance (Eq. 5), with the κ and the student of the setting, then the mean.
+    Predictions may be NaN, where an utterance lacks a modality.
     """
     heads = tuple(dict.fromkeys(name.partition("/")[2] for name in predictions.probs))
     rows = []
@@ -35,26 +36,36 @@ def expert_rows(predictions: Predictions, selected: Mapping[tuple[str, int], Set
         disagreement = modality_disagreement(probs)
         for seed, (by, members) in itertools.product(range(len(probs[FUSION_HEAD])), groups.items()):
             key = {"system": system, "fold": fold, "seed": seed, "by": by[0], "group": by[1], "n": int(members.sum())}
-            means = {f"weight_{head}": _mean(weights, head, seed, members) for head in heads}
-            rows.append({**key, **means, "disagreement": float(disagreement[seed, members].mean())})
+            means = {
+                f"weight_{head}": _mean(weights[head][seed, members]) if head in weights else None for head in heads
+            }
+            rows.append({**key, **means, "disagreement": _mean(disagreement[seed, members])})
     return rows
 
 
 def expert_weights(probs: Mapping[str, Floats], target: Floats, setting: Setting) -> dict[str, Floats]:
-    """u_m of every expert, (seeds, n) by head; none for a system without experts."""
+    """u_m of every expert, (seeds, n) by head; none for a system without experts.
+
+    0 for one that predicts nothing (NaN), the others share its part; NaN where none does.
+    """
     if "kappa" not in registry.system(setting.system).uses:
         return {}
     experts = [head for head in probs if head != setting.student]
     divergence = np.stack([utterance_js(target, probs[head]) for head in experts])  # (experts, seeds, n)
-    powers = np.exp(-setting.kappa * (divergence - divergence.min(axis=0)))
-    return dict(zip(experts, powers / powers.sum(axis=0), strict=True))
+    there = ~np.isnan(divergence)
+    lowest = np.where(there, divergence, 1.0).min(axis=0)
+    powers = np.where(there, np.exp(-setting.kappa * (divergence - lowest)), 0.0)
+    with np.errstate(invalid="ignore"):  # 0 / 0
+        return dict(zip(experts, powers / powers.sum(axis=0), strict=True))
 
 
 def modality_disagreement(probs: Mapping[str, Floats]) -> Floats:
-    """JS(p_A‖p_T) (seeds, n); with more modalities the mean over their pairs."""
+    """JS(p_A‖p_T) (seeds, n); with more modalities the mean over the pairs that an utterance has, NaN without any."""
     modalities = [head for head in probs if head != FUSION_HEAD]
-    pairs = [utterance_js(probs[a], probs[b]) for a, b in itertools.combinations(modalities, 2)]
-    return np.asarray(np.mean(pairs, axis=0))
+    pairs = np.stack([utterance_js(probs[a], probs[b]) for a, b in itertools.combinations(modalities, 2)])
+    there = ~np.isnan(pairs)  # (pairs, seeds, n)
+    with np.errstate(invalid="ignore"):  # 0 / 0
+        return np.asarray(np.where(there, pairs, 0.0).sum(axis=0) / there.sum(axis=0))
 
 
 def _groups(target: Floats, emotions: Sequence[str]) -> Iterator[tuple[tuple[str, str], npt.NDArray[np.bool_]]]:
@@ -70,5 +81,7 @@ def _groups(target: Floats, emotions: Sequence[str]) -> Iterator[tuple[tuple[str
             yield ("ambiguity", f"{low:.2f}-{high:.2f}"), bins == b
 
 
-def _mean(weights: Mapping[str, Floats], head: str, seed: int, members: npt.NDArray[np.bool_]) -> float | None:
-    return float(weights[head][seed, members].mean()) if head in weights else None
+def _mean(values: Floats) -> float | None:
+    """Over the utterances (n,) that have a value; None where none has."""
+    known = values[~np.isnan(values)]
+    return float(known.mean()) if len(known) else None
