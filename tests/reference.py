@@ -214,14 +214,55 @@ def fused_vector(parameters: Mapping[str, Tensor], vectors: Mapping[str, Tensor]
     return fused
 
 
-def head_logits(parameters: Mapping[str, Tensor], vectors: Mapping[str, Tensor], fusion: str) -> dict[str, Tensor]:
+def fused_vector_of_some(
+    parameters: Mapping[str, Tensor], vectors: Mapping[str, Tensor], fusion: str, sizes: Mapping[str, int]
+) -> Tensor:
+    """The fused vector of one utterance that has only the modalities of `vectors`, of those of `sizes` (D_m).
+
+    Of every weight only the rows and columns of these are used. What a concatenation has no part of is zero.
+    """
+    if len(vectors) == len(sizes):
+        return fused_vector(parameters, {m: vectors[m] for m in sizes}, fusion)
+    columns, end = {}, 0
+    for m, size in sizes.items():
+        columns[m] = range(end, end + size)
+        end += size
+    own = [column for m in sizes if m in vectors for column in columns[m]]
+    some = {m: vectors[m] for m in sizes if m in vectors}
+    if fusion in ("concat", "self-gate"):
+        whole = torch.zeros(end, dtype=next(iter(some.values())).dtype)
+        parts = dict(parameters)
+        if fusion == "self-gate":
+            parts["fusion.gate.weight"] = parameters["fusion.gate.weight"][own][:, own]
+        return whole.index_put((torch.tensor(own),), fused_vector(parts, some, fusion))
+    if fusion == "softmax-gate":
+        return fused_vector(parameters, some, fusion)
+    values = {m: torch.tanh(functional.linear(h, parameters[f"fusion.projection.{m}.weight"])) for m, h in some.items()}
+    if len(sizes) == 2:
+        return next(iter(values.values()))
+    fused = torch.zeros_like(next(iter(values.values())))
+    gates = parameters["fusion.gate.weight"].chunk(len(sizes))
+    for place, m in enumerate(sizes):
+        if m in some:
+            gate = torch.sigmoid(functional.linear(torch.cat(list(some.values())), gates[place][:, own]))
+            fused = fused + gate * values[m]
+    return fused
+
+
+def head_logits(
+    parameters: Mapping[str, Tensor],
+    vectors: Mapping[str, Tensor],
+    fusion: str,
+    sizes: Mapping[str, int] | None = None,
+) -> dict[str, Tensor]:
     """Logits (classes,) of one utterance by head: the modalities in the order of `vectors`, then "fusion".
 
     Parameters are named `heads.<head>.{hidden,output}.{weight,bias}`, `fusion.projection.<modality>.weight`,
-    `fusion.gate.weight` and `fusion.score.weight`.
+    `fusion.gate.weight` and `fusion.score.weight`. `sizes` gives every modality's D_m, where `vectors` lacks some.
     """
     logits = {}
-    for head, h in {**vectors, "fusion": fused_vector(parameters, vectors, fusion)}.items():
+    fused = fused_vector_of_some(parameters, vectors, fusion, sizes or {m: len(h) for m, h in vectors.items()})
+    for head, h in {**vectors, "fusion": fused}.items():
         name = f"heads.{head}"
         hidden = functional.relu(
             functional.linear(h, parameters[f"{name}.hidden.weight"], parameters[f"{name}.hidden.bias"])
@@ -248,14 +289,20 @@ def amber_tensor(
     kappa: float,
     weight_gradient: Literal["detach", "flow"],
 ) -> Tensor:
-    """The loss of one utterance, from logits (classes,) by head."""
+    """The loss of one utterance, from logits (classes,) by head; without those that it has not got."""
     probs = {head: functional.softmax(x, dim=-1) for head, x in logits.items()}
     experts = [p for head, p in probs.items() if head != student]
-    distances = torch.stack([js_tensor(target, p) for p in experts])
-    weights = torch.softmax(-kappa * (distances.detach() if weight_gradient == "detach" else distances), dim=0)
-    disagreements = torch.stack([js_tensor(probs[student], p) for p in experts])
-    rai = js_tensor(target, probs[student])
-    return lambda_rai * rai + lambda_mai * (weights * disagreements).sum() + lambda_expert * distances.sum()
+    loss = torch.zeros_like(target[0])
+    if student in probs:
+        loss = loss + lambda_rai * js_tensor(target, probs[student])
+    if experts:
+        distances = torch.stack([js_tensor(target, p) for p in experts])
+        loss = loss + lambda_expert * distances.sum()
+        if student in probs:
+            weights = torch.softmax(-kappa * (distances.detach() if weight_gradient == "detach" else distances), dim=0)
+            disagreements = torch.stack([js_tensor(probs[student], p) for p in experts])
+            loss = loss + lambda_mai * (weights * disagreements).sum()
+    return loss
 
 
 def train_reference(
@@ -275,12 +322,14 @@ def train_reference(
     class_weights: Sequence[float] | None = None,
     learning_rate: float = 3e-4,
     weight_decay: float = 1e-2,
+    lacking: Mapping[str, Sequence[int]] | None = None,
 ) -> list[dict[str, Tensor]]:
     """Train one model from the given initial parameters; what it has become after each epoch, one dict per epoch.
 
     `vectors` are (N, D_m) by modality, `target` (N, classes), `batches` one list per epoch of lists of rows, in the
-    order in which they are seen. Only "cb-ce" reads `class_weights`.
+    order in which they are seen. Only "cb-ce" reads `class_weights`. `lacking` names the rows without a modality.
     """
+    lacking, sizes = lacking or {}, {m: h.shape[1] for m, h in vectors.items()}
     trained = {name: value.clone().requires_grad_() for name, value in parameters.items()}
     optimizer = torch.optim.AdamW(trained.values(), lr=learning_rate, weight_decay=weight_decay)
     epochs = []
@@ -288,7 +337,8 @@ def train_reference(
         for rows in epoch:
             loss = torch.zeros((), dtype=target.dtype)
             for row in rows:
-                logits = head_logits(trained, {m: h[row] for m, h in vectors.items()}, fusion)
+                own = {m: h[row] for m, h in vectors.items() if row not in lacking.get(m, ())}
+                logits = head_logits(trained, own, fusion, sizes)
                 if system == "cb-ce":
                     assert class_weights is not None
                     utterance_weight = sum(w * y for w, y in zip(class_weights, target[row].tolist(), strict=True))
@@ -301,6 +351,10 @@ def train_reference(
                     )  # fmt: skip
             optimizer.zero_grad()
             (loss / len(rows)).backward()  # type: ignore[no-untyped-call]
+            for value in (
+                trained.values() if lacking else ()
+            ):  # a batch in which nobody has a head is a step all the same
+                value.grad = torch.zeros_like(value) if value.grad is None else value.grad
             optimizer.step()
         epochs.append({name: value.detach().clone() for name, value in trained.items()})
     return epochs

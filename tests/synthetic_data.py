@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from amber2_core.tables import RatingTable, UtteranceTable, texts
 from amber2_core.utterance import LabelDefaults
 from amber2_train.folds import Fold
 from amber2_train.labels import LABELS
-from amber2_train.rows import FoldRows, Rows
+from amber2_train.rows import FoldRows, Rows, presence
 from amber2_train.systems.system import TrainingStatistics
 from amber2_train.targets import TrainingData
 
@@ -52,19 +53,33 @@ def features(
     return made
 
 
-def training_data(count: int = 60, *, speakers: int = 6, sessions: int = 3, seed: int = 0) -> TrainingData:
+def training_data(
+    count: int = 60,
+    *,
+    speakers: int = 6,
+    sessions: int = 3,
+    modalities: Sequence[str] = ("audio", "text"),
+    missing: Mapping[str, Sequence[int]] | None = None,
+    seed: int = 0,
+) -> TrainingData:
+    """Utterances of three sessions; `missing` names rows that a modality does not have."""
     targets = soft_labels(count, seed=seed)
+    vectors, present = features(targets, modalities, seed=seed), {}
+    for name, rows in (missing or {}).items():
+        present[name] = np.isin(np.arange(count), rows, invert=True)
+        vectors[name][~present[name]] = np.nan
     return TrainingData(
         id=texts([f"u{i:03}" for i in range(count)]),
         speaker=texts([f"s{i % speakers}" for i in range(count)]),
         session=texts([f"Ses{i % sessions}" for i in range(count)]),
         split=texts([""] * count),
-        features=features(targets, seed=seed),
+        features=vectors,
         targets=targets,
         emotions=EMOTIONS,
-        feature_sets={"audio": ("wav2vec2", "a" * 64), "text": ("bert", "b" * 64)},
+        feature_sets={name: (f"{name}-model", name * 9) for name in modalities},
         dropped={},
         ignored={},
+        present=present,
     )
 
 
@@ -79,12 +94,15 @@ def fold_in(
     """A fold in any precision, with other test targets where they are given."""
     tensors = {name: torch.from_numpy(data.features[name]).to(dtype) for name in modalities or data.features}
 
+    present = presence(replace(data, features={name: data.features[name] for name in tensors}), "cpu")
+
     def part(rows: np.ndarray[Any, Any]) -> Rows:
-        return Rows(tensors, torch.from_numpy(rows), torch.from_numpy(data.targets[rows]).to(dtype))
+        targets = torch.from_numpy(data.targets[rows]).to(dtype)
+        return Rows(tensors, torch.from_numpy(rows), targets, present=present)
 
     train, test = part(fold.train), part(fold.test)
     if test_targets is not None:
-        test = Rows(test.features, test.index, test_targets)
+        test = replace(test, targets=test_targets)
     statistics = {kind: TrainingStatistics(class_balanced_weights(LABELS[kind](train.targets))) for kind in LABELS}
     return FoldRows(fold.number, train, part(fold.dev), test, statistics)
 

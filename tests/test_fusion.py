@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from amber2_core.errors import SettingError
-from amber2_core.fusion import FUSIONS, Fusion, fusion_layer, gmu, self_gate, softmax_gate
+from amber2_core.fusion import FUSIONS, Fusion, fusion_layer, gmu, only_present, self_gate, softmax_gate
 from amber2_core.linear import Linear, init_linear, linear
 
 TWO = {"audio": 5, "text": 3}
@@ -73,6 +73,38 @@ def test_the_softmax_gate_lies_between_its_values_and_the_self_gate_damps() -> N
     torch.testing.assert_close(self_gate(torch.zeros(4, 6), values[0]), values[0] / 2)
 
 
+# which of seven utterances has what; one has nothing
+PRESENT = {
+    "audio": torch.tensor([1, 1, 0, 1, 0, 0, 0]).bool(),
+    "text": torch.tensor([1, 0, 1, 1, 1, 0, 0]).bool(),
+    "video": torch.tensor([1, 1, 1, 0, 0, 1, 0]).bool(),
+}
+
+
+@pytest.mark.parametrize("fusion", FUSIONS)
+@pytest.mark.parametrize("inputs", [TWO, THREE], ids=["two", "three"])
+def test_what_an_utterance_lacks_is_as_if_there_were_no_such_modality(fusion: Fusion, inputs: dict[str, int]) -> None:
+    layer = fusion_layer(fusion, inputs, width=6, generator=seeded()).double()
+    h, present = vectors(inputs, 7), {name: PRESENT[name] for name in inputs}
+    fused = layer(only_present(h, present), present)
+    parameters = {f"fusion.{name}": value for name, value in layer.state_dict().items()}
+    for row in range(6):
+        own = {name: x[row] for name, x in h.items() if present[name][row]}
+        if own:
+            expected = reference.fused_vector_of_some(parameters, own, fusion, inputs)
+            torch.testing.assert_close(fused[row], expected)
+    assert not fused[6].any()
+
+
+@pytest.mark.parametrize("fusion", FUSIONS)
+def test_a_modality_that_everybody_has_needs_no_mask(fusion: Fusion) -> None:
+    layer = fusion_layer(fusion, TWO, width=6, generator=seeded()).double()
+    h = only_present(vectors(TWO, 7), {"text": PRESENT["text"]})
+    everybody = torch.ones(7, dtype=torch.bool)
+    assert torch.equal(layer(h, {"text": PRESENT["text"]}), layer(h, {"audio": everybody, "text": PRESENT["text"]}))
+    assert torch.equal(layer(h, {"audio": everybody, "text": everybody}), layer(h))
+
+
 @pytest.mark.parametrize("fusion", FUSIONS)
 @pytest.mark.parametrize("inputs", [TWO, THREE], ids=["two", "three"])
 def test_runs_stacked_along_leading_axes_give_what_each_gives_alone(fusion: Fusion, inputs: dict[str, int]) -> None:
@@ -86,16 +118,20 @@ def test_runs_stacked_along_leading_axes_give_what_each_gives_alone(fusion: Fusi
             torch.testing.assert_close(together.expand(3, 7, layer.width)[run], expected, rtol=0, atol=1e-14)
 
 
+@pytest.mark.parametrize("masked", [False, True], ids=["whole", "masked"])
+@pytest.mark.parametrize("inputs", [TWO, THREE], ids=["two", "three"])
 @pytest.mark.parametrize("fusion", FUSIONS)
-def test_gradients_agree_with_finite_differences(fusion: Fusion) -> None:
-    layer = fusion_layer(fusion, THREE, width=4, generator=seeded()).double()
+def test_gradients_agree_with_finite_differences(fusion: Fusion, inputs: dict[str, int], masked: bool) -> None:
+    layer = fusion_layer(fusion, inputs, width=4, generator=seeded()).double()
     names, parameters = zip(*layer.named_parameters(), strict=True) if fusion != "concat" else ((), ())
-    h = {name: x.requires_grad_() for name, x in vectors(THREE, 2).items()}
+    h = {name: x.requires_grad_() for name, x in vectors(inputs, 7 if masked else 2).items()}
+    present = {name: PRESENT[name] for name in inputs} if masked else None
 
     def fused(*tensors: Tensor) -> Tensor:
-        h = dict(zip(THREE, tensors, strict=False))
-        weights = dict(zip(names, tensors[len(THREE) :], strict=True))
-        result: Tensor = torch.func.functional_call(layer, weights, (h,))
+        h = dict(zip(inputs, tensors, strict=False))
+        weights = dict(zip(names, tensors[len(inputs) :], strict=True))
+        some = h if present is None else only_present(h, present)
+        result: Tensor = torch.func.functional_call(layer, weights, (some, present))
         return result
 
     assert torch.autograd.gradcheck(fused, (*h.values(), *parameters))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from typing import Any
 
@@ -44,6 +45,27 @@ def test_every_head_gives_what_the_loops_give(fusion: Fusion, inputs: tuple[tupl
         for head, each in expected.items():
             assert logits[head].shape == (9, 4)
             torch.testing.assert_close(logits[head][row], each)
+
+
+@pytest.mark.parametrize("fusion", FUSIONS)
+@pytest.mark.parametrize("inputs", [SMALL, (*SMALL, ("video", 3))], ids=["two", "three"])
+@pytest.mark.parametrize("filling", [0.0, math.nan, math.inf])
+def test_an_utterance_is_read_by_what_it_has_whatever_stands_in_place_of_the_rest(
+    fusion: Fusion, inputs: tuple[tuple[str, int], ...], filling: float
+) -> None:
+    model, h = small(inputs=inputs, fusion=fusion), vectors(9, inputs=inputs)
+    rows = torch.arange(9)
+    present = {"audio": rows % 3 != 0, "text": rows % 3 != 1}  # everybody has video, where there is some
+    filled = {name: x.masked_fill(~present[name][:, None], filling) if name in present else x for name, x in h.items()}
+    logits = model(filled, present)
+    for row in range(9):
+        own = {name: x[row] for name, x in h.items() if name not in present or present[name][row]}
+        expected = reference.head_logits(model.state_dict(), own, fusion, dict(inputs))
+        for head, each in expected.items():
+            torch.testing.assert_close(logits[head][row], each)
+    loss = torch.stack([x.square().sum() for x in logits.values()]).sum()
+    gradients = torch.autograd.grad(loss, list(model.parameters()))
+    assert all(bool(gradient.isfinite().all()) for gradient in gradients)
 
 
 def test_the_default_model_has_the_size_that_the_paper_implies_and_stable_names() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import math
 from typing import Any
@@ -255,6 +256,113 @@ def test_single_precision_loses_nothing_and_half_precision_only_what_its_logits_
     torch.testing.assert_close(
         losses.amber_loss(half, y.float(), student=2), losses.amber_loss(half.float(), y.float(), student=2)
     )
+
+
+# --- utterances that lack a head ---
+
+# of audio, text and a third head; the last utterance has the third alone, one before it no third
+PRESENT = torch.tensor([[1, 0, 1, 1, 0, 1, 0], [1, 1, 0, 1, 1, 1, 0], [1, 1, 1, 1, 1, 0, 1]]).bool()
+
+
+def slow_loss(y: Tensor, logits: Tensor, present: Tensor, student: int, **settings: Any) -> Tensor:
+    """By tests/reference.py, each utterance with only the heads that it has."""
+    total = torch.zeros((), dtype=y.dtype)
+    for i in range(len(y)):
+        own = {str(m): logits[m, i] for m in range(len(logits)) if present[m, i]}
+        total = total + reference.amber_tensor(y[i], own, student=str(student), **settings)
+    return total / len(y)
+
+
+@pytest.mark.parametrize("student", [0, 1, 2])
+@pytest.mark.parametrize("weight_gradient", losses.WEIGHT_GRADIENTS)
+def test_loss_and_gradient_are_those_of_the_heads_that_each_utterance_has(
+    student: int, weight_gradient: losses.WeightGradient
+) -> None:
+    y, logits = targets(7, 4, 30), random_logits(3, 7, 4, seed=31).requires_grad_()
+    settings: dict[str, Any] = {**SETTINGS, "weight_gradient": weight_gradient}
+    actual = losses.amber_loss(logits, y, student=student, present=PRESENT, **settings)
+    expected = slow_loss(y, logits, PRESENT, student, **settings)
+    assert actual.item() == pytest.approx(expected.item(), abs=1e-12)
+    mine, theirs = torch.autograd.grad(actual, logits)[0], torch.autograd.grad(expected, logits)[0]
+    torch.testing.assert_close(mine, theirs, rtol=0, atol=1e-12)
+    assert not mine[~PRESENT].any()
+
+
+@pytest.mark.parametrize("student", [0, 1, 2])
+@pytest.mark.parametrize("distance", losses.DISTANCES)
+def test_gradients_with_missing_heads_agree_with_finite_differences(student: int, distance: losses.Distance) -> None:
+    y, logits = targets(7, 4, 32), random_logits(3, 2, 7, 4, seed=33).requires_grad_()
+    present = PRESENT.unsqueeze(1)  # the same for both runs
+
+    def loss(x: Tensor) -> Tensor:
+        return losses.amber_loss(
+            x, y, student=student, distance=distance, weight_gradient="flow", present=present, **SETTINGS
+        )
+
+    assert torch.autograd.gradcheck(loss, (logits,))
+    weights = losses.class_balanced_weights(y)
+    assert torch.autograd.gradcheck(
+        lambda x: losses.class_balanced_cross_entropy(x, y, weights, present=present), (logits,)
+    )
+
+
+@pytest.mark.parametrize("filling", [0.0, 1e4, math.nan, math.inf])
+@pytest.mark.parametrize("weight_gradient", losses.WEIGHT_GRADIENTS)
+def test_logits_of_a_head_that_is_not_there_are_never_looked_at(
+    filling: float, weight_gradient: losses.WeightGradient
+) -> None:
+    y, logits = targets(7, 4, 34), random_logits(3, 7, 4, seed=35)
+    weights = losses.class_balanced_weights(y)
+    for student, distance in itertools.product(range(3), losses.DISTANCES):
+        values = []
+        for some in (logits, logits.masked_fill(~PRESENT.unsqueeze(-1), filling)):
+            x = some.clone().requires_grad_()
+            loss = (
+                losses.amber_loss(
+                    x,
+                    y,
+                    student=student,
+                    distance=distance,
+                    weight_gradient=weight_gradient,
+                    present=PRESENT,
+                    **SETTINGS,
+                )
+                + losses.class_balanced_cross_entropy(x, y, weights, present=PRESENT).sum()
+            )
+            values.append((loss, torch.autograd.grad(loss, x)[0]))
+        assert torch.equal(values[0][0], values[1][0])
+        assert torch.equal(values[0][1], values[1][1])
+        assert values[1][1].isfinite().all()
+
+
+def test_weights_are_shared_among_the_experts_that_are_there() -> None:
+    divergence = torch.rand(3, 5, generator=torch.Generator().manual_seed(0))
+    present = torch.tensor([[1, 0, 1, 0, 0], [1, 1, 0, 1, 0], [1, 1, 1, 0, 0]]).bool()
+    weights = losses.expert_weights(divergence, 6.0, present)
+    assert (weights[:, :4][~present[:, :4]] == 0).all()
+    for i in range(4):
+        own = present[:, i]
+        torch.testing.assert_close(weights[own, i], losses.expert_weights(divergence[own, i], 6.0))
+    assert weights.isfinite().all()
+
+
+@pytest.mark.parametrize("weight_gradient", losses.WEIGHT_GRADIENTS)
+def test_without_any_expert_there_is_no_modality_ambiguity_and_no_nan(weight_gradient: losses.WeightGradient) -> None:
+    y, logits = targets(2, 4, 36), random_logits(3, 2, 4, seed=37).requires_grad_()
+    present = torch.tensor([[0, 0], [0, 0], [1, 1]]).bool()
+    loss = losses.amber_loss(logits, y, student=2, present=present, weight_gradient=weight_gradient, **SETTINGS)
+    alone = SETTINGS["lambda_rai"] * losses.rai_loss(logits[2], y)
+    assert loss.item() == pytest.approx(alone.item(), abs=1e-15)
+    gradient, expected = (torch.autograd.grad(x, logits)[0] for x in (loss, alone))
+    torch.testing.assert_close(gradient, expected, rtol=0, atol=1e-15)
+
+
+def test_an_absent_head_adds_nothing_to_the_baseline_and_the_mean_is_over_the_whole_batch() -> None:
+    y, logits = targets(7, 4, 38), random_logits(3, 7, 4, seed=39)
+    weights = losses.class_balanced_weights(y)
+    found = losses.class_balanced_cross_entropy(logits, y, weights, present=PRESENT)
+    each = losses.class_balanced_cross_entropy(logits, y, weights, reduction="none")
+    torch.testing.assert_close(found, (each * PRESENT).sum(-1) / 7)
 
 
 # --- other distances between student and raters ---

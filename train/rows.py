@@ -100,7 +100,7 @@ def fold_rows(
     if inputs == "standardized":
         having = {name: torch.from_numpy(mask).to(device) for name, mask in data.present.items()}
         standardisation = train_statistics(features, train_index, having)
-    present = _presence(data, device)
+    present = presence(data, device)
 
     def part(rows: npt.NDArray[np.intp]) -> Rows:
         targets = torch.from_numpy(data.targets[rows]).to(device)
@@ -133,7 +133,7 @@ def train_statistics(
     return statistics
 
 
-def _presence(data: TrainingData, device: str) -> Tensor | None:
+def presence(data: TrainingData, device: str) -> Tensor | None:
     """(heads, N) which utterances have which head, the fusion last; None where nothing is missing."""
     if not data.present:
         return None
