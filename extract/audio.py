@@ -64,7 +64,7 @@ class Resampler:
 KAISER_BEST = Resampler()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Excerpt:
     """A stretch of a recording."""
 

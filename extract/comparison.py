@@ -9,7 +9,8 @@ import numpy as np
 
 from amber2_core.cache import FeatureCache, Features, read_cache
 
-from .assembly import find_features, sequence_of, stage_of
+from .assembly import sequence_of, stage_of
+from .earlier import find_features
 from .recipe import differences
 
 Record = dict[str, Any]  # JSON values
@@ -76,7 +77,7 @@ def _words(features: Record) -> str:
 
 
 def _features(one: FeatureCache, two: FeatureCache, modality: str, name: str) -> Record:
-    a, b = (find_features(cache, modality, name) for cache in (one, two))
+    a, b = (find_features(cache.features, modality, name) for cache in (one, two))
     if a is None or b is None:
         return {"only_in": "b" if a is None else "a", "same": False}
     rows = [{id_: row for row, id_ in enumerate(cache.utterances.id)} for cache in (one, two)]

@@ -29,6 +29,9 @@ from .recipe import Layers, Precision
 # How far a row of a batch may be from the same utterance encoded alone, relative L2.
 EXACT = 1e-5
 
+# Transcripts tokenized together.
+_AT_ONCE = 256
+
 _HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 _log = logging.getLogger(__name__)
@@ -244,7 +247,10 @@ class TextEncoder(_Encoder):
 
     def tokenize(self, transcripts: Sequence[str]) -> tuple[list[list[int]], list[bool]]:
         """Token ids of each transcript, special tokens included, and whether it had to be cut to `most_tokens`."""
-        tokens = self._tokens(transcripts, truncation=False)
+        tokens: list[list[int]] = []
+        # A tokenizer notes more of each word than its id: not of a whole corpus at once.
+        for first in range(0, len(transcripts), _AT_ONCE):
+            tokens += self._tokens(transcripts[first : first + _AT_ONCE], truncation=False)
         cut = [len(ids) > self.most_tokens for ids in tokens]
         for place in (place for place, is_cut in enumerate(cut) if is_cut):
             tokens[place] = self._tokens([transcripts[place]], truncation=True)[0]

@@ -7,11 +7,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from amber2_core.cache import Failure, FeatureCache, Features
+from amber2_core.cache import Failure
 from amber2_core.errors import AudioError, ModelError
+from amber2_core.features import StoredFeatures
 from amber2_core.tables import UtteranceTable
 
-from .assembly import failures_of, find_features, known_failures, new_features, reusable_rows, stage_of
+from .assembly import failures_of, new_features, stage_of
+from .earlier import Earlier, find_features, known_failures, reusable_rows
 from .encoding import OnProgress, Outcome, encode_items
 from .inputs import Inputs
 from .parts import Parts
@@ -48,7 +50,7 @@ class Call:
 
     table: UtteranceTable
     inputs: Mapping[str, Inputs]
-    before: FeatureCache | None
+    before: Earlier | None
     work: Path
     effort: Effort
     force: bool
@@ -59,7 +61,7 @@ class Call:
 class Done:
     """One feature set that is complete."""
 
-    features: Features
+    features: StoredFeatures
     failures: list[Failure]
     summary: FeatureSummary
     parts: Parts
@@ -73,12 +75,12 @@ def complete(task: Task, call: Call) -> Done:
     """
     recipe, stage = task.recipe, stage_of(task.recipe.modality, task.name)
     inputs = call.inputs[recipe.modality]
-    earlier = find_features(call.before, recipe.modality, task.name)
+    before = None if call.before is None else find_features(call.before.features, recipe.modality, task.name)
     reusable: Mapping[str, int] = {}
     failed: Mapping[str, str] = {}
     parts = Parts(call.work / recipe.fingerprint[:16], anew=call.force)
     if not call.force:
-        reusable = reusable_rows(earlier, recipe)
+        reusable = reusable_rows(before, recipe)
         failed = known_failures(call.before, call.table, inputs, recipe=recipe, name=task.name)
     missing = {digest: item for digest, item in inputs.items.items() if digest not in reusable and digest not in failed}
     fresh = {digest for digest in missing if digest not in parts}
@@ -95,7 +97,7 @@ def complete(task: Task, call: Call) -> Done:
             on_progress=call.on_progress,
         )
     failures = failures_of(task.name, recipe.modality, call.table.id, inputs, {**failed, **outcome.failures})
-    features = new_features(task.name, recipe, inputs, earlier, reusable, parts)
+    features = new_features(task.name, recipe, inputs, before, reusable, parts)
     if features is None:
         first = f"{failures[0].utterance}: {failures[0].reason}" if failures else "there is none"
         error = AudioError if recipe.modality == "audio" else ModelError
@@ -103,7 +105,7 @@ def complete(task: Task, call: Call) -> Done:
     return Done(features, failures, _summary(features, fresh, len(failures), outcome), parts)
 
 
-def _summary(features: Features, fresh: set[str], failed: int, outcome: Outcome) -> FeatureSummary:
+def _summary(features: StoredFeatures, fresh: set[str], failed: int, outcome: Outcome) -> FeatureSummary:
     encoded = sum(digest in fresh for digest in features.inputs)
     return FeatureSummary(
         modality=features.modality,

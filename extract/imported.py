@@ -30,8 +30,8 @@ from amber2_core.utterance import Corpus, LabelDefaults
 
 from .assembly import IMPORTED
 from .audio import sha256_of
-from .parts import work_folder
 from .vote_arrays import ID_NAMES, cache_of_arrays, software_versions
+from .work_folder import work_folder
 
 
 @dataclass(frozen=True)

@@ -9,19 +9,21 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from amber2_core.cache import Failure, FeatureCache, read_cache, write_cache
+from amber2_core.cache import Failure, FeatureCache, write_cache
 from amber2_core.errors import CacheError
+from amber2_core.features import StoredFeatures
 from amber2_core.utterance import Corpus
 
-from .assembly import failures_of, is_same, kept_features, known_lengths, stage_of, with_recordings
+from .assembly import failures_of, kept_features, stage_of
 from .blank import blank_cache
+from .earlier import earlier, is_same, known_lengths, with_recordings
 from .encoding import OnProgress
 from .feature_set import Call, Done, FeatureSummary, complete
 from .inputs import scan_recordings, transcript_inputs
-from .parts import work_folder
 from .recipe import Layers, Precision
 from .tasks import Task, plan_tasks
 from .work import Effort
+from .work_folder import work_folder
 
 AUDIO_MODEL = "facebook/wav2vec2-base"
 TEXT_MODEL = "bert-base-uncased"
@@ -103,69 +105,52 @@ def extract_features(
         precision=precision,
         max_seconds=max_seconds,
     )
-    with work_folder(output) as work:
-        before = _earlier(output, corpus, force)
+    with work_folder(output) as work, earlier(output, corpus.name, force=force) as before:
         inputs = {"text": transcript_inputs(corpus)}
         recordings = None
         if audio_model is not None:
             _log.info("reading %d recordings of %s", sum(path != "" for path in table.audio), corpus.name)
             recordings = scan_recordings(corpus, known=known_lengths(before))
             inputs["audio"] = recordings.inputs
-        table = with_recordings(table, recordings, before)
+        table = with_recordings(table, recordings, None if before is None else before.cache.utterances)
         call = Call(table, inputs, before, work, effort or Effort(), force, on_progress)
         done = _complete(tasks, call, output, strict)
-        after = _cache(call, blank, done)
-        written = force or before is None or not is_same(before, after)
+        after, sets = _assembled(call, blank, done)
+        written = force or before is None or not is_same(before, after, sets)
         if written:
-            write_cache(output, after)
+            write_cache(output, after, sets)
         for one in done:
             one.parts.remove()
     return Summary(output, len(table), tuple(one.summary for one in done), after.failures, written)
 
 
-def _earlier(output: Path, corpus: Corpus, force: bool) -> FeatureCache | None:
-    """What stands at `output` already, if it can be gone on from."""
-    if not output.exists():
-        return None
-    try:
-        cache = read_cache(output)
-        if cache.corpus != corpus.name:
-            raise CacheError(
-                f"{output} holds the corpus {cache.corpus!r}, not {corpus.name!r}: choose another --output"
-            )
-    except CacheError as problem:
-        if not force:
-            raise CacheError(f"{problem}; or replace it with --force") from None
-        _log.warning("%s is replaced: %s", output, problem)
-        return None
-    return cache
-
-
-def _cache(call: Call, blank: FeatureCache, done: list[Done]) -> FeatureCache:
-    """The new cache: the feature sets that are done, and those of the earlier cache that were not asked for."""
+def _assembled(call: Call, blank: FeatureCache, done: list[Done]) -> tuple[FeatureCache, list[StoredFeatures]]:
+    """The new cache and its feature sets: those that are done, and those of before that were not asked for."""
     stages = {stage_of(one.features.modality, one.features.name) for one in done}
     sets = [one.features for one in done]
     failures = [failure for one in done for failure in one.failures]
     work: dict[str, Any] = {}
     if call.before is not None:
-        ids = set(call.table.id)
-        others = [f for f in call.before.features if stage_of(f.modality, f.name) not in stages]
-        kept = [kept_features(f, call.before.utterances.id, call.table.id, call.inputs.get(f.modality)) for f in others]
-        sets += [features for features in kept if features is not None]
-        failures += [f for f in call.before.failures if f.stage not in stages and f.utterance in ids]
-        work = dict(call.before.summary.get("features", {}))
+        cache, ids = call.before.cache, set(call.table.id)
+        for others in call.before.features:
+            if stage_of(others.modality, others.name) not in stages:
+                inputs = call.inputs.get(others.modality)
+                kept = kept_features(others, cache.utterances.id, call.table.id, inputs, call.work)
+                sets += [] if kept is None else [kept]
+        failures += [f for f in cache.failures if f.stage not in stages and f.utterance in ids]
+        work = dict(cache.summary.get("features", {}))
     for one in done:
         stage = stage_of(one.summary.modality, one.summary.name)
         if one.summary.encoded or stage not in work:
             work[stage] = asdict(one.summary)
-    return replace(
+    after = replace(
         blank,
         utterances=call.table,
-        features=tuple(sorted(sets, key=lambda features: (features.modality, features.name))),
         failures=tuple(sorted(failures, key=lambda failure: (failure.stage, failure.utterance))),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         summary={"features": work},
     )
+    return after, sorted(sets, key=lambda features: (features.modality, features.name))
 
 
 def _complete(tasks: Sequence[Task], call: Call, output: Path, strict: bool) -> list[Done]:

@@ -22,6 +22,7 @@ from amber2_core.arrays import open_arrays
 from amber2_core.cache import FeatureCache, read_cache, write_cache
 from amber2_core.errors import Amber2Error, CacheError
 from amber2_core.label_spaces import policy_of
+from amber2_core.stored import stored_features
 from amber2_core.tables import texts
 from amber2_core.votes import label_distributions
 from amber2_data.corpora.registry import read_corpus
@@ -228,15 +229,15 @@ def test_imported_vectors_stay_when_the_corpus_is_encoded_later(tmp_path: Path) 
     for wanted in (Wanted("audio", "mine", "vectors"), Wanted("text", "words", "vectors")):
         existing = tmp_path / "c.h5" if (tmp_path / "c.h5").exists() else None
         import_features(path, [wanted], tmp_path / "c.h5", cache=existing, corpus=corpus, ids=ids)
-    before = read_cache(tmp_path / "c.h5")
-    audio, text = before.feature_set("audio"), before.feature_set("text")
+    ids = read_cache(tmp_path / "c.h5").utterances.id
     others = Inputs(digests=("x", "y", "z"), items={}, failures={})
-    for now in (None, others):  # what a reader of recordings finds is not what the vectors are checked against
-        kept = kept_features(audio, before.utterances.id, before.utterances.id, now)
-        assert kept is not None
-        np.testing.assert_array_equal(kept.values, VECTORS)
-    assert kept_features(text, before.utterances.id, before.utterances.id, transcript_inputs(corpus)) is text
-    assert kept_features(text, before.utterances.id, before.utterances.id, others) is None
+    with stored_features(tmp_path / "c.h5") as (audio, text):
+        for now in (None, others):  # what a reader of recordings finds is not what the vectors are checked against
+            kept = kept_features(audio, ids, ids, now, tmp_path)
+            assert kept is not None
+            np.testing.assert_array_equal(kept.values[:], VECTORS)
+        assert kept_features(text, ids, ids, transcript_inputs(corpus), tmp_path) is text
+        assert kept_features(text, ids, ids, others, tmp_path) is None
 
 
 def test_nothing_is_replaced_without_force(tmp_path: Path) -> None:
