@@ -112,12 +112,13 @@ class Parts:
             path, row = self._places[digest]
             wanted.setdefault(path, []).append((row, targets))
         for path, pairs in wanted.items():
-            with self._keeping("go on in"):
-                try:
+            try:
+                with self._keeping("read"):
                     _, part = _read(path)
-                except _DamageError as damage:
-                    line = f"{path} is damaged ({damage}): the same command encodes its rows again"
-                    raise CacheError(line) from None
+            except _DamageError as damage:
+                line = f"{path} is damaged ({damage}): the same command encodes its rows again"
+                raise CacheError(line) from None
+            with self._keeping("write to"):
                 for row, target in ((row, target) for row, targets in pairs for target in targets):
                     matrix.put(target, part.values[row : row + 1])
                     if frames is not None and part.frames is not None:

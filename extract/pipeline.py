@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -105,7 +106,11 @@ def extract_features(
         precision=precision,
         max_seconds=max_seconds,
     )
-    with work_folder(output) as work, earlier(output, corpus.name, force=force) as before:
+    with (
+        _told(output),
+        work_folder(output) as work,
+        earlier(output, corpus.name, force=force) as before,
+    ):
         inputs = {"text": transcript_inputs(corpus)}
         recordings = None
         if audio_model is not None:
@@ -122,6 +127,18 @@ def extract_features(
         for one in done:
             one.parts.remove()
     return Summary(output, len(table), tuple(one.summary for one in done), after.failures, written)
+
+
+@contextmanager
+def _told(output: Path) -> Iterator[None]:
+    """What a disk does that nobody else tells of is one line, too."""
+    try:
+        yield
+    except OSError as problem:
+        raise CacheError(
+            f"Cannot write {output}: {problem.strerror or problem}; what is encoded so far is kept, and the same "
+            "command goes on from there"
+        ) from None
 
 
 def _assembled(call: Call, blank: FeatureCache, done: list[Done]) -> tuple[FeatureCache, list[StoredFeatures]]:
