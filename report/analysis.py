@@ -1,14 +1,19 @@
-"""What the figures show, as arrays: scores by ambiguity, confusions, calibration, entropies and expert weights."""
+"""What the figures show, as arrays: scores by ambiguity, confusions, calibration, entropies and expert weights.
+
+A head may predict nothing for some utterances, which then do not count in what is told of it.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from amber2_core.metrics import METRICS, ambiguity, ambiguity_bins, confusion, utterance_accuracy, utterance_js
+from amber2_core.run_folder import fold_mean
 from amber2_core.tables import Texts
 
 from .groups import Entry, Group, dev_rows
@@ -38,11 +43,11 @@ def bins_of(group: Group) -> Bins:
 
 
 def scores_by_bin(group: Group, entry: Entry, bins: Bins) -> Mapping[str, Floats]:
-    """metric → (seeds, bins), over the test utterances of all folds; NaN in an empty bin."""
+    """metric → (seeds, bins), over the test utterances of all folds that the head predicts; NaN in an empty bin."""
     target = group.predictions.target
     found = {name: np.full((len(entry.probs), len(bins.counts)), np.nan) for name in METRICS}
     for b in np.flatnonzero(bins.counts):
-        rows = np.flatnonzero(bins.member == b)
+        rows = np.flatnonzero((bins.member == b) & entry.there)
         for name, metric in METRICS.items():
             found[name][:, b] = metric(target[rows], entry.probs[:, rows])
     return found
@@ -50,42 +55,50 @@ def scores_by_bin(group: Group, entry: Entry, bins: Bins) -> Mapping[str, Floats
 
 def confusion_shares(group: Group, entry: Entry) -> Floats:
     """Share of the utterances with label c whose predicted class is k, over all seeds → (C, C); NaN for no label."""
-    return _by_row(confusion(group.predictions.target, entry.probs).sum(0))
+    return _by_row(confusion(group.predictions.target[entry.rows], entry.probs[:, entry.rows]).sum(0))
 
 
 def vote_shares(group: Group, entry: Entry) -> Floats:
     """Of a vote for c, what share of the predicted probability is on k: Σ_i y_ic p_ik / Σ_i y_ic → (C, C)."""
-    target = group.predictions.target.astype(np.float64)
-    return _by_row(target.T @ entry.probs.mean(0, dtype=np.float64))
+    target = group.predictions.target[entry.rows].astype(np.float64)
+    return _by_row(target.T @ entry.probs[:, entry.rows].mean(0, dtype=np.float64))
 
 
 def reliability(group: Group, entry: Entry) -> tuple[Floats, Floats, Floats]:
     """Mean confidence, accuracy and share of predictions in ten bins of confidence, over all seeds; NaN where empty."""
-    confidence = entry.probs.max(-1).astype(np.float64).ravel()
-    hits = utterance_accuracy(group.predictions.target, entry.probs).ravel()
+    probs = entry.probs[:, entry.rows]
+    confidence = probs.max(-1).astype(np.float64).ravel()
+    hits = utterance_accuracy(group.predictions.target[entry.rows], probs).ravel()
     member = np.searchsorted(np.linspace(0, 1, CONFIDENCE_BINS + 1)[1:-1], confidence)
     count = np.bincount(member, minlength=CONFIDENCE_BINS).astype(np.float64)
     safe = np.where(count > 0, count, np.nan)
     sums = [np.bincount(member, x, CONFIDENCE_BINS) / safe for x in (confidence, hits)]
-    return sums[0], sums[1], count / count.sum()
+    return sums[0], sums[1], count / max(1.0, count.sum())
 
 
 def entropies(group: Group, entry: Entry) -> tuple[Floats, Floats]:
-    """Entropy of the raters and of the predictions, averaged over seeds, in bits → (N,), (N,)."""
-    return ambiguity(group.predictions.target), ambiguity(entry.probs).mean(0)
+    """Entropy of the raters and of the predictions, averaged over seeds, in bits, of the n predicted → (n,), (n,)."""
+    return ambiguity(group.predictions.target[entry.rows]), ambiguity(entry.probs[:, entry.rows]).mean(0)
 
 
 def disagreement(group: Group, main: Entry) -> Floats | None:
-    """JS between the heads of single modalities, in bits, averaged over their pairs and over seeds → (N,)."""
+    """JS between the heads of single modalities, in bits, averaged over their pairs and over seeds → (N,).
+
+    Over the pairs that an utterance has; NaN where it has none. None for a system without pairs.
+    """
     single = [entry.probs for name, entry in group.heads(main).items() if name != FUSION]
     pairs = [(a, b) for k, a in enumerate(single) for b in single[k + 1 :]]
-    return np.asarray(np.mean([utterance_js(a, b).mean(0) for a, b in pairs], axis=0)) if pairs else None
+    if not pairs:
+        return None
+    found = np.stack([utterance_js(a, b).mean(0) for a, b in pairs])  # (pairs, N)
+    return _shares(np.where(np.isnan(found), 0.0, found).sum(0), np.count_nonzero(~np.isnan(found), axis=0))
 
 
 def expert_weights(group: Group, main: Entry) -> Mapping[str, Floats] | None:
     """u = softmax(−κ JS(p_m‖y)) (Eq. 5) of the test utterances, averaged over seeds: expert → (N,).
 
-    With the κ and the student that dev chose in each fold. None for a system without κ.
+    With the κ and the student that dev chose in each fold. 0 for an expert that an utterance has not got, NaN where it
+    has none. None for a system without κ.
     """
     chosen = {row["fold"]: setting_of(row) for row in main.tested}
     heads = group.heads(main)
@@ -96,13 +109,16 @@ def expert_weights(group: Group, main: Entry) -> Mapping[str, Floats] | None:
         return None
     kappa = np.array([chosen[fold]["kappa"] for fold in group.predictions.fold.tolist()], dtype=np.float64)
     distance = np.stack([utterance_js(group.predictions.target, heads[name].probs) for name in experts])
-    weight = np.exp(-kappa * (distance - distance.min(0)))  # (experts, seeds, N)
-    return dict(zip(experts, (weight / weight.sum(0)).mean(1), strict=True))
+    there = ~np.isnan(distance)
+    weight = np.exp(-kappa * (distance - np.where(there, distance, 1.0).min(0)))  # (experts, seeds, N)
+    weight = np.where(there, weight, 0.0)
+    return dict(zip(experts, _shares(weight, weight.sum(0)).mean(1), strict=True))
 
 
 def speaker_scores(group: Group, entry: Entry, speaker: Texts) -> tuple[list[str], Floats]:
-    """JS of each known speaker, averaged over his utterances and seeds, the lowest first."""
-    per_utterance = utterance_js(group.predictions.target, entry.probs).mean(0)
+    """JS of each known speaker, averaged over his predicted utterances and seeds, the lowest first."""
+    per_utterance = utterance_js(group.predictions.target[entry.rows], entry.probs[:, entry.rows]).mean(0)
+    speaker = speaker[entry.rows]
     names = [name for name in dict.fromkeys(speaker) if name]
     means = np.array([per_utterance[speaker == name].mean() for name in names], dtype=np.float64)
     order = np.argsort(means)
@@ -154,12 +170,16 @@ def grid_map(main: Entry) -> GridMap | None:
     chosen = np.zeros((len(lambdas), len(kappas)), dtype=np.int64)
     for own in by_setting(rows).values():
         place = lambdas.index(own[0]["lambda_mai"]), kappas.index(own[0]["kappa"])
-        js[place] = np.fmin(js[place], np.mean(np.array([row["js"] for row in own], dtype=np.float64)))
+        js[place] = np.fmin(js[place], fold_mean(own, "js"))
         chosen[place] += len({row["fold"] for row in own if row["selected"] == 1})
     return GridMap(lambdas, kappas, js, chosen)
 
 
 def _by_row(counts: Floats) -> Floats:
-    total = counts.sum(1, keepdims=True)
-    shares: Floats = np.divide(counts, total, out=np.full(counts.shape, np.nan), where=total > 0)
+    return _shares(counts, counts.sum(1, keepdims=True))
+
+
+def _shares(part: Floats, whole: npt.NDArray[Any]) -> Floats:
+    """part / whole, NaN where whole is 0."""
+    shares: Floats = np.divide(part, whole, out=np.full(part.shape, np.nan), where=whole > 0)
     return shares

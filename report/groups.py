@@ -9,7 +9,7 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 
-from amber2_core.run_folder import Predictions
+from amber2_core.run_folder import Predictions, fold_mean
 
 from .runs import TOLERANCE, Floats, Row, Run, head_of, tested_rows
 
@@ -22,7 +22,17 @@ class Entry:
     system: str
     head: str
     label: str
-    probs: npt.NDArray[np.float32]  # (seeds, N, C)
+    probs: npt.NDArray[np.float32]  # (seeds, N, C), NaN rows where the head predicts nothing
+
+    @cached_property
+    def there(self) -> npt.NDArray[np.bool_]:
+        """(N,) the utterances that the head predicts under every seed: with --missing mask not always all."""
+        return np.asarray(~np.isnan(self.probs[..., 0]).any(axis=0))
+
+    @cached_property
+    def rows(self) -> npt.NDArray[np.intp]:
+        """The rows of these."""
+        return np.flatnonzero(self.there)
 
     @cached_property
     def tested(self) -> list[Row]:
@@ -30,10 +40,9 @@ class Entry:
         return [row for row in tested_rows(self.run.rows) if head_of(row) == (self.system, self.head)]
 
     def per_seed(self, metric: str) -> Floats:
-        """A metric averaged over the folds of each seed → (seeds,), from results.csv."""
+        """A metric averaged over the folds of each seed that have something to score → (seeds,), from results.csv."""
         seeds = sorted({row["seed"] for row in self.tested})
-        scores = [[row[metric] for row in self.tested if row["seed"] == seed] for seed in seeds]
-        return np.array([np.mean(np.array(some, dtype=np.float64)) for some in scores])
+        return np.array([fold_mean([r for r in self.tested if r["seed"] == seed], metric) for seed in seeds])
 
 
 @dataclass(frozen=True, eq=False)

@@ -9,7 +9,7 @@
     return element;
   };
   const said = (text, attributes = {}) => make("bdi", { dir: "auto", ...attributes }, text);
-  const share = (x) => (x / 1000).toFixed(3);
+  const share = (x) => (x === null ? "–" : (x / 1000).toFixed(3)); // null: a head that predicts nothing here
 
   function start(box) {
     const data = JSON.parse(box.querySelector("script").textContent);
@@ -75,7 +75,8 @@
       const keys = rows.map(column.key);
       const order = rows.map((_, i) => i);
       const sign = state.down ? -1 : 1;
-      order.sort((a, b) => sign * (keys[a] < keys[b] ? -1 : keys[a] > keys[b] ? 1 : 0) || a - b);
+      const last = (i) => (keys[i] === null ? 1 : 0); // what has no number comes last, up or down
+      order.sort((a, b) => last(a) - last(b) || sign * (keys[a] < keys[b] ? -1 : keys[a] > keys[b] ? 1 : 0) || a - b);
       state.rows = order.map((i) => rows[i]);
       presets.forEach((preset, i) => buttons[i].setAttribute("aria-pressed", String(preset.sort === state.sort && preset.down === state.down)));
       columns.forEach((one, i) => {

@@ -98,9 +98,13 @@ def group_means(
     *,
     apart: bool,
 ) -> None:
-    """Means over groups of utterances, one line each, or marks where the groups stand `apart` in no order."""
+    """Means over groups of utterances, one line each, or marks where the groups stand `apart` in no order.
+
+    NaN is left out of a mean.
+    """
     for k, (label, values) in enumerate(lines.items()):
-        means = [float(values[rows].mean()) if len(rows) else np.nan for rows in members]
+        known = [values[rows][~np.isnan(values[rows])] for rows in members]
+        means = [float(some.mean()) if len(some) else np.nan for some in known]
         shift = 0.1 * (k - (len(lines) - 1) / 2) if apart else 0.0
         style = {**series(k), **({"linestyle": ""} if apart else {})}
         axes.plot(np.arange(len(members)) + shift, means, label=label, **style)

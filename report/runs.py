@@ -123,7 +123,9 @@ def _check_shapes(run: Run) -> None:
                 f"{run.folder / 'predictions.npz'}: {name} has shape {probs.shape}, "
                 f"expected (seeds, {count}, {classes}): {again}"
             )
-        if not (np.isfinite(probs).all() and np.isfinite(p.target).all()):
+        no_number = ~np.isfinite(probs)  # allowed in whole rows of NaN alone: the head predicts nothing there
+        odd = no_number.any(axis=-1) & ~np.isnan(probs).all(axis=-1)
+        if odd.any() or not np.isfinite(p.target).all():
             raise RunFolderError(f"{run.folder / 'predictions.npz'}: {name} or its targets hold no number: {again}")
 
 
@@ -146,10 +148,13 @@ def _check_numbers(run: Run) -> None:
                 f"{len(probs)} seeds: it is not complete; train again"
             )
         for fold, members in folds.items():
-            scores = evaluate(p.target[members], probs[:, members])
             for k, seed in enumerate(seeds):
                 where = f"{system}/{head}, fold {fold}, seed {seed}"
-                _check_row(path, where, own[fold, seed], {name: float(values[k]) for name, values in scores.items()})
+                rows = members[~np.isnan(probs[k, members, 0])]
+                scores = {name: float(value) for name, value in evaluate(p.target[rows], probs[k, rows]).items()}
+                # of a head without a chosen epoch nothing is predicted, whoever has it
+                counted = {"n": float(len(rows))} if own[fold, seed]["epoch"] else {}
+                _check_row(path, where, own[fold, seed], {**scores, **counted})
 
 
 def _check_row(path: Path, where: str, row: Row, scores: Mapping[str, float]) -> None:

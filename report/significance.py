@@ -10,6 +10,7 @@ distribution has the tails of Student's t with Σ_f (S_f − 1) degrees of freed
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -17,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.special import ndtr, ndtri, stdtr, stdtrit
 
-from amber2_core.metrics import UTTERANCE_METRICS, confusion
+from amber2_core.metrics import METRICS, UTTERANCE_METRICS, confusion
 from amber2_core.tables import Texts
 from amber2_core.votes import codes
 
@@ -36,11 +37,12 @@ COMPARED = (*MEANS, "uar", "macro_f1", "weighted_f1")
 
 @dataclass(frozen=True)
 class Comparison:
-    """`first` minus `second` in one metric."""
+    """`first` minus `second` in one metric, over the utterances that both predict."""
 
     first: str
     second: str
     metric: str
+    n: int  # utterances
     difference: float
     low: float  # of the 95 % interval
     high: float
@@ -63,6 +65,17 @@ class Clusters:
         """Σ_f (S_f − 1)."""
         return sum(size - 1 for size in self.sizes)
 
+    def of(self, some: npt.NDArray[np.bool_]) -> Clusters:
+        """The clusters of some utterances (N,), and the folds that have any; as `speaker_clusters` of these alone."""
+        if some.all():
+            return self
+        folds = [(rows[some[rows]], numbers[some[rows]]) for rows, numbers in zip(self.rows, self.numbers, strict=True)]
+        folds = [(rows, numbers) for rows, numbers in folds if len(rows)]
+        by_speaker = self.by_speaker and all(len(np.unique(numbers)) > 1 for _, numbers in folds)
+        people = [codes(list(map(str, numbers if by_speaker else rows))) for rows, numbers in folds]
+        sizes = [len(names) for _, names in people]
+        return Clusters([rows for rows, _ in folds], [number for number, _ in people], sizes, by_speaker)
+
 
 def speaker_clusters(fold: npt.NDArray[np.int64], speaker: Texts) -> Clusters:
     """Speakers within folds (N,). Who is unknown counts as a speaker of his own.
@@ -78,24 +91,47 @@ def speaker_clusters(fold: npt.NDArray[np.int64], speaker: Texts) -> Clusters:
 
 
 def compare(group: Group, clusters: Clusters, *, draws: int = DRAWS, seed: int = 0) -> list[Comparison]:
-    """The first system's main head against every other system's, then against its own other heads, in `COMPARED`."""
+    """The first system's main head against every other system's, then against its own other heads, in `COMPARED`.
+
+    Where a head predicts not every utterance, both are scored on those that both predict, as if there were no others;
+    heads that diverged in some run are not compared.
+    """
     reference = group.mains[0]
     rivals = [*group.mains[1:], *(e for e in group.heads(reference).values() if e is not reference)]
-    if not rivals or clusters.freedom < 1:
+    rivals = [rival for rival in rivals if all(row["epoch"] or not row["n"] for row in rival.tested)]
+    together: dict[bytes, list[Entry]] = {}  # those that share their utterances with the first
+    for rival in rivals:
+        together.setdefault((reference.there & rival.there).tobytes(), []).append(rival)
+    found = [
+        one for some in together.values() for one in _compare_on_common(reference, some, group, clusters, draws, seed)
+    ]
+    corrected = [
+        replace(one, p_holm=p)
+        for metric in COMPARED
+        for own in [[one for one in found if one.metric == metric]]
+        for one, p in zip(own, holm([one.p for one in own]), strict=True)
+    ]
+    places = {rival.label: k for k, rival in enumerate(rivals)}
+    return sorted(corrected, key=lambda one: places[one.second])
+
+
+def _compare_on_common(
+    reference: Entry, rivals: Sequence[Entry], group: Group, clusters: Clusters, draws: int, seed: int
+) -> list[Comparison]:
+    """The first against others that predict the same of its utterances; `p_holm` is not corrected yet."""
+    common = reference.there & rivals[0].there
+    clusters = clusters.of(common)
+    if clusters.freedom < 1:
         return []
     widened, observed = _draw([reference, *rivals], group, clusters, draws, seed)
-    found: list[Comparison] = []
-    for m, metric in enumerate(COMPARED):
-        own = []
-        for k, rival in enumerate(rivals, start=1):
-            difference = float(observed[0, m] - observed[k, m])
-            low, high, p = interval(difference, widened[:, 0, m] - widened[:, k, m], clusters.freedom)
-            agree = _seeds_agree(reference, rival, metric)
-            own.append(Comparison(reference.label, rival.label, metric, difference, low, high, p, p, agree))
-        corrected = holm([one.p for one in own])
-        found += [replace(one, p_holm=p) for one, p in zip(own, corrected, strict=True)]
-    places = {rival.label: k for k, rival in enumerate(rivals)}
-    return sorted(found, key=lambda one: places[one.second])
+    found = []
+    for (m, metric), (k, rival) in itertools.product(enumerate(COMPARED), enumerate(rivals, start=1)):
+        difference = float(observed[0, m] - observed[k, m])
+        low, high, p = interval(difference, widened[:, 0, m] - widened[:, k, m], clusters.freedom)
+        agree = _seeds_agree(*(_per_seed(entry, metric, group, clusters) for entry in (reference, rival)))
+        n = int(common.sum())
+        found.append(Comparison(reference.label, rival.label, metric, n, difference, low, high, p, p, agree))
+    return found
 
 
 def interval(observed: float, drawn: Floats, freedom: int) -> tuple[float, float, float]:
@@ -211,8 +247,16 @@ def _scores(sums: Floats, classes: int) -> Floats:
     return np.concatenate([means / count, of_classes], axis=-1)
 
 
-def _seeds_agree(first: Entry, second: Entry, metric: str) -> float | None:
-    a, b = first.per_seed(metric), second.per_seed(metric)
+def _per_seed(entry: Entry, metric: str, group: Group, clusters: Clusters) -> Floats:
+    """A metric averaged over the folds of each seed → (seeds,), over the utterances of these clusters."""
+    if sum(map(len, clusters.rows)) == len(entry.there):
+        return entry.per_seed(metric)
+    target = group.predictions.target
+    scores = [METRICS[metric](target[rows], entry.probs[:, rows]) for rows in clusters.rows]
+    return np.asarray(np.mean(scores, axis=0))
+
+
+def _seeds_agree(a: Floats, b: Floats) -> float | None:
     if len(a) != len(b):
         return None
     signs = np.sign(a - b)

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from amber2_core.metrics import METRICS
+from amber2_core.run_folder import fold_mean
 
 from .analysis import bins_of, scores_by_bin
 from .groups import Entry, Group, dev_rows
@@ -27,13 +28,14 @@ ENTRY = Column("entry", "system, head")
 def result_tables(group: Group) -> list[Table]:
     """The paper's Tables 1 to 4 and the table with every metric."""
     by_head = sorted(group.entries, key=lambda entry: entry.system == "amber2")
-    note = [_spread(group), *_experts(group)]
+    note = [_spread(group), *_experts(group), *_coverage(group, group.entries)]
+    mains = [_spread(group), *_experts(group), *_coverage(group, group.mains)]
     return [
         _table("heads-distribution", "Every head, distribution metrics", by_head, DISTRIBUTION, note, "Table 1"),
         _table("heads-classification", "Every head, classification metrics", by_head, CLASSIFICATION, note, "Table 2"),
-        _table("systems-distribution", "Systems, distribution metrics", group.mains, DISTRIBUTION, note, "Table 3"),
+        _table("systems-distribution", "Systems, distribution metrics", group.mains, DISTRIBUTION, mains, "Table 3"),
         _table(
-            "systems-classification", "Systems, classification metrics", group.mains, CLASSIFICATION, note, "Table 4"
+            "systems-classification", "Systems, classification metrics", group.mains, CLASSIFICATION, mains, "Table 4"
         ),
         _table("all-metrics", "Every head, every metric", by_head, tuple(METRICS), note),
     ]
@@ -61,7 +63,12 @@ def published_table(group: Group) -> Table:
     else:
         traps.append(f"Nothing that this project knows of was published for the corpus {group.corpus!r}.")
     return Table(
-        "published", "Beside published numbers", columns, rows, [_spread(group, bold=False), *traps], "Table 5"
+        "published",
+        "Beside published numbers",
+        columns,
+        rows,
+        [_spread(group, bold=False), *_coverage(group, group.mains), *traps],
+        "Table 5",
     )
 
 
@@ -74,7 +81,7 @@ def fold_table(group: Group) -> Table:
             own = [row for row in entry.tested if row["fold"] == fold]
             rows.append([entry.label, str(fold), str(own[0]["n"]), *(_over_seeds(own, name) for name in metrics)])
     columns = [ENTRY, Column("fold", "fold"), Column("n", "n"), *_metric_columns(metrics)]
-    return Table("folds", "Every test fold", columns, rows, ["Mean ± sd over seeds."])
+    return Table("folds", "Every test fold", columns, rows, ["Mean ± sd over seeds.", *_coverage(group, group.entries)])
 
 
 def ambiguity_table(group: Group) -> Table:
@@ -83,12 +90,15 @@ def ambiguity_table(group: Group) -> Table:
     rows: list[list[Cell]] = []
     for entry in group.mains:
         scores = scores_by_bin(group, entry, bins)
-        for b, count in enumerate(bins.counts):
+        counts = np.bincount(bins.member[entry.rows], minlength=len(bins.counts))
+        for b, count in enumerate(counts):
             ends = f"{bins.edges[b]:.2f}–{bins.edges[b + 1]:.2f}"
             rows.append([entry.label, ends, str(count), *(_number(scores[name][:, b].tolist()) for name in METRICS)])
     columns = [ENTRY, Column("ambiguity", "ambiguity, bits"), Column("n", "n"), *_metric_columns(tuple(METRICS))]
     note = "Mean ± sd over seeds of the metric over the test utterances of all folds in the bin."
-    return Table("ambiguity", "Scores by ambiguity of the raters", columns, rows, [note])
+    return Table(
+        "ambiguity", "Scores by ambiguity of the raters", columns, rows, [note, *_coverage(group, group.mains)]
+    )
 
 
 def ablation_table(group: Group) -> Table | None:
@@ -107,6 +117,7 @@ def ablation_table(group: Group) -> Table | None:
         rows.append([entry.label, "; ".join(changed) or "–", *_scores(entry, metrics), change])
     columns = [ENTRY, Column("differs_in", "differs in"), *_metric_columns(metrics), Column("change", "change of JS")]
     notes = [_spread(group), "Whether a change is more than chance: see the differences on test."]
+    notes += _coverage(group, [reference, *versions])
     return Table("ablation", f"Versions of {reference.label}", columns, with_best(rows, columns), notes)
 
 
@@ -144,10 +155,12 @@ def setting_tables(group: Group) -> list[Table]:
 
 
 def significance_table(comparisons: Sequence[Comparison], words: str) -> Table:
-    """Differences with their intervals."""
+    """Differences with their intervals; and on how many utterances, where that is not the same for all."""
+    counts = len({c.n for c in comparisons}) > 1
     rows: list[list[Cell]] = [
         [
             f"{c.first} − {c.second}",
+            *([str(c.n)] if counts else []),
             METRIC_TITLES[c.metric],
             Number(c.difference, signed=True, digits=4),
             Interval(c.low, c.high),
@@ -158,11 +171,16 @@ def significance_table(comparisons: Sequence[Comparison], words: str) -> Table:
         for c in comparisons
     ]
     columns = [
-        Column("comparison", "comparison"), Column("metric", "metric"), Column("difference", "difference"),
-        Column("interval", "95 % interval"), Column("p", "p"), Column("p_holm", "p, Holm"),
-        Column("seeds_agree", "seeds that agree"),
+        Column("comparison", "comparison"), *([Column("n", "n")] if counts else []), Column("metric", "metric"),
+        Column("difference", "difference"), Column("interval", "95 % interval"), Column("p", "p"),
+        Column("p_holm", "p, Holm"), Column("seeds_agree", "seeds that agree"),
     ]  # fmt: skip
-    return Table("significance", "Differences on test", columns, rows, [words])
+    notes = [words]
+    if counts:
+        notes.append(
+            "Where a head predicts fewer utterances, both are scored on the n that both predict, and only there."
+        )
+    return Table("significance", "Differences on test", columns, rows, notes)
 
 
 def varied_settings(rows: Sequence[Row]) -> list[str]:
@@ -220,8 +238,7 @@ def _scores(entry: Entry, metrics: Sequence[str]) -> list[Number]:
 
 def _seeds_of_fold_means(rows: Sequence[Row], metric: str) -> Number:
     seeds = sorted({row["seed"] for row in rows})
-    of_seed = [np.array([row[metric] for row in rows if row["seed"] == seed], dtype=np.float64) for seed in seeds]
-    return _number([np.mean(values) for values in of_seed])
+    return _number([fold_mean([row for row in rows if row["seed"] == seed], metric) for seed in seeds])
 
 
 def _over_seeds(rows: Sequence[Row], metric: str) -> Number:
@@ -231,8 +248,9 @@ def _over_seeds(rows: Sequence[Row], metric: str) -> Number:
 def _number(values: Sequence[Any]) -> Number:
     numbers = np.array([np.nan if value is None else value for value in values], dtype=np.float64)
     mean = float(np.mean(numbers))
-    sd = float(np.std(numbers, ddof=1)) if len(numbers) > 1 else None
-    return Number(mean if np.isfinite(mean) else None, sd)
+    if not np.isfinite(mean):
+        return Number(None)
+    return Number(mean, float(np.std(numbers, ddof=1)) if len(numbers) > 1 else None)
 
 
 def _experts(group: Group) -> list[str]:
@@ -244,6 +262,33 @@ def _experts(group: Group) -> list[str]:
         "(lambda expert 0): their scores tell how the student was taught, they are no results for one modality."
         for system, setting in settings[:1] if system in taught
     ]  # fmt: skip
+
+
+def _coverage(group: Group, entries: Sequence[Entry]) -> list[str]:
+    """What must be said where heads were not scored on every utterance, or not at all."""
+    folds_of = group.predictions.fold
+    sizes = {int(fold): int(np.count_nonzero(folds_of == fold)) for fold in np.unique(folds_of)}
+    notes, fewer = [], []
+    for entry in entries:
+        scored = {row["fold"]: row["n"] for row in entry.tested if row["n"]}
+        of = sum(sizes[fold] for fold in scored)
+        if sum(scored.values()) < of:
+            fewer.append(f"{entry.label} {sum(scored.values()):,} of {of:,}")
+    if fewer:
+        notes.append(
+            f"Some utterances lack a modality, and a head is scored on those that have it: {', '.join(fewer)}. Scores "
+            "on different utterances do not compare; the differences on test are on common ones."
+        )
+    for entry in entries:
+        folds = [str(fold) for fold in sorted({row["fold"] for row in entry.tested if not row["n"]})]
+        if folds:
+            notes.append(
+                f"{entry.label} has no score in fold {', '.join(folds)}, where no test utterance has its modality, "
+                "or no dev utterance to choose its epoch by; its mean is over the other folds."
+            )
+        if any(row["n"] and not row["epoch"] for row in entry.tested):
+            notes.append(f"{entry.label} diverged at once in some run, and has no mean.")
+    return notes
 
 
 def _spread(group: Group, bold: bool = True) -> str:

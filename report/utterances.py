@@ -19,7 +19,7 @@ from .corpus_facts import CorpusFacts
 from .groups import Group
 from .runs import Floats
 
-# shares, bits and scores travel as whole thousandths
+# shares, bits and scores travel as whole thousandths, null where there is none
 THOUSAND = 1000
 MIME = {".wav": "audio/wav", ".mp3": "audio/mpeg", ".flac": "audio/flac", ".ogg": "audio/ogg", ".m4a": "audio/mp4"}
 # utterances in the page; a browser still searches that many in the wink of an eye, and the file stays small
@@ -113,8 +113,12 @@ def read_recordings(root: Path, paths: Sequence[str]) -> Recordings:
     return Recordings(uris, note)
 
 
-def _thousandths(values: Floats | npt.NDArray[np.float32]) -> list[int]:
-    rounded: list[int] = np.rint(np.asarray(values, np.float64) * THOUSAND).astype(np.int64).ravel().tolist()
+def _thousandths(values: Floats | npt.NDArray[np.float32]) -> list[int | None]:
+    flat = np.asarray(values, np.float64).ravel()
+    missing = np.isnan(flat)
+    rounded: list[int | None] = np.rint(np.where(missing, 0.0, flat) * THOUSAND).astype(np.int64).tolist()
+    for place in np.flatnonzero(missing).tolist():
+        rounded[place] = None
     return rounded
 
 

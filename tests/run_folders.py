@@ -49,6 +49,8 @@ class Sketch:
     # decides the predictions
     seed: int = 0
     audio: Sequence[str] = ("",)
+    # head → the rows of predictions.npz for which it predicts nothing
+    lacking: Mapping[str, Sequence[int]] = field(default_factory=dict)
     # epochs of curves.csv; 0: a folder of an older version, without
     epochs: int = 4
     extra: Mapping[str, Any] = field(default_factory=dict)
@@ -69,7 +71,7 @@ def write_run(folder: Path, sketch: Sketch | None = None, *, cache: Path | None 
         target=target,
         emotions=sketch.emotions,
         probs={
-            f"{system}/{head}": _probs(target, sketch, [ord(letter) for letter in system + head])
+            f"{system}/{head}": _probs(target, sketch, [ord(letter) for letter in system + head], head)
             for system in sketch.systems
             for head in HEADS
         },
@@ -97,10 +99,12 @@ def _votes(sketch: Sketch) -> npt.NDArray[np.int64]:
     return np.where(follows, favourite, other)
 
 
-def _probs(target: npt.NDArray[np.float32], sketch: Sketch, name: list[int]) -> npt.NDArray[np.float32]:
+def _probs(target: npt.NDArray[np.float32], sketch: Sketch, name: list[int], head: str) -> npt.NDArray[np.float32]:
     rng = np.random.default_rng([sketch.seed, *name])
     noise = rng.dirichlet(np.ones(target.shape[1]), size=(sketch.seeds, len(target)))
-    return (0.5 * target + 0.5 * noise).astype(np.float32)
+    probs = (0.5 * target + 0.5 * noise).astype(np.float32)
+    probs[:, list(sketch.lacking.get(head, ()))] = np.nan
+    return probs
 
 
 def _rows(sketch: Sketch, predictions: Predictions, split: str) -> list[dict[str, Any]]:
@@ -111,7 +115,7 @@ def _rows(sketch: Sketch, predictions: Predictions, split: str) -> list[dict[str
         points: Sequence[tuple[float | None, float | None]] = sketch.grid if system == "amber2" else [(None, None)]
         for place, (mai, kappa) in enumerate(points if split == "dev" else points[:1]):
             for number in np.unique(predictions.fold):
-                members = np.flatnonzero(predictions.fold == number)
+                members = np.flatnonzero((predictions.fold == number) & ~np.isnan(probs[0, :, 0]))
                 scored = probs[:, members] if split == "test" else np.roll(probs, 1, -1)[:, members]
                 scores = evaluate(predictions.target[members], scored)
                 for seed in range(sketch.seeds):

@@ -11,7 +11,7 @@ from sklearn.metrics import confusion_matrix
 
 from amber2_report import analysis
 from amber2_report.corpus_facts import corpus_facts
-from amber2_report.groups import Group, grouped
+from amber2_report.groups import Entry, Group, grouped
 from amber2_report.runs import read_run
 
 
@@ -118,3 +118,71 @@ def test_the_grid_holds_every_point_and_how_often_it_was_chosen(group: Group) ->
             scores = [row["js"] for row in own if (row["lambda_mai"], row["kappa"]) == (mai, kappa)]
             assert found.js[i, j] == pytest.approx(np.mean(scores))
     assert analysis.grid_map(group.mains[1]) is None
+
+
+# --- heads that predict nothing for some utterances ---
+
+LACKING = {"audio": [1, 7, 8, 40], "text": [0, 2, 8, 9, 60, 61, 119]}
+
+
+@pytest.fixture(scope="module")
+def partial(tmp_path_factory: pytest.TempPathFactory) -> Group:
+    """Where neither audio nor text is there, the fusion is; such an utterance has no expert."""
+    place = tmp_path_factory.mktemp("partial")
+    write_run(place / "run", Sketch(count=120, seeds=2, grid=GRID, lacking=LACKING), cache=place / "c.h5")
+    return grouped([read_run(place / "run")])[0]
+
+
+def text_of(group: Group) -> Entry:
+    return group.heads(group.mains[0])["text"]
+
+
+def test_scores_confusion_and_votes_are_of_the_predicted_utterances(partial: Group) -> None:
+    entry, target, bins = text_of(partial), partial.predictions.target, analysis.bins_of(partial)
+    own = [k for k in range(120) if k not in LACKING["text"]]
+    assert entry.rows.tolist() == own
+    scores = analysis.scores_by_bin(partial, entry, bins)
+    for b in range(len(bins.counts)):
+        inside = [k for k in own if bins.member[k] == b]
+        for seed in range(2):
+            loop = [reference.js(target[k].tolist(), entry.probs[seed, k].tolist()) for k in inside]
+            if inside:
+                assert scores["js"][seed, b] == pytest.approx(np.mean(loop), abs=1e-6)
+    label = [reference.argmax(y.tolist()) for y in target[own]]
+    theirs = sum(confusion_matrix(label, probs.argmax(1), labels=range(4)) for probs in entry.probs[:, own])
+    np.testing.assert_allclose(analysis.confusion_shares(partial, entry), theirs / theirs.sum(1, keepdims=True))
+    votes = analysis.vote_shares(partial, entry)
+    np.testing.assert_allclose(votes.sum(1), 1, rtol=1e-5)
+    confidence, _, share = analysis.reliability(partial, entry)
+    assert np.nansum(confidence * share) == pytest.approx(entry.probs[:, own].max(-1).mean(), abs=1e-6)
+    assert share.sum() == pytest.approx(1)
+    rated, predicted = analysis.entropies(partial, entry)
+    assert len(rated) == len(predicted) == len(own)
+    assert np.isfinite(predicted).all()
+
+
+def test_an_expert_that_is_not_there_has_weight_0_and_without_any_there_is_none(partial: Group) -> None:
+    weights = analysis.expert_weights(partial, partial.mains[0])
+    conflict = analysis.disagreement(partial, partial.mains[0])
+    assert weights is not None
+    assert conflict is not None
+    heads = partial.heads(partial.mains[0])
+    for k, y in enumerate(partial.predictions.target.tolist()):
+        own = [m for m in ("audio", "text") if k not in LACKING[m]]
+        assert np.isnan(conflict[k]) == (len(own) < 2)
+        if not own:
+            assert all(np.isnan(u[k]) for u in weights.values())
+            continue
+        of_seeds = [reference.expert_weights(y, [heads[m].probs[s, k].tolist() for m in own], 2.0) for s in range(2)]
+        expected = dict.fromkeys(("audio", "text"), 0.0) | dict(zip(own, np.mean(of_seeds, axis=0), strict=True))
+        for m, u in weights.items():
+            assert u[k] == pytest.approx(expected[m], abs=1e-6)
+
+
+def test_speakers_are_scored_on_what_is_predicted_of_them(partial: Group) -> None:
+    entry = text_of(partial)
+    speaker = np.array([f"s{k % 5}" for k in range(120)], dtype=object)
+    speaker[LACKING["text"]] = "nobody hears him"
+    names, means = analysis.speaker_scores(partial, entry, speaker)
+    assert sorted(names) == [f"s{k}" for k in range(5)]
+    assert np.isfinite(means).all()

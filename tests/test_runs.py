@@ -126,6 +126,22 @@ def test_predictions_that_are_no_numbers_are_refused(run: Path) -> None:
     assert "cb-ce/text or its targets hold no number" in refusal(run)
 
 
+def test_a_head_may_predict_nothing_for_some_utterances_but_the_rest_must_agree(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", Sketch(lacking={"text": [3, 4, 30]}))
+    read = read_run(run)
+    assert np.isnan(read.predictions.probs["amber2/text"][:, [3, 4, 30]]).all()
+    edit(run / "results.csv", lambda lines: changed(lines, "n", "19"))
+    assert "n of amber2/audio, fold 1, seed 0 is 19, its predictions give 20" in refusal(run)
+
+
+def test_predictions_that_were_taken_out_by_hand_are_missed(run: Path) -> None:
+    with np.load(run / "predictions.npz") as arrays:
+        kept = dict(arrays)
+    kept["cb-ce/text"][0, 3] = np.nan
+    np.savez(run / "predictions.npz", **kept)
+    assert "of cb-ce/text, fold 1, seed 0 is" in refusal(run)
+
+
 def test_runs_of_one_test_set_stand_together_and_others_apart(tmp_path: Path) -> None:
     sketches = {
         "a": Sketch(), "b": Sketch(seed=1), "other-votes": Sketch(votes_seed=1), "other-corpus": Sketch(corpus="x"),

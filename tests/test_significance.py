@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +16,8 @@ from scipy import stats
 from amber2_core.metrics import METRICS
 from amber2_core.tables import texts
 from amber2_report.corpus_facts import corpus_facts
-from amber2_report.groups import grouped
-from amber2_report.runs import read_run
+from amber2_report.groups import Group, grouped
+from amber2_report.runs import Run, read_run
 from amber2_report.significance import (
     COMPARED,
     compare,
@@ -161,3 +162,65 @@ def test_more_draws_are_taken_in_chunks_without_a_change(monkeypatch: pytest.Mon
     monkeypatch.setattr("amber2_report.significance.CHUNK", 40)
     for a, b in zip(whole, drawn_scores(sums, ratio_of_sums, draws=300, seed=0), strict=True):
         np.testing.assert_allclose(a, b)
+
+
+def with_heads(group: Group, heads: tuple[str, ...]) -> Group:
+    """AmbER² alone, with some of its heads."""
+    return Group(group.runs, [e for e in group.entries if e.system == "amber2" and e.head in heads])
+
+
+def only(run: Run, rows: npt.NDArray[np.intp]) -> Run:
+    """The run as if it had been tested on some utterances alone."""
+    p = run.predictions
+    probs = {name: some[:, rows] for name, some in p.probs.items()}
+    return replace(run, predictions=replace(p, id=p.id[rows], fold=p.fold[rows], target=p.target[rows], probs=probs))
+
+
+def test_heads_that_predict_different_utterances_are_compared_on_those_that_both_predict(tmp_path: Path) -> None:
+    lacking = {"text": [0, 1, 2, 3, 31, 45, 46], "audio": [5, 50]}
+    write_run(tmp_path / "run", Sketch(lacking=lacking), cache=tmp_path / "c.h5")
+    (group,) = grouped([read_run(tmp_path / "run")])
+    facts = corpus_facts(group)
+    clusters = speaker_clusters(group.predictions.fold, facts.speaker)
+    found = {(one.second, one.metric): one for one in compare(group, clusters, draws=500)}
+    assert {one.n for one in found.values()} == {60, 53, 58}
+    for head, missing in lacking.items():
+        rows = np.setdiff1d(np.arange(60), missing)
+        (some,) = grouped([only(group.runs[0], rows)])
+        alone = with_heads(some, ("fusion", head))
+        expected = compare(alone, speaker_clusters(some.predictions.fold, facts.speaker[rows]), draws=500)
+        theirs = {one.metric: one for one in expected if one.second == f"amber2 {head}"}
+        for metric in COMPARED:
+            ours = found[f"amber2 {head}", metric]
+            assert ours.n == len(rows)
+            for name in ("difference", "low", "high", "p"):
+                assert getattr(ours, name) == pytest.approx(getattr(theirs[metric], name), abs=1e-12), (metric, name)
+    full = found["cb-ce fusion", "js"]
+    by_label = {entry.label: entry for entry in group.entries}
+    observed = by_label["amber2 fusion"].per_seed("js").mean() - by_label["cb-ce fusion"].per_seed("js").mean()
+    assert full.difference == pytest.approx(observed)
+
+
+def test_a_fold_whose_utterances_a_head_all_lacks_is_not_drawn_from(tmp_path: Path) -> None:
+    write_run(tmp_path / "run", Sketch(), cache=tmp_path / "c.h5")
+    (whole,) = grouped([read_run(tmp_path / "run")])
+    second = np.flatnonzero(whole.predictions.fold == 2).tolist()
+    write_run(tmp_path / "less", Sketch(lacking={"text": second}))
+    (group,) = grouped([read_run(tmp_path / "less")])
+    clusters = speaker_clusters(group.predictions.fold, corpus_facts(whole).speaker)
+    found = [one for one in compare(group, clusters, draws=200) if one.second == "amber2 text"]
+    assert {one.n for one in found} == {60 - len(second)}
+    assert all(np.isfinite([one.difference, one.low, one.high, one.p, one.p_holm]).all() for one in found)
+
+
+def test_where_missing_utterances_leave_a_fold_one_speaker_utterances_are_drawn(tmp_path: Path) -> None:
+    fold, speaker = np.repeat([1, 2], 6), texts(list("aabbcc") + list("ddeeff"))
+    clusters = speaker_clusters(fold, speaker)
+    some = np.array([True] * 9 + [False] * 3)
+    fewer = clusters.of(some)
+    assert (fewer.by_speaker, fewer.sizes) == (True, [3, 2])
+    assert [numbers.tolist() for numbers in fewer.numbers] == [[0, 0, 1, 1, 2, 2], [0, 0, 1]]
+    alone = clusters.of(np.array([True] * 8 + [False] * 4))
+    assert (alone.by_speaker, alone.sizes) == (False, [6, 2])
+    assert [len(rows) for rows in alone.rows] == [6, 2]
+    assert clusters.of(np.ones(12, dtype=bool)) is clusters

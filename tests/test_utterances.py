@@ -50,6 +50,20 @@ def test_every_utterance_is_there_with_the_shares_of_every_head(group: Group, fa
             np.testing.assert_allclose(shares[4 * k : 4 * k + 4], 1000 * mean, atol=0.51)
 
 
+def test_what_a_head_does_not_predict_is_null(tmp_path: Path) -> None:
+    write_run(tmp_path / "run", Sketch(count=50, lacking={"text": [3, 20]}), cache=tmp_path / "c.h5")
+    (group,) = grouped([read_run(tmp_path / "run")])
+    record = json.loads(script_json(utterance_record(group, corpus_facts(group), None)))
+    text = record["probs"][record["heads"].index("amber2 text")]
+    for k in range(50):
+        assert (text[4 * k : 4 * k + 4] == [None] * 4) == (k in (3, 20))
+        assert (record["conflict"][k] is None) == (k in (3, 20))
+        weights = dict(zip(record["experts"], (u[k] for u in record["weights"]), strict=True))
+        assert sum(weights.values()) == pytest.approx(1000, abs=1)
+        assert (weights["text"] == 0) == (k in (3, 20))
+    assert all(value is not None for value in record["js"])
+
+
 def test_the_first_rows_of_each_preset_are_found(group: Group, facts: CorpusFacts) -> None:
     record = utterance_record(group, facts, None)
     wanted = set()
