@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import math
 import re
+import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -31,6 +33,7 @@ LONGEST_SECONDS = 600.0
 _MOST_TAPS = 50_000_000
 # A WAV header may overstate its data by some padding; tools that write to a pipe promise 2 or 4 GiB.
 _SLACK_BYTES, _STREAM_BYTES = 1024, 0x7FFF_0000
+_NO_FILE = "is a folder, a pipe or a device, not a file"
 
 
 @dataclass(frozen=True)
@@ -99,7 +102,8 @@ def read_waveform(
         (samples,) float32.
 
     Raises:
-        AudioError: with the reason why the excerpt is of no use; the line begins with the file's name.
+        AudioError: with the reason why the excerpt is of no use; the line begins with the file's name. Its cause is
+            what the system said, where it is the system that cannot read the file.
     """
     waveform, rate = _decode(excerpt, max_seconds)
     try:
@@ -124,6 +128,9 @@ def sha256_of(path: Path) -> str:
     Raises:
         OSError: it cannot be read.
     """
+    if not stat.S_ISREG(path.stat().st_mode):
+        # To open a pipe is to wait for its other end.
+        raise OSError(errno.EINVAL, _NO_FILE, str(path))
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -151,7 +158,10 @@ def _decode(excerpt: Excerpt, max_seconds: float | None) -> tuple[Waveform, int]
 def _opened(path: Path) -> Iterator[soundfile.SoundFile]:
     """A recording open for reading; whatever goes wrong inside is an `AudioError` that begins with the file's name."""
     try:
-        if path.stat().st_size == 0:
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):
+            raise AudioError(_NO_FILE)
+        if status.st_size == 0:
             raise AudioError("is empty (0 bytes)")
         with soundfile.SoundFile(path) as recording:
             if not LOWEST_RATE <= recording.samplerate <= HIGHEST_RATE:
@@ -162,7 +172,7 @@ def _opened(path: Path) -> Iterator[soundfile.SoundFile]:
     except AudioError as problem:
         raise AudioError(f"{path.name}: {problem}") from None
     except OSError as problem:
-        raise AudioError(f"{path.name}: {problem.strerror or problem}") from None
+        raise AudioError(f"{path.name}: {problem.strerror or problem}") from problem
     except (soundfile.SoundFileError, RuntimeError, TypeError) as problem:
         reason = getattr(problem, "error_string", str(problem)).rstrip(". ")
         raise AudioError(f"{path.name}: cannot be decoded ({reason})") from None

@@ -16,6 +16,7 @@ from amber2_core.errors import AudioError
 from amber2_core.utterance import Corpus, Utterance
 
 from .audio import Excerpt, seconds_of, sha256_of
+from .reach import check_reach
 
 # Files are read ahead in this many threads: hashing leaves the interpreter free, and network folders answer slowly.
 _READERS = min(16, 4 + (os.cpu_count() or 1))
@@ -74,11 +75,20 @@ def scan_recordings(corpus: Corpus, *, known: Mapping[str, float] = MappingProxy
     What cannot be read is a failure of that utterance, with the reason.
 
     Args:
+        corpus: whose recordings lie below its root.
         known: sha256 of a whole file → its seconds; the headers of these are not read.
+
+    Raises:
+        CorpusError: the folder of the recordings has gone, or goes meanwhile.
     """
     excerpts = [_excerpt(corpus.root, utterance) for utterance in corpus.utterances]
     files = dict.fromkeys(excerpt.path for excerpt in excerpts if excerpt is not None)
-    hashes = _outcomes(sha256_of, files)
+    hashes = _outcomes(sha256_of, files, corpus.root)
+    seen = {path.parent for path, outcome in hashes.items() if isinstance(outcome, str)}
+    for path, outcome in hashes.items():
+        # A folder that is a link to another disk may go while the root stays.
+        if isinstance(outcome, Exception) and path.parent in seen:
+            check_reach(path.parent, outcome)
     lengths: dict[Excerpt, float | Exception] = {
         excerpt: known[sha256]
         for excerpt in excerpts
@@ -86,17 +96,17 @@ def scan_recordings(corpus: Corpus, *, known: Mapping[str, float] = MappingProxy
         if sha256 in known
     }
     unknown = dict.fromkeys(excerpt for excerpt in excerpts if excerpt is not None and excerpt not in lengths)
-    lengths.update(_outcomes(seconds_of, unknown))
+    lengths.update(_outcomes(seconds_of, unknown, corpus.root))
     digests: list[str] = []
     items: dict[str, Item] = {}
     failures: dict[int, str] = {}
     for row, excerpt in enumerate(excerpts):
-        outcome = "has no recording" if excerpt is None else _item(excerpt, hashes[excerpt.path], lengths[excerpt])
-        if isinstance(outcome, Item):
-            items.setdefault(outcome.digest, outcome)
-            digests.append(outcome.digest)
+        item = "has no recording" if excerpt is None else _item(excerpt, hashes[excerpt.path], lengths[excerpt])
+        if isinstance(item, Item):
+            items.setdefault(item.digest, item)
+            digests.append(item.digest)
         else:
-            failures[row] = outcome
+            failures[row] = item
             digests.append("")
     found = [hashes[excerpt.path] if excerpt is not None else None for excerpt in excerpts]
     measured = [lengths[excerpt] if excerpt is not None else None for excerpt in excerpts]
@@ -142,13 +152,14 @@ def _item(excerpt: Excerpt, sha256: str | Exception, seconds: float | Exception)
     return Item(hashlib.sha256(stretch.encode()).hexdigest(), excerpt, seconds)
 
 
-def _outcomes(function: Callable[[Key], Value], keys: Iterable[Key]) -> dict[Key, Value | Exception]:
-    """What a function gives for each key, or the error of the world's that it raises."""
+def _outcomes(function: Callable[[Key], Value], keys: Iterable[Key], root: Path) -> dict[Key, Value | Exception]:
+    """What a function gives for each key, or the error of the world's that it raises; not all, if `root` has gone."""
 
     def outcome(key: Key) -> Value | Exception:
         try:
             return function(key)
         except (AudioError, OSError) as problem:
+            check_reach(root, problem)
             return problem
 
     order: Sequence[Key] = list(keys)

@@ -87,7 +87,8 @@ def extract_features(
 
     Raises:
         ModelError: an encoder cannot be loaded, or its device has too little memory for a single utterance.
-        CorpusError: the corpus is empty, its ids are not unique, or it holds what a cache cannot.
+        CorpusError: the corpus is empty, its ids are not unique, it holds what a cache cannot, or the folder of its
+            recordings has gone.
         AudioError: not a single recording can be encoded.
         CacheError: `output` cannot be written, is held by another process, is damaged, or holds another corpus;
             with `strict`, utterances that fail.

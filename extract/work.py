@@ -17,6 +17,7 @@ from .encoded import Encoded
 from .inputs import Item
 from .lanes import ahead, spread
 from .parts import Parts
+from .reach import check_reach
 from .recipe import AudioRecipe, EncoderRecipe, TextRecipe
 
 # torch and transformers are imported where they are used: nothing to encode, no seconds spent on them.
@@ -162,15 +163,17 @@ def _audio_work(
 def _decoded(batch: Batch, recipe: AudioRecipe, encoder: SpeechEncoder) -> Ready:
     items, inputs, failures = [], [], {}
     for item in batch.items:
+        source = cast(Excerpt, item.source)
         try:
             waveform = read_waveform(
-                cast(Excerpt, item.source),
+                source,
                 sampling_rate=recipe.sampling_rate,
                 max_seconds=recipe.max_seconds,
                 resampler=recipe.resampler,
             )
             encoder.check(waveform)
         except AudioError as problem:
+            check_reach(source.path.parent, problem)
             failures[item.digest] = str(problem)
         else:
             items.append(item)
