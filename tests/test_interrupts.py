@@ -3,53 +3,108 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
 import pytest
 from synthetic_data import write_small_cache
 
-from amber2_train.interrupts import held_interrupts
+from amber2_train.interrupts import check_interrupt, in_quiet_thread
 
 
-def test_an_interrupt_waits_until_it_is_asked_for() -> None:
+def test_a_quiet_thread_gives_what_the_function_gives_and_raises_what_it_raises() -> None:
+    @in_quiet_thread
+    def work(x: int) -> int:
+        if x < 0:
+            raise ValueError("negative")
+        assert threading.current_thread() is not threading.main_thread()
+        return 2 * x
+
+    assert work(3) == 6
+    with pytest.raises(ValueError, match="negative"):
+        work(-1)
+
+
+def test_an_interrupt_ends_the_work_where_it_asks_and_not_before() -> None:
     done = []
 
+    @in_quiet_thread
     def work() -> None:
-        with held_interrupts() as check:
-            signal.raise_signal(signal.SIGINT)
-            done.append("the step")
-            check()
-            done.append("another step")
+        check_interrupt()
+        done.append("a step")
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.3)
+        done.append("the end of the step")
+        check_interrupt()
+        done.append("another step")
 
     with pytest.raises(KeyboardInterrupt):
         work()
-    assert done == ["the step"]
+    assert done == ["a step", "the end of the step"]
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
-def test_an_interrupt_that_nobody_asked_for_comes_at_the_end_of_the_block() -> None:
-    def work() -> None:
-        with held_interrupts():
-            signal.raise_signal(signal.SIGINT)
+def test_an_interrupt_after_the_last_step_is_raised_all_the_same() -> None:
+    @in_quiet_thread
+    def work() -> int:
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.3)
+        return 1
 
     with pytest.raises(KeyboardInterrupt):
         work()
 
 
-def test_where_somebody_else_handles_the_signal_nothing_changes() -> None:
+def test_where_somebody_else_handles_the_signal_the_work_goes_on() -> None:
     seen: list[int] = []
+
+    @in_quiet_thread
+    def work() -> int:
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.3)
+        check_interrupt()
+        return 1
+
     before = signal.signal(signal.SIGINT, lambda number, frame: seen.append(number))
     try:
-        with held_interrupts() as check:
-            signal.raise_signal(signal.SIGINT)
-            check()
+        assert work() == 1
     finally:
         signal.signal(signal.SIGINT, before)
     assert seen == [signal.SIGINT]
+
+
+def test_where_that_handler_raises_the_work_ends_first() -> None:
+    ended = []
+
+    def handle(number: int, frame: object) -> None:
+        raise TimeoutError("enough")
+
+    @in_quiet_thread
+    def work() -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        try:
+            while True:
+                time.sleep(0.01)
+                check_interrupt()
+        finally:
+            ended.append(True)
+
+    before = signal.signal(signal.SIGINT, handle)
+    try:
+        with pytest.raises(TimeoutError, match="enough"):
+            work()
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert ended
+
+
+def test_outside_of_a_quiet_thread_there_is_nothing_to_check() -> None:
+    check_interrupt()
 
 
 def test_ctrl_c_in_training_ends_with_one_line_and_the_same_command_goes_on(tmp_path: Path) -> None:

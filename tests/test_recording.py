@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -40,9 +40,9 @@ def refuse(step: Callable[[], None]) -> Callable[[], None]:
     raise RuntimeError("operation not permitted when stream is capturing\nand more")
 
 
-@pytest.fixture(scope="module")
-def fold() -> FoldRows:
-    data = training_data(45)
+@pytest.fixture(scope="module", params=[None, {"text": [3, 4, 5, 9, 14, 20]}], ids=["whole", "masked"])
+def fold(request: pytest.FixtureRequest) -> FoldRows:
+    data = training_data(45, missing=request.param)
     return fold_in(data, make_folds("session", data)[0])
 
 
@@ -133,7 +133,9 @@ def test_a_step_on_cuda_waits_for_nothing_and_mixes_no_devices(
 def on_cuda(fold: FoldRows) -> FoldRows:
     def moved(rows: Rows) -> Rows:
         features = {name: x.float().to("cuda") for name, x in rows.features.items()}
-        return replace(rows, features=features, index=rows.index.to("cuda"), targets=rows.targets.float().to("cuda"))
+        present = None if rows.present is None else rows.present.to("cuda")
+        index, targets = rows.index.to("cuda"), rows.targets.float().to("cuda")
+        return replace(rows, features=features, index=index, targets=targets, present=present)
 
     statistics = {
         labels: replace(of_train, class_weights=of_train.class_weights.float().to("cuda"))
@@ -145,10 +147,14 @@ def on_cuda(fold: FoldRows) -> FoldRows:
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
+@pytest.mark.parametrize("missing", [None, {"text": [3, 4, 5, 9, 14, 20]}], ids=["whole", "masked"])
 def test_a_cuda_graph_gives_the_numbers_of_the_same_steps_taken_one_by_one(
-    dropout: float, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    dropout: float,
+    missing: Mapping[str, Sequence[int]] | None,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
-    data = training_data(45)
+    data = training_data(45, missing=missing)
     fold = fold_rows(data, make_folds("session", data)[0], device="cuda")
     recorded = trained(fold, dropout=dropout)
     assert not caplog.records
@@ -161,7 +167,7 @@ def test_a_cuda_graph_gives_the_numbers_of_the_same_steps_taken_one_by_one(
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_recording_takes_no_step() -> None:
     total = torch.zeros((), device="cuda")
-    play = cuda_graph(lambda: total.add_(1))  # type: ignore[arg-type,return-value]
+    play = cuda_graph(lambda: total.add_(1), device=total.device)  # type: ignore[arg-type,return-value]
     assert total.item() == 0
     play()
     assert total.item() == 1

@@ -16,7 +16,7 @@ from amber2_core.heads import Architecture
 
 from .best import BestHeads
 from .grid import Setting
-from .interrupts import held_interrupts
+from .interrupts import check_interrupt
 from .labels import LABELS, Labels
 from .optimizer import StackedAdamW
 from .products import Precision
@@ -88,16 +88,15 @@ def fit(
         optimizer.step()
 
     take_step = record_steps(step, device)
-    with held_interrupts() as check_interrupt:
-        for epoch in range(1, epochs + 1):
-            order = torch.stack([torch.randperm(len(train), generator=stream) for stream in orders]).to(device)
-            for rows in torch.split(order, shape.batch_size, dim=1):  # (seeds, batch)
-                keep = dropout.draw(rows.shape[1])
-                take_step(rows, keep if keep is None else keep.to(device))
-                check_interrupt()
-            best.keep(epoch, dev_js(stack, data.dev, optimizer=optimizer))
-            if best.all_stopped:
-                break
+    for epoch in range(1, epochs + 1):
+        order = torch.stack([torch.randperm(len(train), generator=stream) for stream in orders]).to(device)
+        for rows in torch.split(order, shape.batch_size, dim=1):  # (seeds, batch)
+            keep = dropout.draw(rows.shape[1])
+            take_step(rows, keep if keep is None else keep.to(device))
+            check_interrupt()
+        best.keep(epoch, dev_js(stack, data.dev, optimizer=optimizer))
+        if best.all_stopped:
+            break
     best.restore()
     return Fitted(stack, best.epoch, best.dev_js, best.curves, best.epochs)
 

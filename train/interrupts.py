@@ -1,34 +1,86 @@
-"""Ctrl-C in a training loop: the signal goes in, a KeyboardInterrupt comes out between two steps, never within one."""
+"""Ctrl-C while a sweep trains: a function goes in and is computed where no signal meets it; what it gives comes out."""
 
 from __future__ import annotations
 
 import signal
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager
+from functools import wraps
+from typing import ParamSpec, TypeVar
+
+from amber2_core.onednn import fast_products, take_no_signals
+
+Given = ParamSpec("Given")
+Result = TypeVar("Result")
+_of_thread = threading.local()
+
+
+def in_quiet_thread(function: Callable[Given, Result]) -> Callable[Given, Result]:
+    """A function that runs in a thread of its own, which takes no signals and computes with `fast_products`.
+
+    Ctrl-C ends it at its next `check_interrupt`; only then is KeyboardInterrupt raised where it was called. Where
+    somebody else handles the signal, or outside the main thread, it is theirs.
+    """
+
+    @wraps(function)
+    def run(*args: Given.args, **kwargs: Given.kwargs) -> Result:
+        stop, given = threading.Event(), Future[Result]()
+
+        def compute() -> None:
+            take_no_signals()
+            _of_thread.stop = stop
+            try:
+                with fast_products():
+                    given.set_result(function(*args, **kwargs))
+            except BaseException as problem:
+                given.set_exception(problem)
+
+        thread = threading.Thread(target=compute, name=function.__name__)
+        with _on_ctrl_c(stop.set):
+            try:
+                _start(thread)
+                thread.join()
+            except BaseException:  # of somebody else's handler
+                stop.set()
+                thread.join()
+                raise
+        if stop.is_set():
+            raise KeyboardInterrupt
+        return given.result()
+
+    return run
+
+
+def check_interrupt() -> None:
+    """Raise KeyboardInterrupt here, if Ctrl-C came while a quiet thread runs this."""
+    stop: threading.Event | None = getattr(_of_thread, "stop", None)
+    if stop is not None and stop.is_set():
+        raise KeyboardInterrupt
+
+
+def _start(thread: threading.Thread) -> None:
+    """Start a thread; what comes of a signal comes when it runs."""
+    if not hasattr(signal, "pthread_sigmask"):
+        thread.start()
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+    try:
+        thread.start()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 @contextmanager
-def held_interrupts() -> Iterator[Callable[[], None]]:
-    """Within the block Ctrl-C waits until the function that it gives is called, or the block ends.
-
-    So none passes through torch's engine in the middle of a backward pass. Where somebody else handles the signal, or
-    outside the main thread, nothing changes.
-    """
+def _on_ctrl_c(act: Callable[[], None]) -> Iterator[None]:
+    """Within the block Ctrl-C calls a function instead of raising KeyboardInterrupt."""
     in_main = threading.current_thread() is threading.main_thread()
     if not in_main or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
-        yield lambda: None
+        yield
         return
-    came: list[int] = []
-    signal.signal(signal.SIGINT, lambda number, frame: came.append(number))
-
-    def check() -> None:
-        if came:
-            came.clear()
-            raise KeyboardInterrupt
-
+    signal.signal(signal.SIGINT, lambda number, frame: act())
     try:
-        yield check
-        check()
+        yield
     finally:
         signal.signal(signal.SIGINT, signal.default_int_handler)

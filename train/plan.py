@@ -12,6 +12,7 @@ import torch
 from .fit import fit, new_stack
 from .folds import Fold
 from .grid import Setting
+from .interrupts import in_quiet_thread
 from .products import Precision
 from .rows import FoldRows, Rows, fold_rows
 from .sweep import seed_groups, stacks
@@ -58,6 +59,7 @@ class Plan:
         return self.feature_bytes + 4 * largest
 
 
+@in_quiet_thread
 def plan_sweep(
     data: TrainingData,
     folds: Sequence[Fold],

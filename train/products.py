@@ -1,9 +1,4 @@
-"""The products that training consists of: vectors and the weights of many runs in, a layer's output per run out.
-
-Single precision is left to torch's own choice of library. It can be sent to oneDNN instead, which is faster
-(`torch.backends.mkldnn.matmul.fp32_precision = "bf16"`); but with the oneDNN of torch 2.11 the heap was found damaged
-in its AVX-512 product (`sgemm_nocopy_driver`), now and then, so it is not.
-"""
+"""The products that training consists of: vectors and the weights of many runs in, a layer's output per run out."""
 
 from __future__ import annotations
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -21,7 +22,7 @@ _log = logging.getLogger(__name__)
 
 def record_steps(step: Step, device: torch.device) -> Step:
     """The step itself, on CUDA the step to be recorded."""
-    return RecordedStep(step, cuda_graph) if device.type == "cuda" else step
+    return RecordedStep(step, partial(cuda_graph, device=device)) if device.type == "cuda" else step
 
 
 class RecordedStep:
@@ -65,13 +66,13 @@ class RecordedStep:
             )
 
 
-def cuda_graph(step: Callable[[], None]) -> Callable[[], None]:
-    """Record a step, without taking it, as a CUDA graph.
+def cuda_graph(step: Callable[[], None], *, device: torch.device) -> Callable[[], None]:
+    """Record a step on the device, without taking it, as a CUDA graph.
 
     Raises:
         RuntimeError: it does something that a graph cannot hold.
     """
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    with torch.cuda.device(device), torch.cuda.graph(graph):
         step()
     return graph.replay

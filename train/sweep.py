@@ -17,6 +17,7 @@ from amber2_core.run_folder import Predictions
 from .fit import fit
 from .folds import Fold
 from .grid import Setting
+from .interrupts import in_quiet_thread
 from .parts import Part, Parts
 from .products import Precision
 from .rows import FoldRows, Inputs, fold_rows
@@ -54,6 +55,7 @@ class _Found:
     probs: dict[str, list[npt.NDArray[np.float32]]] = field(default_factory=dict)
 
 
+@in_quiet_thread
 def sweep(
     data: TrainingData,
     folds: Sequence[Fold],

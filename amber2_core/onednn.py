@@ -1,0 +1,124 @@
+"""Products in single precision on a CPU: torch's second library for them, where it is exact and no signal meets it.
+
+torch hands them to MKL, unless it is allowed to compute in bfloat16; then it asks oneDNN, which does so on some
+processors only, and on others computes in single precision, faster than MKL. So the permission is given after a look
+at the error that it makes.
+
+While oneDNN before 3.11.2 (torch 2.11 brings 3.10) computes such a product, its stack pointer may point into the heap,
+and whatever handles a signal in that thread, be it Ctrl-C or a profiler, writes over what lies there
+(https://github.com/uxlfoundation/oneDNN/issues/4845). Convolutions contain these products, permission or not. So what
+computes much does it in a thread that takes no signals, and the permission holds in such threads alone.
+"""
+
+from __future__ import annotations
+
+import logging
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+# What single precision may miss in a product of some hundred summands, relative to the largest entry; bfloat16 misses
+# more than a thousand times as much.
+FP32_ERROR = 1e-5
+# A thread raises these itself, by a fault of its own.
+_FAULTS = {"SIGABRT", "SIGBUS", "SIGFPE", "SIGILL", "SIGSEGV", "SIGTRAP"}
+_log = logging.getLogger(__name__)
+
+
+def take_no_signals() -> None:
+    """From now on no signal is handled in this thread, nor in the threads that it starts: other threads do it.
+
+    Where signals are not a thread's (Windows), nothing changes.
+    """
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_BLOCK, [s for s in signal.valid_signals() if _name(s) not in _FAULTS])
+
+
+@contextmanager
+def fast_products() -> Iterator[None]:
+    """Within the block fp32 products on the CPU run in oneDNN, if that is exact here and the thread takes no signals.
+
+    The permission is the process's: it ends when the last of several threads leaves.
+    """
+    if _takes_signals() or not _permission.gives_exact_products():
+        yield
+        return
+    _permission.give()
+    try:
+        yield
+    finally:
+        _permission.withdraw()
+
+
+def _takes_signals() -> bool:
+    return hasattr(signal, "pthread_sigmask") and signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, [])
+
+
+def _name(number: int) -> str:
+    return number.name if isinstance(number, signal.Signals) else ""
+
+
+class _Permission:
+    """torch's permission to compute fp32 products in bfloat16, and how many blocks want it."""
+
+    def __init__(self) -> None:
+        self._blocks = 0
+        self._before: Any = None
+        self._is_exact: bool | None = None
+        self._lock = threading.Lock()
+
+    def give(self) -> None:
+        with self._lock:
+            if self._blocks == 0:
+                self._before = _settings().fp32_precision
+                _settings().fp32_precision = "bf16"
+            self._blocks += 1
+
+    def withdraw(self) -> None:
+        with self._lock:
+            self._blocks -= 1
+            if self._blocks == 0:
+                _settings().fp32_precision = self._before
+
+    def gives_exact_products(self) -> bool:
+        """Whether products of heads and encoders are still of single precision with the permission; tried once."""
+        with self._lock:
+            if self._is_exact is None:
+                self._is_exact = torch.backends.mkldnn.is_available() and _error() < FP32_ERROR  # type: ignore[no-untyped-call]
+            return self._is_exact
+
+
+def _error() -> float:
+    """The largest error of some products with the permission, relative to the largest entry."""
+    generator = torch.Generator().manual_seed(0)
+    x, weight = (torch.randn(rows, 768, generator=generator) for rows in (128, 512))
+    stacked = torch.randn(3, 128, 256, generator=generator)
+    bias = torch.randn(512, generator=generator)
+    before = _settings().fp32_precision
+    _settings().fp32_precision = "bf16"
+    try:
+        found = _products(x, weight, stacked, bias)
+    finally:
+        _settings().fp32_precision = before
+    right = _products(x.double(), weight.double(), stacked.double(), bias.double())
+    error = max(float((a - b).abs().max() / b.abs().max()) for a, b in zip(found, right, strict=True))
+    _log.debug("products by oneDNN: largest relative error %.1e", error)
+    return error
+
+
+def _products(x: torch.Tensor, weight: torch.Tensor, stacked: torch.Tensor, bias: torch.Tensor) -> list[torch.Tensor]:
+    """x Wᵀ, its weight's gradient, a linear layer of one row and of all, a batch of products."""
+    y = x @ weight.T
+    layers = [torch.nn.functional.linear(rows, weight, bias) for rows in (x[:1], x)]
+    return [y, y.T @ x, *layers, stacked @ stacked.mT]
+
+
+def _settings() -> Any:
+    return torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
+
+
+_permission = _Permission()
