@@ -102,7 +102,7 @@ def _equals(p: str) -> str:
 def _plain(settings: Mapping[str, Any]) -> dict[str, str]:
     """Settings in words, one line each, those that are records of records left out."""
     words = {}
-    for name in ("created", "corpus", "cache", "emotions", "systems", "seeds", "epochs", "inputs", "device"):
+    for name in ("created", "corpus", "cache", "emotions", "systems", "seeds", "epochs", "inputs", "missing", "device"):
         if name in settings:
             value = settings[name]
             words[name] = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
@@ -120,7 +120,7 @@ def _plain(settings: Mapping[str, Any]) -> dict[str, str]:
 def _words(value: Any) -> str:
     match value:
         case Mapping():
-            return ", ".join(f"{key} {inner}" for key, inner in value.items())
+            return ", ".join(f"{key} {inner}" for key, inner in value.items()) or "none"
         case list():
             return ", ".join(map(str, value)) or "none"
         case _:

@@ -315,6 +315,32 @@ def test_search_finds_transcripts_speakers_and_ids_and_more_shows_more(shown: Pa
     assert len(ids(shown)) == 50
 
 
+def test_what_a_head_does_not_predict_is_a_dash_and_comes_last_whichever_way_one_sorts(
+    window: Page, tmp_path: Path
+) -> None:
+    lacking = {"text": [2, 5], "fusion": [7]}
+    run = write_run(tmp_path / "run", Sketch(count=30, lacking=lacking), cache=tmp_path / "c.h5")
+    report = write_report([run], tmp_path / "report")
+    record = json.loads(report.chapters[0].utterances)
+    names = {head: [record["id"][k] for k in rows] for head, rows in lacking.items()}
+    window.events.clear()
+    window.open(report.page)
+    for column, last in (("conflict", names["text"]), ("js", names["fusion"])):
+        for _ in range(2):
+            window.run(f"document.querySelector('th[data-name={column}] button').click()")
+            press(window, "Show more")
+            assert ids(window)[-len(last) :] == last
+    (name,) = names["fusion"]
+    row = f"document.querySelector('tr[data-id={name}]')"
+    assert window.run(f"[...{row}.querySelectorAll('td.n')].map((cell) => cell.textContent)")[-1] == "–"
+    window.run(f"{row}.querySelector('.open button').click()")
+    cells = window.run("[...document.querySelectorAll('.heads td td')].map((cell) => cell.textContent)")
+    for place, head in enumerate(["raters", *record["heads"]]):
+        own = cells[4 * place : 4 * place + 4]
+        assert (own == ["–"] * 4) == head.endswith("fusion")
+    assert window.complaints() == []
+
+
 def test_all_heads_of_an_utterance_are_shown_with_their_numbers(shown: Page, report: Report) -> None:
     record = json.loads(report.chapters[0].utterances)
     press(shown, "All")

@@ -51,6 +51,7 @@ BAD = [
     (["--student", "video"], "Bad student 'video', expected one of ['audio', 'text', 'fusion']"),
     (["--fusion", "sum"], "Bad fusion 'sum', expected one of"),
     (["--inputs", "whitened"], "Bad inputs 'whitened', expected one of ['raw', 'standardized']"),
+    (["--missing", "impute"], "Bad missing 'impute', expected one of ['drop', 'mask']"),
     (["--device", "tpu"], "Bad device 'tpu', expected one of"),
     (["--folds", "random"], "Bad folds 'random', expected one of ['session', 'speaker'"),
     (["--emotions", "neutral,happy,fear"], "No kept utterance has a vote for 'fear': leave it out of --emotions"),
@@ -85,6 +86,18 @@ def test_an_emotion_of_the_corpus_that_nobody_has_is_refused(tmp_path: Path) -> 
     cache = write_small_cache(tmp_path, count=30, emotions=(*EMOTIONS, "disgust"))
     result = call("--cache", str(cache), "--output", str(tmp_path / "run"), *QUICK)
     assert "No kept utterance has a vote for 'disgust'" in refused(result)
+
+
+def test_a_modality_that_nobody_has_and_a_student_that_nobody_on_dev_has_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "caches").mkdir()
+    arguments = ["--output", str(tmp_path / "run"), *QUICK, "--missing", "mask"]
+    cache = write_small_cache(tmp_path / "caches", count=30, missing={"text": range(30)})
+    line = refused(call("--cache", str(cache), *arguments))
+    assert line == "No labelled utterance has text features: see inspect-cache for the failures"
+    cache = write_small_cache(tmp_path / "caches", count=30, missing={"text": range(1, 30, 3)})
+    line = refused(call("--cache", str(cache), *arguments, "--student", "text"))
+    assert "amber2 is chosen by the dev JS of its text head, which no dev utterance of fold 1 has features for" in line
+    assert [path.name for path in tmp_path.iterdir()] == ["caches"]
 
 
 def test_an_output_that_exists_is_left_alone(cache: Path, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import statistics
 from dataclasses import replace
 from pathlib import Path
@@ -15,10 +16,11 @@ import torch
 from click.testing import CliRunner, Result
 from synthetic_data import cache_of, write_small_cache
 
-from amber2_core.cache import write_cache
+from amber2_core.cache import read_cache, write_cache
 from amber2_core.heads_folder import read_heads
 from amber2_core.metrics import METRICS, evaluate
 from amber2_core.run_folder import (
+    load,
     read_curves,
     read_experts,
     read_predictions,
@@ -26,6 +28,7 @@ from amber2_core.run_folder import (
     read_settings,
     read_summary,
 )
+from amber2_report.cli import report_runs
 from amber2_train.cli import train_heads
 
 QUICK = ["--hidden", "5", "--seeds", "2", "--epochs", "3", "--batch-size", "16", "--lr", "0.03"]
@@ -280,3 +283,150 @@ def test_bfloat16_gives_nearly_the_same_scores_and_exact_ones_of_its_heads(
     row = next(r for r in read_results(tmp_path / "low") if r["split"] == "test")
     probs = predictions.probs[f"{row['system']}/{row['head']}"][row["seed"], predictions.fold == row["fold"]]
     assert row["js"] == float(evaluate(predictions.target[predictions.fold == row["fold"]], probs)["js"])
+
+
+LACKING = {"audio": [0, 13, 40], "text": [1, 2, 5, 9, 17, 21, 22, 30, 41], "video": [2, 3, 13, 40, 44]}
+
+
+@pytest.fixture(scope="module")
+def gaps(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cache in which some utterances could not be encoded, one of them in no modality."""
+    folder = tmp_path_factory.mktemp("gaps")
+    return write_small_cache(
+        folder, count=48, modalities=("audio", "text", "video"), missing={**LACKING, "text": [*LACKING["text"], 13]}
+    )
+
+
+@pytest.fixture(scope="module")
+def masked(gaps: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("masked") / "run"
+    train(gaps, folder, *GRID, "--missing", "mask")
+    return folder
+
+
+def test_utterances_that_lack_a_modality_are_dropped_and_counted_unless_a_mask_is_asked_for(
+    gaps: Path, masked: Path, tmp_path: Path
+) -> None:
+    train(gaps, tmp_path / "dropped")
+    dropped, kept = read_settings(tmp_path / "dropped"), read_settings(masked)
+    lacking = {*LACKING["audio"], *LACKING["text"]}
+    assert dropped["missing"] == "drop"
+    assert dropped["utterances"]["missing"] == {}
+    assert dropped["utterances"]["kept"] == 48 - len(lacking)
+    assert dropped["utterances"]["dropped"]["features missing"] == len(lacking)
+    assert kept["missing"] == "mask"
+    assert kept["utterances"]["missing"] == {"audio": 2, "text": 9}
+    assert kept["utterances"]["kept"] == 47
+    assert kept["utterances"]["dropped"]["no features of any modality"] == 1
+    log = (masked / "log.txt").read_text()
+    assert "47 of 48 utterances kept (dropped: 1 no features of any modality)" in log
+    assert "of these, trained and scored with what they have: 2 without audio, 9 without text" in log
+
+
+def test_the_test_rows_under_a_mask_can_be_computed_from_the_predictions_exactly(masked: Path) -> None:
+    predictions = read_predictions(masked)
+    assert len(predictions.id) == 47
+    for row in (r for r in read_results(masked) if r["split"] == "test"):
+        chosen = predictions.fold == row["fold"]
+        probs = predictions.probs[f"{row['system']}/{row['head']}"][row["seed"], chosen]
+        lacking = [f"u{k:03}" in predictions.id[chosen] for k in LACKING.get(row["head"], ()) if k != 13]
+        there = np.isfinite(probs).all(-1)
+        assert row["n"] == there.sum() == chosen.sum() - sum(lacking)
+        scores = evaluate(predictions.target[chosen][there], probs[there])
+        assert [row[name] for name in METRICS] == [float(scores[name]) for name in METRICS]
+    tables = load(masked)
+    assert all(np.isfinite(x).all() for name, x in tables.predictions.items() if name.startswith("predicted_"))
+    assert len(tables.predictions["id"]) == 2 * 2 * (3 * 47 - 2 - 9)
+
+
+def test_with_nothing_missing_a_mask_changes_no_number(run: Path, cache: Path, tmp_path: Path) -> None:
+    train(cache, tmp_path / "masked", *GRID, "--missing", "mask")
+    plain, masked = without_times(run), without_times(tmp_path / "masked")
+    settings = json.loads(masked["settings.json"])
+    assert settings["missing"] == "mask"
+    assert settings["utterances"]["missing"] == {}
+    assert [name for name in plain if plain[name] != masked[name]] == ["settings.json"]
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        ["--video", "video-model", "--student", "fusion,video", "--fusion", "gmu,softmax-gate"],
+        ["--video", "video-model", "--preset", "ablation", "--seeds", "1"],
+        ["--precision", "bf16", "--inputs", "standardized", "--dropout", "0.2", "--patience", "1"],
+        ["--fusion", "concat,self-gate", "--weight-gradient", "flow", "--score-all", "--batch-size", "1"],
+    ],
+    ids=["video", "ablation", "bf16", "score-all"],
+)
+def test_a_mask_goes_with_all_other_options_and_no_number_is_missing(
+    gaps: Path, tmp_path: Path, more: list[str]
+) -> None:
+    train(gaps, tmp_path / "run", "--missing", "mask", *more)
+    for row in read_results(tmp_path / "run"):
+        assert row["epoch"] > 0
+        assert all(np.isfinite(row[name]) for name in METRICS), row
+    for row in read_experts(tmp_path / "run"):
+        weights = [value for name, value in row.items() if name.startswith("weight_") and value is not None]
+        assert not weights or sum(weights) == pytest.approx(1)
+    table = read_summary(tmp_path / "run")["table"]
+    assert all(
+        v["mean"] is not None for heads in table.values() for metrics in heads.values() for v in metrics.values()
+    )
+
+
+def test_a_plan_counts_what_a_mask_keeps_and_trains_nothing(gaps: Path, tmp_path: Path) -> None:
+    result = call(
+        "--cache", str(gaps), "--output", str(tmp_path / "run"), *QUICK, "--missing", "mask", "--plan", "--json"
+    )
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout)["runs"] == 2 * 3 * 2
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_heads_of_a_mask_give_the_predictions_of_utterances_with_and_without(gaps: Path, masked: Path) -> None:
+    predictions, cache = read_predictions(masked), read_cache(gaps)
+    place = {name: k for k, name in enumerate(cache.utterances.id)}
+    sets = {f.modality: f for f in cache.features if f.modality != "video"}
+    for path in sorted((masked / "heads").iterdir())[:4]:
+        heads = read_heads(path)
+        rows = np.flatnonzero(predictions.fold == heads.origin["fold"])
+        of_cache = [place[name] for name in predictions.id[rows]]
+        features = {m: torch.from_numpy(f.values[of_cache]) for m, f in sets.items()}
+        present = {m: torch.from_numpy(f.encoded[of_cache]) for m, f in sets.items()}
+        for head, probs in heads.probs(features, present).items():
+            kept = predictions.probs[f"{heads.origin['system']}/{head}"][heads.origin["seed"], rows]
+            np.testing.assert_allclose(probs.numpy(), kept, atol=1e-6)
+
+
+def test_a_masked_run_becomes_a_report_without_a_word_of_nan(gaps: Path, tmp_path: Path) -> None:
+    more = ["--video", "video-model", "--student", "fusion,text", "--missing", "mask"]
+    train(gaps, tmp_path / "run", *GRID, *more)
+    result = CliRunner().invoke(report_runs, [str(tmp_path / "run"), "--output", str(tmp_path / "report")])
+    assert result.exit_code == 0, result.output
+    for path in (tmp_path / "report" / "tables").iterdir():
+        words = path.read_text(encoding="utf-8")
+        assert not re.search(r"\bnan\b|\binf\b", words, re.IGNORECASE), path.name
+    notes = (tmp_path / "report" / "tables" / "all-metrics.md").read_text(encoding="utf-8")
+    assert "cb-ce text 38 of 47" in notes
+    page = (tmp_path / "report" / "report.html").read_text(encoding="utf-8")
+    assert "missing: audio 2, text 9, video 4" in page
+    assert not re.search(r"\bNaN\b", page)
+
+
+def test_a_session_without_transcripts_is_trained_and_reported_and_the_log_and_notes_say_so(tmp_path: Path) -> None:
+    cache = write_small_cache(tmp_path, count=48, missing={"text": range(1, 48, 3)})
+    train(cache, tmp_path / "run", "--missing", "mask")
+    log = (tmp_path / "run" / "log.txt").read_text()
+    assert "fold 1: no utterance of dev has text" in log
+    assert "fold 2: no utterance of test has text" in log
+    table = read_summary(tmp_path / "run")["table"]
+    assert all(
+        v["mean"] is not None for heads in table.values() for metrics in heads.values() for v in metrics.values()
+    )
+    result = CliRunner().invoke(report_runs, [str(tmp_path / "run"), "--output", str(tmp_path / "report")])
+    assert result.exit_code == 0, result.output
+    notes = (tmp_path / "report" / "tables" / "all-metrics.md").read_text(encoding="utf-8")
+    assert "amber2 text has no score in fold 2" in notes
+    assert "cb-ce text has no score in fold 1, 2" in notes
+    for path in (tmp_path / "report" / "tables").iterdir():
+        assert not re.search(r"\bnan\b", path.read_text(encoding="utf-8"), re.IGNORECASE), path.name

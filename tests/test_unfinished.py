@@ -98,6 +98,7 @@ def test_a_stopped_sweep_goes_on_and_ends_as_if_it_had_not_been(
         (["--seeds", "3"], "its seeds is 2, not 3"),
         (["--inputs", "standardized"], 'its inputs is "raw", not "standardized"'),
         (["--keep", "majority"], "its policy is "),
+        (["--missing", "mask"], 'its missing is "drop", not "mask"'),
         (["--system", "amber2"], 'its system is ["amber2", "cb-ce"], not ["amber2"]'),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else "",
