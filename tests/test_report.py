@@ -8,13 +8,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 from house import ROOT
 from run_folders import GRID, Sketch, write_run
 from synthetic_data import write_small_cache
 
-from amber2_core.run_folder import read_experts
+from amber2_core.metrics import METRICS
+from amber2_core.run_folder import read_experts, read_results, write_results
 from amber2_report.analysis import expert_weights
 from amber2_report.assembly import AudioRequest, Options, write_report
 from amber2_report.cli import report_runs
@@ -266,3 +268,22 @@ def test_versions_of_a_system_are_told_apart_by_what_they_differ_in(run: Path, t
     assert change.value == pytest.approx(scores["no-mai: amber2 fusion"] - scores["run: amber2 fusion"])
     alone = write_report([run], tmp_path / "alone").chapters[0]
     assert alone.ablation is None
+
+
+def test_a_head_that_diverged_is_a_dash_with_its_reason_and_stops_no_report(tmp_path: Path, undrawn: None) -> None:
+    run = write_run(tmp_path / "run")
+    with np.load(run / "predictions.npz") as arrays:
+        kept = dict(arrays)
+    kept["cb-ce/audio"][0, kept["fold"] == 1] = np.nan
+    np.savez(run / "predictions.npz", **kept)
+    rows = read_results(run)
+    for row in rows:
+        if (row["system"], row["head"], row["fold"], row["seed"]) == ("cb-ce", "audio", 1, 0):
+            row.update({"epoch": 0, **dict.fromkeys(METRICS, float("nan"))})
+    write_results(run / "results.csv", rows)
+    (chapter,) = write_report([run], tmp_path / "report").chapters
+    lines = {row[0]: row[1:] for row in chapter.results[4].rows}
+    assert all(isinstance(cell, Number) and cell.value is None for cell in lines["cb-ce audio"])
+    assert all(isinstance(cell, Number) and cell.value is not None for cell in lines["amber2 audio"])
+    assert "cb-ce audio diverged at once in some run, and has no mean." in chapter.results[4].notes
+    assert {one.second for one in chapter.comparisons} == {"cb-ce fusion", "amber2 audio", "amber2 text"}

@@ -143,6 +143,16 @@ def test_one_seed_has_no_sd_and_what_is_no_number_has_no_mean() -> None:
     assert table["amber2"]["fusion"]["accuracy_untied"] == {"mean": None, "sd": None}
 
 
+def test_a_fold_with_nothing_to_score_is_left_out_of_the_mean_and_a_diverged_one_is_not() -> None:
+    nothing, diverged = dict.fromkeys(METRICS, math.nan), dict.fromkeys(METRICS, math.nan)
+    table = summarise([row(1, 0, js=0.2), {**row(2, 0), **nothing, "n": 0}, row(3, 0, js=0.5)])
+    assert table["amber2"]["fusion"]["js"]["mean"] == pytest.approx(0.35)
+    table = summarise([row(1, 0, js=0.2), {**row(2, 0), **diverged, "epoch": 0}, row(3, 0, js=0.5)])
+    assert table["amber2"]["fusion"]["js"]["mean"] is None
+    table = summarise([{**row(fold, 0), **nothing, "n": 0} for fold in (1, 2)])
+    assert table["amber2"]["fusion"]["js"] == {"mean": None, "sd": None}
+
+
 def test_a_results_file_that_was_cut_off_names_the_line(tmp_path: Path) -> None:
     write_results(tmp_path / "results.csv", [row(1, 0), row(1, 1)])
     whole = (tmp_path / "results.csv").read_text()
@@ -202,3 +212,21 @@ def test_a_run_is_loaded_as_columns_of_equal_length(tmp_path: Path) -> None:
     assert run.predictions["id"].tolist() == ["a", "b", "c", "d"] * 2
     np.testing.assert_array_equal(run.predictions["predicted_2 sides"], probs[:, :, 2].ravel())
     np.testing.assert_array_equal(run.utterances["rated_up"], probs[0, :, 0])
+
+
+def test_what_a_head_does_not_predict_has_no_row_in_the_loaded_predictions(tmp_path: Path) -> None:
+    probs = np.random.default_rng(0).dirichlet(np.ones(2), size=(2, 3)).astype(np.float32)
+    some = probs.copy()
+    some[:, 1] = np.nan
+    heads = {"amber2/audio": some, "amber2/fusion": probs}
+    predictions = Predictions(texts(["a", "b", "c"]), np.array([1, 1, 2]), probs[0], ("up", "down"), heads)
+    write_predictions(tmp_path / "predictions.npz", predictions)
+    write_results(tmp_path / "results.csv", [row(1, seed) for seed in (0, 1)])
+    write_json(tmp_path / "settings.json", {})
+    table = load(tmp_path).predictions
+    assert table["id"].tolist() == ["a", "c"] * 2 + ["a", "b", "c"] * 2
+    assert table["head"].tolist() == ["audio"] * 4 + ["fusion"] * 6
+    assert {len(column) for column in table.values()} == {10}
+    np.testing.assert_array_equal(
+        table["predicted_up"], np.concatenate([probs[:, [0, 2], 0].ravel(), probs[..., 0].ravel()])
+    )

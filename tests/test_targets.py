@@ -81,6 +81,46 @@ def test_what_lacks_features_of_one_modality_or_a_vote_is_dropped_and_counted() 
     np.testing.assert_allclose(data.targets, soft_labels(30)[kept], atol=1e-7)
 
 
+def test_with_a_mask_what_lacks_some_modality_is_kept_and_what_lacks_all_is_dropped() -> None:
+    cache = cache_of(30, missing={"audio": [3, 9], "text": [3, 7, 8]})
+    data = training_data(cache, POLICY, missing="mask")
+    kept = [i for i in range(30) if i != 3]
+    assert data.id.tolist() == [f"u{i:03}" for i in kept]
+    assert data.dropped == {"no counting vote": 0, "not keep=any-vote": 0, "no features of any modality": 1}
+    assert data.missing == {"audio": 1, "text": 2}
+    assert [data.id[~data.present[name]].tolist() for name in ("audio", "text")] == [["u009"], ["u007", "u008"]]
+    for features in cache.features:
+        np.testing.assert_array_equal(data.features[features.modality], features.values[kept])
+        np.testing.assert_array_equal(
+            np.isfinite(data.features[features.modality]).all(1), data.present[features.modality]
+        )
+    np.testing.assert_allclose(data.targets, soft_labels(30)[kept], atol=1e-7)
+
+
+def test_with_a_mask_and_nothing_missing_there_is_no_mask() -> None:
+    cache = cache_of(30, missing={"audio": [3], "text": [3]})
+    some, other = (training_data(cache, POLICY, missing=missing) for missing in ("drop", "mask"))
+    assert some.present == other.present == {}
+    assert other.missing == {}
+    assert some.id.tolist() == other.id.tolist()
+
+
+def test_a_feature_that_is_there_must_be_a_number_also_beside_missing_ones() -> None:
+    cache = cache_of(30, missing={"text": [3]})
+    cache.features[0].values[5, 2] = np.inf
+    with pytest.raises(CacheError, match="The audio features hold a number that is not finite"):
+        training_data(cache, POLICY, missing="mask")
+    cache = cache_of(30, missing={"text": [3]})
+    cache.features[1].values[5, 2] = np.nan
+    with pytest.raises(CacheError, match="The text features hold a number that is not finite"):
+        training_data(cache, POLICY, missing="mask")
+
+
+def test_a_modality_that_no_labelled_utterance_has_is_refused_with_a_mask() -> None:
+    with pytest.raises(CacheError, match="No labelled utterance has text features: see inspect-cache"):
+        training_data(cache_of(6, missing={"text": range(6)}), POLICY, missing="mask")
+
+
 def test_several_layers_give_their_last_one_and_half_precision_becomes_single() -> None:
     cache = cache_of(12)
     layers = np.stack([cache.features[0].values * factor for factor in (3, 2, 1)], axis=1).astype(np.float16)
