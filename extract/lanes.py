@@ -21,10 +21,15 @@ def ahead(make: Callable[[Given], Made], given: Iterable[Given], workers: int) -
     """`map` in threads, in order, at most two results for each thread ahead of who takes them."""
     import torch
 
+    from amber2_core.onednn import take_no_signals
+
+    def begin() -> None:
+        take_no_signals()
+        torch.set_num_threads(1)  # one core each: every worker would otherwise start as many threads again
+
     threads = torch.get_num_threads()
     waiting: deque[Future[Made]] = deque()
-    # One core each: torch would otherwise start as many threads again in every worker.
-    with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+    with ThreadPoolExecutor(workers, initializer=begin) as pool:
         try:
             for one in given:
                 waiting.append(pool.submit(make, one))
@@ -45,6 +50,8 @@ def spread(given: Generator[Given], lanes: Sequence[Callable[[Given], Made]]) ->
     What they make comes out in the order in which it is finished, at most two results for each lane ahead of who takes
     them. The first error of a lane is raised here, when the others have finished what they had begun.
     """
+    from amber2_core.onednn import take_no_signals
+
     made: queue.Queue[object] = queue.Queue(maxsize=2 * len(lanes))
     turn, unwanted = threading.Lock(), threading.Event()
 
@@ -57,6 +64,7 @@ def spread(given: Generator[Given], lanes: Sequence[Callable[[Given], Made]]) ->
             return
 
     def run(lane: Callable[[Given], Made]) -> None:
+        take_no_signals()
         try:
             while not unwanted.is_set():
                 with turn:

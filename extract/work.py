@@ -116,7 +116,10 @@ class Work:
 
 
 def _encode(encode: Callable[[Sequence[Any]], Encoded], ready: Ready) -> Rows:
-    encoded = encode(ready.inputs) if ready.inputs else None
+    from amber2_core.onednn import fast_products
+
+    with fast_products():
+        encoded = encode(ready.inputs) if ready.inputs else None
     return Rows(ready.items, encoded, ready.failures, ready.cost)
 
 

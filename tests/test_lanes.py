@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import threading
 import time
 from collections.abc import Generator, Iterator
@@ -96,3 +97,14 @@ def test_lanes_take_what_threads_made_ready() -> None:
     results = list(spread(prepared, [lambda pair: (pair, threading.get_ident())] * 2))
     assert sorted(number for (number, _), _ in results) == list(range(40))
     assert not {reader for (_, reader), _ in results} & {lane for _, lane in results}
+
+
+@pytest.mark.skipif(not hasattr(signal, "pthread_sigmask"), reason="signals are not a thread's here")
+def test_no_signal_is_handled_where_something_is_made() -> None:
+    def takes_signals(_: object = None) -> bool:
+        return signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, [])
+
+    assert takes_signals()
+    assert list(ahead(takes_signals, range(4), 2)) == [False] * 4
+    assert list(spread(_numbers(4), [takes_signals, takes_signals])) == [False] * 4
+    assert takes_signals()
