@@ -14,6 +14,7 @@ from .folds import Fold
 from .grid import Setting
 from .interrupts import in_quiet_thread
 from .products import Precision
+from .recording import WARM_UP
 from .rows import FoldRows, Rows, fold_rows
 from .sweep import seed_groups, stacks
 from .targets import TrainingData
@@ -106,11 +107,14 @@ def _measured(
         fit(short, settings, seeds=seeds, epochs=1, precision=precision)
         return time.perf_counter() - began
 
-    seconds(1, 1)
-    start = seconds(1, 1)
-    more = max(1, math.ceil(min((1 + MEASURED_STEPS) * batch, len(rows.train)) / batch) - 1)
-    step = max(seconds(1 + more, 1) - start, 1e-9) / more
-    return step, max(seconds(1, dev) - start, 0.0) / dev
+    in_epoch = math.ceil(len(rows.train) / batch)
+    # on CUDA the first steps warm up and record the one that all others play back
+    first = max(1, min(1 if rows.train.targets.device.type == "cpu" else WARM_UP + 2, in_epoch - 1))
+    more = max(1, min(MEASURED_STEPS, in_epoch - first))
+    seconds(first, 1)
+    start = seconds(first, 1)
+    step = max(seconds(first + more, 1) - start, 1e-9) / more
+    return step, max(seconds(first, dev) - start, 0.0) / dev
 
 
 def _first(rows: Rows, count: int) -> Rows:
