@@ -180,9 +180,7 @@ def test_recordings_that_were_never_there_are_failures_of_their_own(place: Place
 
 def test_the_folder_of_the_cache_vanishes(place: Place) -> None:
     gone = place.output.parent
-    with pytest.raises(
-        CacheError, match="No such file or directory; the 10 rows .* where it comes back, the same command"
-    ):
+    with pytest.raises(CacheError, match=r"No such file or directory; the 10 rows .* where it comes back, the same"):
         place.extract(on_progress=_after(10, _moved(gone)))
     _back(gone)
     place.ends_well(encoded_before=10)
