@@ -254,6 +254,11 @@ def test_every_head_is_scored_on_the_utterances_that_have_it_and_n_says_how_many
         rows = fold.dev if row["split"] == "dev" else fold.test
         assert row["n"] == sum(i not in LACKING.get(row["head"], ()) for i in rows)
         assert all(math.isfinite(row[name]) for name in METRICS)
+    curves = {tuple(c[k] for k in ("system", "head", "fold", "seed", "epoch")): c["dev_js"] for c in result.curves}
+    for row in (r for r in result.rows if r["split"] == "dev" and r["selected"]):
+        assert row["js"] == pytest.approx(
+            curves[row["system"], row["head"], row["fold"], row["seed"], row["epoch"]], abs=1e-6
+        )
     predictions = result.predictions
     for row in (r for r in result.rows if r["split"] == "test"):
         chosen = predictions.fold == row["fold"]

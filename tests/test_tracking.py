@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from pathlib import Path
 from typing import Any
@@ -101,6 +102,15 @@ def test_every_selected_run_is_there_once_with_its_setting_scores_and_curves(run
         assert all(one.scores[f"test_{metric}/{head}"] == row[metric] for metric in METRICS)
         assert [(e, js) for tag, e, js in one.curves if tag == f"dev_js/{head}"] == curve(run, head, **key)
     assert found["cb-ce-fold1-seed0"].setting["kappa"] is None
+
+
+def test_what_has_no_score_is_left_out(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "run", Sketch(count=30, lacking={"text": range(20, 30)}))  # all of the last fold
+    assert any(math.isnan(row["js"]) for row in read_results(folder))
+    for one in trained(folder):
+        assert all(math.isfinite(score) for score in one.scores.values())
+        assert ("test_js/text" in one.scores) == (one.setting["fold"] != 3)
+        assert "test_js/fusion" in one.scores
 
 
 def test_tensorboard_shows_the_curves_and_the_scores_of_the_run_folder(run: Path) -> None:

@@ -37,7 +37,7 @@ class Trained:
 
     name: str
     setting: dict[str, Any]
-    scores: dict[str, float]  # "test_<metric>/<head>", and "kept_epoch/<head>"
+    scores: dict[str, float]  # "test_<metric>/<head>" where it is a number, and "kept_epoch/<head>"
     curves: list[tuple[str, int, float]]  # "dev_js/<head>", epoch, value
 
 
@@ -129,9 +129,10 @@ def trained(folder: Path) -> list[Trained]:
     keys = ("system", "fold", "seed")
     curves: dict[tuple[Any, ...], list[tuple[str, int, float]]] = {}
     for row in read_curves(folder):
-        curves.setdefault(tuple(row[key] for key in keys), []).append(
-            (f"dev_js/{row['head']}", row["epoch"], row["dev_js"])
-        )
+        if math.isfinite(row["dev_js"]):
+            curves.setdefault(tuple(row[key] for key in keys), []).append(
+                (f"dev_js/{row['head']}", row["epoch"], row["dev_js"])
+            )
     found: dict[tuple[Any, ...], Trained] = {}
     for row in read_results(folder):
         if row["split"] != "test" or not row["selected"]:
@@ -141,7 +142,8 @@ def trained(folder: Path) -> list[Trained]:
             setting = {name: row[name] for name in keys}
             setting |= {name: row[name] for name in row if name not in {*KEY_COLUMNS, "epoch", "n", *METRICS}}
             found[key] = Trained("{}-fold{}-seed{}".format(*key), setting, {}, curves.get(key, []))
-        found[key].scores.update({f"test_{name}/{row['head']}": row[name] for name in METRICS})
+        scores = {f"test_{name}/{row['head']}": row[name] for name in METRICS}
+        found[key].scores.update({name: score for name, score in scores.items() if math.isfinite(score)})
         found[key].scores[f"kept_epoch/{row['head']}"] = row["epoch"]
     return list(found.values())
 
