@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-import transformers
 
 from amber2_extract.loading import silence
 
@@ -44,37 +43,40 @@ _TEXT: dict[str, Any] = {
 }
 
 
+def _random(family: str, **settings: Any) -> Any:
+    """A model of one of transformers' families, with the weights that it starts from."""
+    import transformers
+
+    return getattr(transformers, f"{family}Model")(getattr(transformers, f"{family}Config")(**settings))
+
+
 def _hubert_with_batch_norm() -> Any:
-    model: Any = transformers.HubertModel(transformers.HubertConfig(**_SPEECH, conv_pos_batch_norm=True))
+    model = _random("Hubert", **_SPEECH, conv_pos_batch_norm=True)
     torch.nn.init.normal_(model.encoder.pos_conv_embed.batch_norm.running_mean)
     return model
 
 
 SPEECH_FAMILIES: dict[str, Callable[[], Any]] = {
-    "wav2vec2-group": lambda: transformers.Wav2Vec2Model(transformers.Wav2Vec2Config(**_SPEECH)),
-    "wav2vec2-layer": lambda: transformers.Wav2Vec2Model(transformers.Wav2Vec2Config(**_SPEECH, **_LAYER_NORM)),
-    "hubert": lambda: transformers.HubertModel(transformers.HubertConfig(**_SPEECH)),
-    "wavlm": lambda: transformers.WavLMModel(transformers.WavLMConfig(**_SPEECH)),
-    "data2vec-audio": lambda: transformers.Data2VecAudioModel(
-        transformers.Data2VecAudioConfig(**{**_SPEECH, "num_conv_pos_embeddings": 3}, conv_pos_kernel_size=9)
+    "wav2vec2-group": lambda: _random("Wav2Vec2", **_SPEECH),
+    "wav2vec2-layer": lambda: _random("Wav2Vec2", **_SPEECH, **_LAYER_NORM),
+    "hubert": lambda: _random("Hubert", **_SPEECH),
+    "wavlm": lambda: _random("WavLM", **_SPEECH),
+    "data2vec-audio": lambda: _random(
+        "Data2VecAudio", **{**_SPEECH, "num_conv_pos_embeddings": 3}, conv_pos_kernel_size=9
     ),
     "hubert-batch-norm": _hubert_with_batch_norm,
 }
 TEXT_FAMILIES: dict[str, Callable[[int], Any]] = {
-    "bert": lambda size: transformers.BertModel(
-        transformers.BertConfig(**_TEXT, vocab_size=size, max_position_embeddings=40)
-    ),
-    "roberta": lambda size: transformers.RobertaModel(
-        transformers.RobertaConfig(**_TEXT, vocab_size=size, max_position_embeddings=42, pad_token_id=1)
-    ),
-    "mpnet": lambda size: transformers.MPNetModel(
-        transformers.MPNetConfig(**_TEXT, vocab_size=size, max_position_embeddings=42, pad_token_id=1)
-    ),
+    "bert": lambda size: _random("Bert", **_TEXT, vocab_size=size, max_position_embeddings=40),
+    "roberta": lambda size: _random("Roberta", **_TEXT, vocab_size=size, max_position_embeddings=42, pad_token_id=1),
+    "mpnet": lambda size: _random("MPNet", **_TEXT, vocab_size=size, max_position_embeddings=42, pad_token_id=1),
 }
 
 
 def save_speech(folder: Path, family: str, *, seed: int = 0, do_normalize: bool = True) -> Any:
     """Save a speech encoder and its preprocessor; returns the model."""
+    import transformers
+
     torch.manual_seed(seed)
     model = SPEECH_FAMILIES[family]().eval()
     preprocessor: Any = transformers.Wav2Vec2FeatureExtractor
@@ -86,6 +88,8 @@ def save_speech(folder: Path, family: str, *, seed: int = 0, do_normalize: bool 
 
 def save_text(folder: Path, family: str, *, seed: int = 0) -> Any:
     """Save a text encoder and a word-level BERT tokenizer; returns the model."""
+    import transformers
+
     torch.manual_seed(seed)
     specials = ["[CLS]", "[PAD]", "[SEP]", "[UNK]", "[MASK]"] if family != "bert" else []
     specials = specials or ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]

@@ -6,8 +6,6 @@ import numpy as np
 import pytest
 import reference
 from run_folders import GRID, Sketch, write_run
-from sklearn.calibration import calibration_curve
-from sklearn.metrics import confusion_matrix
 
 from amber2_report import analysis
 from amber2_report.corpus_facts import corpus_facts
@@ -42,6 +40,8 @@ def test_scores_by_bin_are_those_of_the_bins_utterances_alone(group: Group) -> N
 
 
 def test_the_confusion_is_scikit_learns_and_its_rows_are_whole(group: Group) -> None:
+    from sklearn.metrics import confusion_matrix
+
     entry, target = group.mains[0], group.predictions.target
     label = [reference.argmax(y.tolist()) for y in target]
     theirs = sum(confusion_matrix(label, probs.argmax(1), labels=range(4)) for probs in entry.probs)
@@ -61,6 +61,8 @@ def test_vote_shares_count_every_rater(group: Group) -> None:
 
 
 def test_reliability_is_scikit_learns_calibration_curve(group: Group) -> None:
+    from sklearn.calibration import calibration_curve
+
     entry = group.mains[0]
     confidence, accuracy, share = analysis.reliability(group, entry)
     label = np.array([reference.argmax(y.tolist()) for y in group.predictions.target])
@@ -138,6 +140,8 @@ def text_of(group: Group) -> Entry:
 
 
 def test_scores_confusion_and_votes_are_of_the_predicted_utterances(partial: Group) -> None:
+    from sklearn.metrics import confusion_matrix
+
     entry, target, bins = text_of(partial), partial.predictions.target, analysis.bins_of(partial)
     own = [k for k in range(120) if k not in LACKING["text"]]
     assert entry.rows.tolist() == own

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
-import scipy.signal
 import soundfile
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -242,6 +241,8 @@ def test_a_tone_in_the_band_keeps_frequency_phase_and_level(rate: int, frequency
 
 
 def test_resampling_agrees_with_a_long_polyphase_filter_of_scipy() -> None:
+    import scipy.signal
+
     generator = np.random.default_rng(0)
     spectrum = np.fft.rfft(generator.standard_normal(48_000))
     # noise up to 7 kHz, which both filters pass

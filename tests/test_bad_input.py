@@ -17,9 +17,7 @@ import pytest
 import soundfile
 import tokenizers
 import torch
-import transformers
 from click.testing import CliRunner
-from scipy.signal import resample_poly
 from small_models import SPEECH_FAMILIES, TEXT_FAMILIES, save_speech, save_text
 from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import ByteLevel
@@ -194,6 +192,8 @@ def test_an_mp3_that_is_called_wav_is_encoded_as_the_mp3_it_is(heard: Heard) -> 
 
 
 def test_a_recording_at_192_khz_is_resampled_not_relabelled(heard: Heard) -> None:
+    from scipy.signal import resample_poly
+
     cache, model = heard.cache, heard.model
     lowered = resample_poly(_speech(192_000), 1, 12)
     assert np.abs(_row(cache, "192 kHz") - _expected(model, lowered)).max() < 1e-2
@@ -246,6 +246,9 @@ TRANSCRIPTS = {
 
 def _save_bytes_bert(folder: Path) -> Any:
     """A RoBERTa with a tokenizer of its own kind: pairs of bytes, so that an emoji is spelled, not unknown."""
+
+    import transformers
+
     tokenizer = tokenizers.Tokenizer(BPE())
     tokenizer.pre_tokenizer = ByteLevel(add_prefix_space=False)
     specials = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
@@ -266,6 +269,8 @@ def _save_bytes_bert(folder: Path) -> Any:
 
 @pytest.mark.parametrize("save", [lambda folder: save_text(folder, "bert"), _save_bytes_bert], ids=["words", "bytes"])
 def test_a_transcript_of_any_kind_is_a_right_value_or_a_listed_failure(save: Any, tmp_path: Path) -> None:
+    import transformers
+
     model = save(tmp_path / "bert")
     utterances = tuple(Utterance(name, None, transcript) for name, transcript in TRANSCRIPTS.items())
     corpus = Corpus("example", tmp_path, utterances, LabelDefaults(("neutral",)))

@@ -7,8 +7,6 @@ import math
 import numpy as np
 import pytest
 import reference
-import scipy.spatial.distance
-import scipy.stats
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -38,6 +36,9 @@ def votes(draw: st.DrawFn, rows: int, classes: int) -> Tensor:
 
 @given(st.data(), logit_pairs())
 def test_every_divergence_agrees_with_scipy_and_with_loops(data: st.DataObject, logits: tuple[Tensor, Tensor]) -> None:
+    import scipy.spatial.distance
+    import scipy.stats
+
     log_q = logits[0].log_softmax(-1)
     p = data.draw(votes(*log_q.shape))
     for row, y in enumerate(p.tolist()):

@@ -7,11 +7,10 @@ import warnings
 import xml.etree.ElementTree as ET
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-from matplotlib.figure import Figure
 from run_folders import GRID, Sketch, write_run
 
 import amber2_report.figures
@@ -21,6 +20,9 @@ from amber2_report.drawing import DASHES, MARKERS, SERIES, canvas, drawing, hous
 from amber2_report.figures import Figures, figures
 from amber2_report.groups import Group, grouped
 from amber2_report.runs import read_run
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 SYSTEMS = ("amber2", "cb-ce", "third", "fourth", "fifth", "sixth", "seventh")
 EMOTIONS = ("$x_{", "<b>&amp;", "حزين", "🙂")

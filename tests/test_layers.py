@@ -12,7 +12,7 @@ from functools import cache
 from pathlib import Path
 
 import pytest
-from house import ROOT, distribution_name, extras, package_folders, requirement_lines
+from house import ROOT, distribution_name, extras, module_names, package_folders, requirement_lines
 
 # Data flows one way; train and report meet the other rooms only on disk.
 MAY_IMPORT: dict[str, set[str]] = {
@@ -46,6 +46,8 @@ HEAVY = {
     "torchaudio",
     "transformers",
 }
+# What a test imports inside of the function that uses it: who runs one test waits for no other's oracle.
+SLOW_TO_COLLECT = {"matplotlib", "pandas", "scipy", "sklearn", "torchaudio", "transformers"}
 LIGHT_MODULES = {"cli", "command", "__init__", "__main__"}
 HOMELESS = re.compile(r"(^|_)(utils?|helpers?|common|misc)(_|$)")
 
@@ -157,12 +159,20 @@ def test_commands_and_packages_import_nothing_heavy_at_their_top() -> None:
     none_of([found for module in light for found in imports(module) if found.at_import and found.top in HEAVY])
 
 
-@pytest.mark.parametrize("name", sorted(m.name for m in modules() if m.path.stem in LIGHT_MODULES - {"__main__"}))
+@pytest.mark.parametrize(
+    "name", [name for name in module_names() if "." not in name or name.rpartition(".")[2] in LIGHT_MODULES]
+)
 def test_importing_a_command_or_a_package_loads_nothing_heavy_by_any_way(name: str) -> None:
     code = f"import sys, {name}; print(*sorted(set(sys.modules) & {HEAVY!r}))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == []
+
+
+def test_tests_import_nothing_at_their_top_that_all_others_would_wait_for() -> None:
+    paths = sorted((ROOT / "tests").glob("*.py"))
+    tests = [Module(path.stem, path, ast.parse(path.read_text(encoding="utf-8"))) for path in paths]
+    none_of([found for test in tests for found in imports(test) if found.at_import and found.top in SLOW_TO_COLLECT])
 
 
 def test_no_module_is_named_for_having_no_home() -> None:

@@ -12,13 +12,9 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import reference
-import scipy.spatial.distance
-import scipy.stats
-import sklearn.metrics
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from sklearn.calibration import calibration_curve
 
 from amber2_core import metrics
 from amber2_core.errors import SettingError
@@ -74,6 +70,9 @@ def test_every_metric_is_what_the_loops_give(sample: tuple[Floats, Floats]) -> N
 
 @given(samples)
 def test_distances_between_distributions_agree_with_scipy(sample: tuple[Floats, Floats]) -> None:
+    import scipy.spatial.distance
+    import scipy.stats
+
     target, probs = sample
     bits = scipy.spatial.distance.jensenshannon(target, probs, base=2, axis=-1)
     nats = scipy.spatial.distance.jensenshannon(target, probs, axis=-1)
@@ -89,6 +88,8 @@ def test_distances_between_distributions_agree_with_scipy(sample: tuple[Floats, 
 
 @given(samples)
 def test_classification_metrics_agree_with_scikit_learn(sample: tuple[Floats, Floats]) -> None:
+    import sklearn.metrics
+
     target, probs = sample
     label, guess = target.argmax(-1), probs.argmax(-1)
     scores = metrics.evaluate(target, probs)
@@ -108,6 +109,8 @@ def test_classification_metrics_agree_with_scikit_learn(sample: tuple[Floats, Fl
 
 @given(samples)
 def test_calibration_error_agrees_with_scikit_learn(sample: tuple[Floats, Floats]) -> None:
+    from sklearn.calibration import calibration_curve
+
     target, probs = sample
     hit, confidence = target.argmax(-1) == probs.argmax(-1), probs.max(-1)
     shares, means = calibration_curve(hit, confidence, n_bins=10)

@@ -14,7 +14,6 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-import transformers
 from small_corpus import expected_speech, expected_text, with_utterance, write_corpus, write_recording
 from small_models import PRELOADED, save_speech, save_text
 
@@ -82,6 +81,8 @@ def _values(cache: FeatureCache, modality: str) -> Any:
 
 
 def test_features_are_what_transformers_gives_for_each_utterance_alone(place: Place) -> None:
+    import transformers
+
     summary = place.extract()
     cache = place.cache()
     tokenizer = transformers.AutoTokenizer.from_pretrained(place.folder / "bert")

@@ -11,7 +11,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from run_folders import Sketch, write_run
-from scipy import stats
 
 from amber2_core.metrics import METRICS
 from amber2_core.tables import texts
@@ -45,6 +44,8 @@ def null_sums(rng: np.random.Generator, speakers: int, folds: int) -> list[Array
 
 
 def test_the_draws_have_the_distribution_of_scipys_bootstrap() -> None:
+    from scipy import stats
+
     rng = np.random.default_rng(0)
     folds = null_sums(rng, speakers=7, folds=3)
     drawn = np.mean(drawn_scores(folds, ratio_of_sums, draws=20_000, seed=1), axis=0)
@@ -151,6 +152,8 @@ def test_speakers_are_drawn_where_they_are_known_and_utterances_where_they_are_n
 
 
 def test_few_speakers_cannot_give_a_small_p() -> None:
+    from scipy import stats
+
     few = speaker_clusters(np.repeat(np.arange(5), 2), texts([f"s{k}" for k in range(10)]))
     assert smallest_p(few, 10_000) == pytest.approx(2 * stats.t.cdf(stats.norm.ppf(1 / 10_001), 5))
     assert smallest_p(few, 10_000) > 0.01

@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import transformers
 from click.testing import CliRunner
 from small_models import noise
 
@@ -38,6 +37,8 @@ def test_they_encode_as_any_checkpoint_does(folder: Path) -> None:
 
 
 def test_the_speech_stand_in_has_the_structure_of_wav2vec2_base(folder: Path) -> None:
+    import transformers
+
     config = transformers.AutoConfig.from_pretrained(folder / SPEECH_FOLDER)
     base = transformers.Wav2Vec2Config()
     for name in ("feat_extract_norm", "conv_kernel", "conv_stride", "conv_bias", "do_stable_layer_norm", "hidden_act"):
@@ -45,6 +46,8 @@ def test_the_speech_stand_in_has_the_structure_of_wav2vec2_base(folder: Path) ->
 
 
 def test_given_words_have_a_token_each_and_others_are_spelled(folder: Path) -> None:
+    import transformers
+
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder / TEXT_FOLDER)
     assert tokenizer.tokenize("Don't forget the jacket!") == ["don", "'", "t", "forget", "the", "jacket", "!"]
     assert tokenizer.tokenize("zebras 42") == ["z", "##e", "##b", "##r", "##a", "##s", "4", "##2"]

@@ -15,15 +15,6 @@ import numpy.typing as npt
 import pytest
 import soundfile
 from click.testing import CliRunner
-from scipy.optimize import minimize
-from scipy.spatial.distance import jensenshannon
-from scipy.special import softmax
-from scipy.stats import binomtest, chisquare
-from sklearn.feature_extraction.text import CountVectorizer
-from sklearn.linear_model import LogisticRegression
-from sklearn.model_selection import GroupKFold, cross_val_score
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
 
 from amber2_core.errors import CorpusError, SettingError
 from amber2_core.utterance import Corpus
@@ -265,6 +256,8 @@ def test_the_command_writes_a_corpus_and_tells_its_ceiling(tmp_path: Path) -> No
 
 
 def test_voice_and_words_conflict_in_the_known_share(many: list[Turn]) -> None:
+    from scipy.stats import binomtest
+
     for emotion in EMOTIONS:
         known = [turn.latents for turn in many if turn.latents.true == emotion]
         conflicts = sum(latents.audio != latents.text for latents in known)
@@ -273,6 +266,8 @@ def test_voice_and_words_conflict_in_the_known_share(many: list[Turn]) -> None:
 
 
 def test_the_description_counts_the_conflicts_that_were_drawn(root: Path, corpus: Corpus) -> None:
+    from scipy.stats import binomtest
+
     conflicts = [u.attributes["audio_emotion"] != u.attributes["text_emotion"] for u in corpus.utterances]
     description = read_description(root)
     assert description.conflicts_drawn == pytest.approx(np.mean(conflicts))
@@ -292,6 +287,8 @@ def test_voice_and_words_together_determine_the_true_emotion() -> None:
 
 
 def test_external_raters_tick_as_the_mixture_says(many: list[Turn]) -> None:
+    from scipy.stats import chisquare
+
     ticks: dict[Latents, Counter[str]] = defaultdict(Counter)
     for turn in many:
         ticks[turn.latents].update(external(turn))
@@ -302,6 +299,8 @@ def test_external_raters_tick_as_the_mixture_says(many: list[Turn]) -> None:
 
 
 def test_three_or_four_external_raters_and_sometimes_the_speaker_rate(many: list[Turn]) -> None:
+    from scipy.stats import binomtest
+
     counts = Counter(len(external(turn)) for turn in many)
     assert counts.keys() == {3, 4}
     assert binomtest(counts[3], len(many), 0.7).pvalue > 1e-3
@@ -343,6 +342,9 @@ def _one_hot(emotion: Emotion) -> Array:
 
 def _js(label: Array, prediction: Array) -> Array:
     """Over the last axis, as scipy has it."""
+
+    from scipy.spatial.distance import jensenshannon
+
     return np.asarray(jensenshannon(label, np.broadcast_to(prediction, label.shape), base=2, axis=-1)) ** 2
 
 
@@ -353,6 +355,10 @@ def _simulated_votes(mixture: Array, count: int, random: np.random.Generator) ->
 
 def _lowest(labels: Array) -> float:
     """The lowest mean JS of one prediction for all labels, by a general-purpose optimiser on logits."""
+
+    from scipy.optimize import minimize
+    from scipy.special import softmax
+
     kinds, counts = np.unique(labels, axis=0, return_counts=True)
 
     def mean_js(logits: Array) -> float:
@@ -434,6 +440,8 @@ def test_the_less_is_known_the_higher_is_the_ceiling(root: Path) -> None:
 
 def test_experts_that_know_one_modality_earn_more_weight_where_it_is_reliable(many: list[Turn]) -> None:
     # u = softmax(-4 D), D = JS(p‖y), of the best predictor that hears only the voice and of the one that reads only
+    from scipy.special import softmax
+
     modalities: tuple[Carrier, Carrier] = ("audio", "text")
     experts = {(m, e): _expert(m, e) for m in modalities for e in EMOTIONS}
     for emotion in EMOTIONS:
@@ -484,6 +492,8 @@ def test_the_vocabulary_holds_every_word_of_every_sentence_and_all_can_be_spoken
 
 
 def test_a_bag_of_words_recovers_the_emotion_of_the_words(corpus: Corpus) -> None:
+    from sklearn.feature_extraction.text import CountVectorizer
+
     sentences = [utterance.transcript for utterance in corpus.utterances]
     assert _accuracy(CountVectorizer().fit_transform(sentences).toarray(), corpus, "text_emotion") > 0.85
 
@@ -496,6 +506,11 @@ def test_the_spectrum_recovers_the_emotion_of_the_voice_in_unseen_speakers(root:
 
 
 def _accuracy(features: Array, corpus: Corpus, attribute: str) -> float:
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.model_selection import GroupKFold, cross_val_score
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
     emotions = [utterance.attributes[attribute] for utterance in corpus.utterances]
     sessions = [utterance.session for utterance in corpus.utterances]
     classifier = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=2000))
