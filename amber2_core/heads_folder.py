@@ -41,11 +41,18 @@ class TrainedHeads:
     def probs(self, features: Mapping[str, Tensor], present: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
         """Features (N, D_m) by modality, as the cache holds them → probabilities (N, C) by head.
 
-        Where utterances lack a modality, `present` has booleans (N,) under its name; its head's rows then are NaN.
+        Where utterances lack a modality, `present` has booleans (N,) under its name; a modality that is not among the
+        features is missing everywhere. The rows of its head then are NaN. `origin["missing"]` tells whether the heads
+        met such utterances in training.
         """
         vectors = {name: standardised(x, self.standardisation.get(name)) for name, x in features.items()}
-        probs = {head: logits.softmax(-1) for head, logits in self.model(vectors, present).items()}
-        for name, mask in (present or {}).items():
+        masks, first = dict(present or {}), next(iter(features.values()))
+        for name, size in self.model.architecture.inputs:
+            if name not in vectors:
+                vectors[name] = first.new_zeros(len(first), size)
+                masks[name] = first.new_zeros(len(first), dtype=torch.bool)
+        probs = {head: logits.softmax(-1) for head, logits in self.model(vectors, masks or None).items()}
+        for name, mask in masks.items():
             probs[name] = probs[name].masked_fill(~mask.unsqueeze(-1), torch.nan)
         return probs
 

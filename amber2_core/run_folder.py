@@ -11,8 +11,9 @@ results.csv       one row per (system, head, split, fold, seed, setting): `KEY_C
                   no epoch was kept: the run diverged at once, or (n is 0 then on test) no dev utterance has the head.
                   A setting that a system does not look at is empty.
 curves.csv        how the selected settings trained: one row per (system, head, fold, seed, epoch), `dev_js` is the JS
-                  on dev after that epoch, at the precision of training. With --patience a head's rows end where it
-                  stopped. The epoch that was kept is in results.csv. Folders of older versions have no such file
+                  on dev after that epoch, at the precision of training; nan where no dev utterance has the head. With
+                  --patience a head's rows end where it stopped. The epoch that was kept is in results.csv. Folders of
+                  older versions have no such file
 experts.csv       what the selected settings learnt about modalities, on test: one row per (system, fold, seed, by,
                   group), `by` is all, class (the target's largest share) or ambiguity (its entropy in bits, five
                   bins); `n` utterances; `weight_<head>` the mean expert weight u (Eq. 5), which is 0 for an expert that

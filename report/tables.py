@@ -11,6 +11,7 @@ from amber2_core.metrics import METRICS
 from amber2_core.run_folder import fold_mean
 
 from .analysis import bins_of, scores_by_bin
+from .coverage import coverage_notes
 from .groups import Entry, Group, dev_rows
 from .published import PUBLISHED
 from .runs import Row, Run, by_setting, setting_of
@@ -28,8 +29,8 @@ ENTRY = Column("entry", "system, head")
 def result_tables(group: Group) -> list[Table]:
     """The paper's Tables 1 to 4 and the table with every metric."""
     by_head = sorted(group.entries, key=lambda entry: entry.system == "amber2")
-    note = [_spread(group), *_experts(group), *_coverage(group, group.entries)]
-    mains = [_spread(group), *_experts(group), *_coverage(group, group.mains)]
+    note = [_spread(group), *_experts(group), *coverage_notes(group, group.entries)]
+    mains = [_spread(group), *_experts(group), *coverage_notes(group, group.mains)]
     return [
         _table("heads-distribution", "Every head, distribution metrics", by_head, DISTRIBUTION, note, "Table 1"),
         _table("heads-classification", "Every head, classification metrics", by_head, CLASSIFICATION, note, "Table 2"),
@@ -67,7 +68,7 @@ def published_table(group: Group) -> Table:
         "Beside published numbers",
         columns,
         rows,
-        [_spread(group, bold=False), *_coverage(group, group.mains), *traps],
+        [_spread(group, bold=False), *coverage_notes(group, group.mains), *traps],
         "Table 5",
     )
 
@@ -81,7 +82,9 @@ def fold_table(group: Group) -> Table:
             own = [row for row in entry.tested if row["fold"] == fold]
             rows.append([entry.label, str(fold), str(own[0]["n"]), *(_over_seeds(own, name) for name in metrics)])
     columns = [ENTRY, Column("fold", "fold"), Column("n", "n"), *_metric_columns(metrics)]
-    return Table("folds", "Every test fold", columns, rows, ["Mean ± sd over seeds.", *_coverage(group, group.entries)])
+    return Table(
+        "folds", "Every test fold", columns, rows, ["Mean ± sd over seeds.", *coverage_notes(group, group.entries)]
+    )
 
 
 def ambiguity_table(group: Group) -> Table:
@@ -97,7 +100,7 @@ def ambiguity_table(group: Group) -> Table:
     columns = [ENTRY, Column("ambiguity", "ambiguity, bits"), Column("n", "n"), *_metric_columns(tuple(METRICS))]
     note = "Mean ± sd over seeds of the metric over the test utterances of all folds in the bin."
     return Table(
-        "ambiguity", "Scores by ambiguity of the raters", columns, rows, [note, *_coverage(group, group.mains)]
+        "ambiguity", "Scores by ambiguity of the raters", columns, rows, [note, *coverage_notes(group, group.mains)]
     )
 
 
@@ -117,7 +120,7 @@ def ablation_table(group: Group) -> Table | None:
         rows.append([entry.label, "; ".join(changed) or "–", *_scores(entry, metrics), change])
     columns = [ENTRY, Column("differs_in", "differs in"), *_metric_columns(metrics), Column("change", "change of JS")]
     notes = [_spread(group), "Whether a change is more than chance: see the differences on test."]
-    notes += _coverage(group, [reference, *versions])
+    notes += coverage_notes(group, [reference, *versions])
     return Table("ablation", f"Versions of {reference.label}", columns, with_best(rows, columns), notes)
 
 
@@ -262,33 +265,6 @@ def _experts(group: Group) -> list[str]:
         "(lambda expert 0): their scores tell how the student was taught, they are no results for one modality."
         for system, setting in settings[:1] if system in taught
     ]  # fmt: skip
-
-
-def _coverage(group: Group, entries: Sequence[Entry]) -> list[str]:
-    """What must be said where heads were not scored on every utterance, or not at all."""
-    folds_of = group.predictions.fold
-    sizes = {int(fold): int(np.count_nonzero(folds_of == fold)) for fold in np.unique(folds_of)}
-    notes, fewer = [], []
-    for entry in entries:
-        scored = {row["fold"]: row["n"] for row in entry.tested if row["n"]}
-        of = sum(sizes[fold] for fold in scored)
-        if sum(scored.values()) < of:
-            fewer.append(f"{entry.label} {sum(scored.values()):,} of {of:,}")
-    if fewer:
-        notes.append(
-            f"Some utterances lack a modality, and a head is scored on those that have it: {', '.join(fewer)}. Scores "
-            "on different utterances do not compare; the differences on test are on common ones."
-        )
-    for entry in entries:
-        folds = [str(fold) for fold in sorted({row["fold"] for row in entry.tested if not row["n"]})]
-        if folds:
-            notes.append(
-                f"{entry.label} has no score in fold {', '.join(folds)}, where no test utterance has its modality, "
-                "or no dev utterance to choose its epoch by; its mean is over the other folds."
-            )
-        if any(row["n"] and not row["epoch"] for row in entry.tested):
-            notes.append(f"{entry.label} diverged at once in some run, and has no mean.")
-    return notes
 
 
 def _spread(group: Group, bold: bool = True) -> str:

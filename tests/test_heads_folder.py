@@ -56,6 +56,28 @@ def test_probabilities_are_those_of_standardised_features() -> None:
         torch.testing.assert_close(heads.probs(features)[head], logits.softmax(-1))
 
 
+@pytest.mark.parametrize("standardise", [True, False])
+@pytest.mark.parametrize("fusion", FUSIONS)
+def test_what_lacks_a_modality_is_predicted_by_the_other_heads_whatever_is_stored(
+    fusion: Fusion, standardise: bool
+) -> None:
+    heads = trained(fusion, standardise=standardise)
+    audio, text = torch.randn(7, 6), torch.randn(7, 5)
+    present = torch.tensor([1, 1, 0, 1, 0, 1, 1]).bool()
+    whole = heads.probs({"audio": audio, "text": text})
+    some = heads.probs({"audio": audio, "text": text.masked_fill(~present.unsqueeze(-1), torch.nan)}, {"text": present})
+    speech = heads.probs({"audio": audio})  # no transcript at all
+    assert list(some) == list(speech) == ["audio", "text", "fusion"]
+    for head in ("audio", "text", "fusion"):
+        assert torch.equal(some[head][present], whole[head][present])
+    assert some["text"][~present].isnan().all()
+    assert speech["text"].isnan().all()
+    for head in ("audio", "fusion"):
+        assert torch.equal(some[head][~present], speech[head][~present])
+    assert torch.equal(speech["audio"], whole["audio"])
+    assert not torch.allclose(speech["fusion"], whole["fusion"])
+
+
 def test_the_same_heads_are_the_same_bytes(tmp_path: Path) -> None:
     heads = trained()
     for name in ("a", "b"):
