@@ -11,7 +11,6 @@ from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import torch
-import transformers
 
 from amber2_core.errors import ModelError, SettingError, bad_choice
 
@@ -65,8 +64,12 @@ def load_model(checkpoint: Checkpoint, device: torch.device) -> Any:
     """The encoder of a checkpoint in fp32, in evaluation mode, its parameters frozen.
 
     Raises:
-        ModelError: transformers cannot load it, or a weight is missing that transformers would have made up.
+        ModelError: transformers cannot load it, the device does not take it, or a weight is missing that transformers
+            would have made up.
     """
+
+    import transformers
+
     model, report = from_pretrained(
         checkpoint, transformers.AutoModel.from_pretrained, dtype=torch.float32, output_loading_info=True
     )
@@ -82,7 +85,10 @@ def load_model(checkpoint: Checkpoint, device: torch.device) -> Any:
     if getattr(model.config, "is_encoder_decoder", False):
         model = model.get_encoder()
     _fix_weights(model)
-    return model.to(device).eval().requires_grad_(False)
+    try:
+        return model.to(device).eval().requires_grad_(False)
+    except RuntimeError as problem:  # no room, a driver that is too old, a GPU that is another's alone
+        raise ModelError(f"Cannot load {checkpoint.name!r} to {device}: {str(problem).splitlines()[0]}") from problem
 
 
 def _fix_weights(model: Any) -> None:
@@ -116,21 +122,38 @@ class _Tf32:
 
     def __init__(self) -> None:
         self._blocks = 0
-        self._before = (False, False)
+        self._before: tuple[str, ...] = ()
         self._lock = threading.Lock()
 
     def withdraw(self) -> None:
         with self._lock:
             if self._blocks == 0:
-                self._before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
-                torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+                self._before = tuple(operation.fp32_precision for operation in _operations())
+                _allow(("ieee", "ieee", "ieee"))
             self._blocks += 1
 
     def restore(self) -> None:
         with self._lock:
             self._blocks -= 1
             if self._blocks == 0:
-                torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = self._before
+                _allow(self._before)
+
+
+def _operations() -> tuple[Any, Any, Any]:
+    cudnn: Any = torch.backends.cudnn
+    return torch.backends.cuda.matmul, cudnn.conv, cudnn.rnn
+
+
+def _allow(precisions: tuple[str, ...]) -> None:
+    """Set the precision of products, convolutions and recurrent layers.
+
+    torch has two ways of saying so, and refuses to compute where they say different things: both are set.
+    """
+    products, convolutions, _ = precisions
+    torch.backends.cuda.matmul.allow_tf32 = products == "tf32"
+    torch.backends.cudnn.allow_tf32 = convolutions == "tf32"
+    for operation, precision in zip(_operations(), precisions, strict=True):
+        operation.fp32_precision = precision
 
 
 _tf32 = _Tf32()
@@ -155,6 +178,9 @@ def exact_fp32(device: torch.device) -> Iterator[None]:
 @contextmanager
 def silence() -> Iterator[None]:
     """Keep transformers from telling of unused weights and showing progress; its errors are exceptions all the same."""
+
+    import transformers
+
     logging: Any = transformers.utils.logging
     verbosity, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()

@@ -14,7 +14,14 @@ from amber2_core.errors import ModelError
 from .encoded import Encoded, join
 
 # What torch and the libraries below it say where there is no exception of its own for it.
-_WORDS = ("out of memory", "not enough memory", "can't allocate memory", "STATUS_ALLOC_FAILED")
+_WORDS = (
+    "out of memory",
+    "not enough memory",
+    "can't allocate memory",
+    "STATUS_ALLOC_FAILED",
+    # cuDNN's, where none of its ways finds room to work in
+    "unable to find an engine",
+)
 
 _log = logging.getLogger(__name__)
 
@@ -40,7 +47,7 @@ class Halving:
         """Encode a batch.
 
         Raises:
-            ModelError: a single utterance does not fit.
+            ModelError: a single utterance does not fit, or the device lacks an operation.
         """
         if len(inputs) == 1 or _size(inputs) <= self._most:
             encoded = self._tried(inputs)
@@ -51,12 +58,19 @@ class Halving:
 
     def _tried(self, inputs: Sequence[Any]) -> Encoded | None:
         """None where it does not fit; outside of the handler, so that the error no longer holds what it had begun."""
+        device = self._encoder.device
         try:
             return self._encoder.encode_batch(inputs)
+        except NotImplementedError as problem:
+            if device.type != "mps":
+                raise
+            line = str(problem).split(". ")[0]
+            raise ModelError(
+                f"{line}: set PYTORCH_ENABLE_MPS_FALLBACK=1 in the environment, or use --device cpu"
+            ) from problem
         except RuntimeError as problem:
             if not is_out_of_memory(problem):
                 raise
-        device = self._encoder.device
         if len(inputs) == 1:
             raise ModelError(
                 f"{device} has too little memory for one utterance alone ({len(inputs[0]):,} samples or tokens): use "
@@ -64,8 +78,10 @@ class Halving:
             )
         half = (len(inputs) + 1) // 2
         self._most = min(self._most, _size(inputs[:half]), _size(inputs) - 1)
-        if device.type in ("cuda", "mps"):
-            torch.accelerator.empty_cache()
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
+        elif device.type == "mps":
+            torch.mps.empty_cache()
         _log.info(
             "%s ran out of memory with a batch of %d: it is halved, and so are others as large", device, len(inputs)
         )

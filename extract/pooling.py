@@ -8,10 +8,18 @@ import torch
 from torch import Tensor
 
 
+def on(device: torch.device, tensor: Tensor) -> Tensor:
+    """A tensor of the processor's on a device; on CUDA, nobody waits for the copy."""
+    if device.type == "cuda":
+        # torch keeps pinned memory from being used again until the copy out of it is done.
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)
+
+
 def mask_of(lengths: Sequence[int], *, device: torch.device | str = "cpu") -> Tensor:
     """(batch, longest) bool, True at the first `lengths[i]` places of row i."""
     places = torch.arange(max(lengths), device=device)
-    return places < torch.tensor(lengths, device=device)[:, None]
+    return places < on(torch.device(device), torch.tensor(lengths))[:, None]
 
 
 def masked_mean(hidden: Tensor, mask: Tensor) -> Tensor:

@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 
 Encoder = TypeVar("Encoder")
 
-# Threads that decode for an accelerator; each holds one batch, done or in the making, ahead of it.
-_DECODERS = 4
+# Most threads that decode for accelerators; each holds some batches, done or in the making, ahead of them.
+_DECODERS = 16
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,7 @@ class Work:
         if on_processor and len(lanes) == 1:
             yield from ahead(lambda batch: lanes[0](self.ready(batch)), self.batches, torch.get_num_threads())
         else:
-            yield from spread(ahead(self.ready, self.batches, _DECODERS), lanes)
+            yield from spread(ahead(self.ready, self.batches, min(_DECODERS, torch.get_num_threads())), lanes)
 
 
 def _encode(encode: Callable[[Sequence[Any]], Encoded], ready: Ready) -> Rows:

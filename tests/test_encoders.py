@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import logging
 import shutil
+import subprocess
+import sys
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -19,7 +21,7 @@ from small_models import SPEECH_FAMILIES, TEXT_FAMILIES, WORDS, noise, save_spee
 from amber2_core.errors import AudioError, ModelError, SettingError
 from amber2_extract.checkpoint import find_checkpoint
 from amber2_extract.encoders import SpeechEncoder, TextEncoder
-from amber2_extract.loading import choose_device, choose_devices, exact_fp32
+from amber2_extract.loading import choose_device, choose_devices
 
 Rows = npt.NDArray[np.float32]
 
@@ -346,22 +348,48 @@ def test_several_devices_are_gpus_each_named_once(monkeypatch: pytest.MonkeyPatc
         choose_devices("cuda:1,cuda:1")
 
 
-def test_tensorfloat_comes_back_when_the_last_of_several_threads_leaves() -> None:
-    products = torch.backends.cuda.matmul
-    before = products.allow_tf32
-    products.allow_tf32 = True
-    try:
-        first, second = exact_fp32(torch.device("cuda")), exact_fp32(torch.device("cuda"))
-        first.__enter__()
-        second.__enter__()
-        first.__exit__(None, None, None)
-        assert not products.allow_tf32
-        second.__exit__(None, None, None)
-        assert products.allow_tf32
-        with exact_fp32(torch.device("cpu")):
-            assert products.allow_tf32
-    finally:
-        products.allow_tf32 = before
+# However the user has given the permission: in the words of before torch 2.9, or in those of since, or in both.
+PERMISSIONS = {
+    "torch's own": "",
+    "to products": "torch.backends.cuda.matmul.allow_tf32 = True",
+    "to nobody": "torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False",
+    "to products, in the new words": "torch.backends.cuda.matmul.fp32_precision = 'tf32'",
+    "to all, in the new words": "torch.backends.fp32_precision = 'tf32'",
+    "to nobody, in the new words": "torch.backends.fp32_precision = 'ieee'",
+    "as the guides say": "torch.set_float32_matmul_precision('high')",
+}
+STATE = """
+def state():
+    cuda, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    return cuda.fp32_precision, cudnn.conv.fp32_precision, cudnn.rnn.fp32_precision
+def agree():
+    return torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32  # an error where the words differ
+"""
+
+
+@pytest.mark.parametrize("permission", PERMISSIONS.values(), ids=PERMISSIONS)
+def test_tensorfloat_is_off_inside_and_as_it_was_after_the_last_of_several_threads(permission: str) -> None:
+    """In a process of its own: the permission is the process's."""
+    lines = f"""
+import torch
+from amber2_extract.loading import exact_fp32
+{STATE}
+{permission}
+before = state()
+first, second = exact_fp32(torch.device("cuda")), exact_fp32(torch.device("cuda"))
+with exact_fp32(torch.device("cpu")):
+    assert state() == before
+first.__enter__()
+second.__enter__()
+first.__exit__(None, None, None)
+assert state() == ("ieee",) * 3, state()
+assert agree() == (False, False), agree()
+second.__exit__(None, None, None)
+assert state() == before, (before, state())
+agree()
+"""
+    done = subprocess.run([sys.executable, "-c", lines], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 # --- a real encoder, where its wheel is installed ---

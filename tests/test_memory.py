@@ -59,7 +59,32 @@ def test_another_error_is_none_of_memory() -> None:
         Halving(Broken(0))([[1], [2]])
     assert is_out_of_memory(RuntimeError("MPS backend out of memory (MPS allocated: 9 GB)"))
     assert is_out_of_memory(RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried"))
+    assert is_out_of_memory(RuntimeError("GET was unable to find an engine to execute this computation"))
     assert not is_out_of_memory(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda", "mps"])
+def test_memory_is_given_back_to_the_device_before_the_next_try(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    emptied: list[str] = []
+    for kind in ("cuda", "mps"):
+        monkeypatch.setattr(f"torch.{kind}.empty_cache", lambda kind=kind: emptied.append(kind))
+    encoder = Narrow(10)
+    encoder.device = torch.device(device)
+    Halving(encoder)([[1] * 5] * 4)
+    assert emptied == ([] if device == "cpu" else [device])
+
+
+def test_what_an_apple_gpu_cannot_do_is_one_line() -> None:
+    class Apple(Narrow):
+        def encode_batch(self, inputs: Sequence[Any]) -> Encoded:
+            raise NotImplementedError("The operator 'aten::x' is not implemented for MPS. Please open an issue")
+
+    encoder = Apple(9)
+    with pytest.raises(NotImplementedError):
+        Halving(encoder)([[1]])
+    encoder.device = torch.device("mps")
+    with pytest.raises(ModelError, match=r"^The operator 'aten::x' .* for MPS: set PYTORCH_ENABLE_MPS_FALLBACK=1 "):
+        Halving(encoder)([[1]])
 
 
 class Broken(Narrow):

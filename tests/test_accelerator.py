@@ -1,0 +1,115 @@
+"""Encoding as an accelerator does it, on tensors that only pretend to lie on one: no GPU is needed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from small_models import SPEECH_FAMILIES, TEXT_FAMILIES, noise, save_speech, save_text
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import amber2_extract.encoders
+import amber2_extract.pooling
+from amber2_extract.checkpoint import find_checkpoint
+from amber2_extract.encoder import Encoder
+from amber2_extract.encoders import SpeechEncoder, TextEncoder
+
+FAMILIES = [*SPEECH_FAMILIES, *TEXT_FAMILIES]
+
+
+class _Copied:
+    """A tensor on its way to the processor."""
+
+    def __init__(self, tensor: Tensor, copies: list[Tensor]) -> None:
+        self._tensor = tensor
+        copies.append(tensor)
+
+    def numpy(self) -> Any:
+        return np.zeros(self._tensor.shape, dtype=np.float32)
+
+
+class _NoDoubles(TorchDispatchMode):
+    """Apple's GPUs have no float64."""
+
+    def __torch_dispatch__(self, function: Any, types: Any, arguments: Any = (), settings: Any = None) -> Any:
+        made = function(*arguments, **(settings or {}))
+        for one in made if isinstance(made, tuple | list) else (made,):
+            assert not isinstance(one, Tensor) or one.dtype != torch.float64, function
+        return made
+
+
+def _encoder(folder: Path, family: str, **settings: Any) -> Encoder:
+    if family in SPEECH_FAMILIES:
+        save_speech(folder, family)
+        encoder = SpeechEncoder(find_checkpoint(str(folder), modality="audio"), **settings)
+        encoder.convolves_together = True
+        return encoder
+    save_text(folder, family)
+    return TextEncoder(find_checkpoint(str(folder), modality="text"), **settings)
+
+
+def _inputs(encoder: Encoder) -> list[Any]:
+    if isinstance(encoder, SpeechEncoder):
+        return [encoder.prepare(one) for one in noise(1.2, 0.025, 0.5)]
+    return [[5, 6, 7], [8, 9], [5, 6, 7, 8, 9, 10]]
+
+
+def _move(module: nn.Module, mode: FakeTensorMode, device: torch.device) -> None:
+    for part in module.modules():
+        for name, parameter in list(part.named_parameters(recurse=False)):
+            setattr(part, name, nn.Parameter(mode.from_tensor(parameter.detach()).to(device), requires_grad=False))
+        for name, buffer in list(part.named_buffers(recurse=False)):
+            part._buffers[name] = mode.from_tensor(buffer).to(device)
+
+
+@pytest.mark.parametrize("layers", ["last", "all"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_on_cuda_nothing_is_mixed_with_the_processors_and_only_results_are_waited_for(
+    family: str, layers: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A pretended tensor has a device but no numbers: whoever mixes devices, or asks for a number, gets an error."""
+    encoder, device = _encoder(tmp_path, family, layers=layers, frames=4), torch.device("cuda:0")
+    inputs = _inputs(encoder)
+    copies: list[Tensor] = []
+    encoder.device = device
+    for module in (amber2_extract.encoders, amber2_extract.pooling):
+        monkeypatch.setattr(module, "on", lambda device, tensor: tensor.to(device))  # there is no memory to pin
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        _move(encoder._model, mode, device)
+        if isinstance(encoder, SpeechEncoder):
+            _move(encoder._convolutions._module, mode, device)
+            inputs = list(map(mode.from_tensor, inputs))
+        monkeypatch.setattr(Tensor, "cpu", lambda tensor: _Copied(tensor, copies))
+        encoded = encoder._encode(inputs, "fp32")
+        monkeypatch.undo()
+    assert encoded.values.shape == ((3, 32) if layers == "last" else (3, 3, 32))
+    assert encoded.frames is not None
+    assert [len(sequence) for sequence in encoded.frames] == ([4, 1, 4] if family in SPEECH_FAMILIES else [3, 2, 4])
+    # However many utterances: their vectors, and their sequences.
+    assert [copy.device for copy in copies] == [device, device]
+    assert {copy.dtype for copy in copies} == {torch.float32}
+
+
+@pytest.mark.parametrize("layers", ["last", "all"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_nothing_is_computed_in_double_precision(family: str, layers: Any, tmp_path: Path) -> None:
+    encoder = _encoder(tmp_path, family, layers=layers, frames=4)
+    inputs = _inputs(encoder)
+    with _NoDoubles():
+        encoder._encode(inputs, "fp32")
+
+
+def test_what_is_copied_to_cuda_is_pinned_and_to_others_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An unpinned copy that nobody waits for would be of memory that may be another's by then."""
+    said: list[Any] = []
+    monkeypatch.setattr(Tensor, "pin_memory", lambda tensor: said.append("pinned") or tensor)
+    monkeypatch.setattr(Tensor, "to", lambda tensor, *device, **settings: said.append((*device, settings)) or tensor)
+    for name in ("cuda:1", "mps", "cpu"):
+        amber2_extract.pooling.on(torch.device(name), torch.zeros(2))
+    cuda, mps, cpu = map(torch.device, ("cuda:1", "mps", "cpu"))
+    assert said == ["pinned", (cuda, {"non_blocking": True}), (mps, {}), (cpu, {})]
