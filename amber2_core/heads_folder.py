@@ -3,8 +3,8 @@
 Tensors are named as `MultimodalHeads` names its parameters, plus `inputs.<modality>.mean` and `.sd` (D_m,) where the
 heads were trained on standardised features. The metadata entry `amber2` is a JSON object with `format_version`,
 `architecture`, `emotions` (the classes in order), `system`, `setting`, `fold`, `seed`, `epochs` (head → epoch kept; 0:
-none, the head is as it began), `features` (modality → name, fingerprint and recipe of the feature set) and `missing`
-(modality → how many train utterances lacked it, where some did).
+none, the head is as it began), `features` (modality → name, fingerprint and recipe of the feature set), `missing`
+(modality → how many train utterances lacked it, where some did) and `untrained` (the modalities that all lacked).
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class TrainedHeads:
     emotions: tuple[str, ...]
     # modality → (mean, sd), each (D_m,); empty where features are used as they are
     standardisation: Mapping[str, tuple[Tensor, Tensor]]
-    # system, setting, fold, seed, epochs, features, missing
+    # system, setting, fold, seed, epochs, features, missing, untrained
     origin: Mapping[str, Any]
 
     @torch.no_grad()
@@ -42,14 +42,15 @@ class TrainedHeads:
         """Features (N, D_m) by modality, as the cache holds them → probabilities (N, C) by head.
 
         Where utterances lack a modality, `present` has booleans (N,) under its name; a modality that is not among the
-        features is missing everywhere. The rows of its head then are NaN. `origin["missing"]` tells whether the heads
-        met such utterances in training.
+        features, or that no train utterance had, is missing everywhere. The rows of its head then are NaN.
+        `origin["missing"]` tells whether the heads met such utterances in training.
         """
         vectors = {name: standardised(x, self.standardisation.get(name)) for name, x in features.items()}
         masks, first = dict(present or {}), next(iter(features.values()))
         for name, size in self.model.architecture.inputs:
             if name not in vectors:
                 vectors[name] = first.new_zeros(len(first), size)
+            if name not in features or name in self.origin.get("untrained", ()):
                 masks[name] = first.new_zeros(len(first), dtype=torch.bool)
         probs = {head: logits.softmax(-1) for head, logits in self.model(vectors, masks or None).items()}
         for name, mask in masks.items():

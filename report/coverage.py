@@ -36,8 +36,8 @@ def _fewer_folds(entry: Entry) -> list[str]:
     folds = sorted({row["fold"] for row in entry.tested if not row["n"]})
     if folds:
         notes.append(
-            f"{entry.label} has no score in fold {', '.join(map(str, folds))}, where no test utterance has its "
-            "modality, or no dev utterance to choose its epoch by; its mean is over the other folds."
+            f"{entry.label} has no score in fold {', '.join(map(str, folds))}, where no utterance of train or none of "
+            "test has its modality, or none of dev to choose its epoch by; its mean is over the other folds."
         )
     if any(row["n"] and not row["epoch"] for row in entry.tested):
         notes.append(f"{entry.label} diverged at once in some run, and has no mean.")

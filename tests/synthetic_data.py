@@ -94,7 +94,7 @@ def fold_in(
     """A fold in any precision, with other test targets where they are given."""
     tensors = {name: torch.from_numpy(data.features[name]).to(dtype) for name in modalities or data.features}
 
-    present = presence(replace(data, features={name: data.features[name] for name in tensors}), "cpu")
+    present = presence(replace(data, features={name: data.features[name] for name in tensors}), fold)
 
     def part(rows: np.ndarray[Any, Any]) -> Rows:
         targets = torch.from_numpy(data.targets[rows]).to(dtype)
@@ -112,13 +112,14 @@ def cache_of(
     *,
     modalities: Sequence[str] = ("audio", "text"),
     speakers: int = 6,
+    sessions: int = 3,
     emotions: tuple[str, ...] = EMOTIONS,
     folds: str = "session",
     defaults: Mapping[str, Any] | None = None,
     missing: Mapping[str, Sequence[int]] | None = None,
     seed: int = 0,
 ) -> FeatureCache:
-    """A feature cache of three sessions; `missing` names rows that a modality does not have."""
+    """A feature cache; `missing` names rows that a modality does not have."""
     ticks = votes(count, seed=seed)
     columns = {name: texts([""] * count) for name in ("dialogue", "split", "language", "transcript", "audio")}
     sets = []
@@ -132,7 +133,7 @@ def cache_of(
         utterances=UtteranceTable(
             id=texts([f"u{i:03}" for i in range(count)]),
             speaker=texts([f"s{i % speakers}" for i in range(count)]),
-            session=texts([f"Ses{i % 3}" for i in range(count)]),
+            session=texts([f"Ses{i % sessions}" for i in range(count)]),
             audio_sha256=texts([""] * count),
             start=np.full(count, np.nan, np.float32),
             duration=np.ones(count, np.float32),

@@ -330,61 +330,82 @@ def test_an_expert_that_is_not_there_weighs_nothing_and_disagreement_needs_both(
             assert row[f"weight_{m}"] == (None if expected is None else pytest.approx(expected, abs=1e-6))
 
 
-# --- a modality that whole sessions lack: session k is tested in fold k + 1, and dev of fold k ---
+# --- a modality that whole sessions lack ---
 
 
-def without_text(*sessions: int) -> TrainingData:
-    return training_data(45, missing={"text": [i for i in range(45) if i % 3 in sessions]})
+def without_text(session: int, *, sessions: int) -> TrainingData:
+    """Fold k tests on session k − 1 and chooses on the next one."""
+    lacking = {"text": [i for i in range(48) if i % sessions == session]}
+    return training_data(48, speakers=2 * sessions, sessions=sessions, missing=lacking)
 
 
 def test_a_session_without_a_modality_is_left_out_of_the_means_of_its_head() -> None:
-    result = swept(without_text(1))
+    result = swept(without_text(1, sessions=4))
     of_text = {
         (row["system"], row["split"], row["fold"]): (row["n"], math.isfinite(row["js"]))
         for row in result.rows
         if row["head"] == "text"
     }
-    whole, nothing = (15, True), (0, False)
-    # fold 1 tests on session 0 and chooses on session 1, fold 2 tests on session 1, fold 3 trains on it
-    assert [of_text["amber2", "dev", k] for k in (1, 2, 3)] == [nothing, whole, whole]
-    assert [of_text["amber2", "test", k] for k in (1, 2, 3)] == [whole, nothing, whole]
-    assert [of_text["cb-ce", "dev", k] for k in (1, 2, 3)] == [nothing, whole, whole]
+    whole, nothing = (12, True), (0, False)
+    folds = (1, 2, 3, 4)
+    assert [of_text["amber2", "dev", k] for k in folds] == [nothing, whole, whole, whole]
+    assert [of_text["amber2", "test", k] for k in folds] == [whole, nothing, whole, whole]
+    assert [of_text["cb-ce", "dev", k] for k in folds] == [nothing, whole, whole, whole]
     # the baseline's text head would have to choose its epoch by itself
-    assert [of_text["cb-ce", "test", k] for k in (1, 2, 3)] == [nothing, nothing, whole]
+    assert [of_text["cb-ce", "test", k] for k in folds] == [nothing, nothing, whole, whole]
     table = summarise(result.rows)
     test = [r for r in result.rows if r["split"] == "test" and r["system"] == "amber2" and r["head"] == "text"]
-    expected = np.mean([row["js"] for row in test if row["fold"] in (1, 3)])
+    expected = np.mean([row["js"] for row in test if row["fold"] != 2])
     assert table["amber2"]["text"]["js"]["mean"] == pytest.approx(expected)
     assert all(values["js"]["mean"] is not None for heads in table.values() for values in heads.values())
     assert np.isnan(result.predictions.probs["cb-ce/text"][:, result.predictions.fold == 1]).all()
     assert result.heads["cb-ce", 1, 0].origin["epochs"]["text"] == 0
 
 
-def test_a_modality_that_no_train_row_has_leaves_its_head_untrained_and_stops_nothing() -> None:
-    data = without_text(2)  # all that fold 1 trains on
-    result = swept(data, make_folds("session", data)[:1], inputs="standardized")
-    assert {row["n"] for row in result.rows} == {15}
-    assert all(math.isfinite(row["js"]) for row in result.rows)
-    mean, sd = result.heads["amber2", 1, 0].standardisation["text"]
-    assert not mean.any()
-    assert (sd == 1).all()
+@pytest.mark.parametrize("fusion", FUSIONS)
+@pytest.mark.parametrize("inputs", ["raw", "standardized"])
+def test_a_modality_that_no_train_row_has_is_left_out_of_the_whole_fold(fusion: str, inputs: Any) -> None:
+    data = without_text(2, sessions=3)  # all that fold 1 trains on
+    present = {**data.present, "audio": ~np.isin(np.arange(48), [0, 1])}  # one of test and one of dev have text alone
+    data = replace(data, present=present)
+    (fold,) = make_folds("session", data)[:1]
+    settings = [replace(setting, fusion=fusion) for setting in SETTINGS]  # type: ignore[arg-type]
+    result = swept(data, [fold], settings=settings, inputs=inputs)
+    assert {(row["head"], row["n"]) for row in result.rows} == {("audio", 15), ("text", 0), ("fusion", 15)}
+    assert all(math.isfinite(row["js"]) == (row["head"] != "text") for row in result.rows)
+    # as if nobody had text: what the cache holds of it has no influence
+    other = {**data.features, "text": data.features["text"] * 100 + 3}
+    again = swept(replace(data, features=other), [fold], settings=settings, inputs=inputs)
+    for name, probs in result.predictions.probs.items():
+        np.testing.assert_array_equal(probs, again.predictions.probs[name])
+    heads = result.heads["amber2", 1, 0]
+    assert heads.origin["untrained"] == ["text"]
+    features = {name: torch.from_numpy(x[fold.test]) for name, x in data.features.items()}
+    present = {name: torch.from_numpy(mask[fold.test]) for name, mask in data.present.items()}
+    for head, probs in heads.probs(features, present).items():
+        kept = result.predictions.probs[f"amber2/{head}"][0]
+        there = ~np.isnan(kept[:, 0])
+        assert there.sum() == {"audio": 15, "text": 0, "fusion": 15}[head]
+        np.testing.assert_allclose(probs.numpy()[there], kept[there], atol=1e-6)
 
 
 def test_a_student_that_nobody_on_dev_has_is_refused_before_anything_trains() -> None:
-    data = without_text(1)
+    data = without_text(1, sessions=3)
     folds = make_folds("session", data)
     with pytest.raises(
         SettingError,
-        match="amber2 is chosen by the dev JS of its text head, which no dev utterance of fold 1 has features for: "
-        "choose another --student, other --folds or --missing drop",
+        match="amber2 is chosen by the dev JS of its text head, and in fold 1 no utterance of train or none of dev has "
+        "it: choose another --student, other --folds or --missing drop",
     ):
         check_deciders(data, folds, [small(student="text"), small(student="text", kappa=2.0)])
     check_deciders(data, folds, [small(student="text"), small(), small(system="cb-ce")])
-    check_deciders(data, folds[1:], [small(student="text")])
+    check_deciders(data, folds[1:2], [small(student="text")])
+    with pytest.raises(SettingError, match="in fold 3 no utterance of train"):
+        check_deciders(data, folds[1:], [small(student="text")])
 
 
 def test_beside_a_student_that_dev_can_judge_one_that_it_cannot_is_left_out(caplog: pytest.LogCaptureFixture) -> None:
-    data = without_text(1)
+    data = without_text(1, sessions=3)
     with caplog.at_level(logging.WARNING):
         result = swept(data, settings=[small(student="text"), small()])
     assert result.selected["amber2", 1].student == "fusion"

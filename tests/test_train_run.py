@@ -414,7 +414,7 @@ def test_a_masked_run_becomes_a_report_without_a_word_of_nan(gaps: Path, tmp_pat
 
 
 def test_a_session_without_transcripts_is_trained_and_reported_and_the_log_and_notes_say_so(tmp_path: Path) -> None:
-    cache = write_small_cache(tmp_path, count=48, missing={"text": range(1, 48, 3)})
+    cache = write_small_cache(tmp_path, count=48, sessions=4, speakers=8, missing={"text": range(1, 48, 4)})
     train(cache, tmp_path / "run", "--missing", "mask")
     log = (tmp_path / "run" / "log.txt").read_text()
     assert "fold 1: no utterance of dev has text" in log

@@ -115,7 +115,8 @@ def say_what_is_kept(material: Material) -> None:
         for modality, having in data.present.items():
             parts = {"train": fold.train, "dev": fold.dev, "test": fold.test}
             if empty := [part for part, rows in parts.items() if not having[rows].any()]:
-                _log.warning("fold %d: no utterance of %s has %s", fold.number, " and ".join(empty), modality)
+                so = ", so it is left out of this fold" if "train" in empty else ""
+                _log.warning("fold %d: no utterance of %s has %s%s", fold.number, " and ".join(empty), modality, so)
 
 
 @contextmanager

@@ -34,7 +34,7 @@ class Rows:
     targets: Tensor  # (n, C)
     # modality → mean and sd (D_m,) that batches are standardised by; empty where features are used as they are
     standardisation: Standardisation = field(default_factory=dict)
-    # (heads, N) True where an utterance has the head: its modality's features, and always the last, the fusion; None
+    # (heads, N) True where an utterance has the head: its modality's features, or any for the last, the fusion; None
     # where nothing is missing
     present: Tensor | None = None
 
@@ -100,7 +100,7 @@ def fold_rows(
     if inputs == "standardized":
         having = {name: torch.from_numpy(mask).to(device) for name, mask in data.present.items()}
         standardisation = train_statistics(features, train_index, having)
-    present = presence(data, device)
+    present = presence(data, fold, device=device)
 
     def part(rows: npt.NDArray[np.intp]) -> Rows:
         targets = torch.from_numpy(data.targets[rows]).to(device)
@@ -133,10 +133,15 @@ def train_statistics(
     return statistics
 
 
-def presence(data: TrainingData, device: str) -> Tensor | None:
-    """(heads, N) which utterances have which head, the fusion last; None where nothing is missing."""
+def presence(data: TrainingData, fold: Fold, *, device: str = "cpu") -> Tensor | None:
+    """(heads, N) which utterances have which head in a fold, the fusion last; None where nothing is missing.
+
+    A modality that no train row has is missing from the whole fold, since nothing could be learnt of it; who has no
+    other has no fusion either.
+    """
     if not data.present:
         return None
     every = np.ones(len(data), dtype=bool)
-    masks = [data.present.get(name, every) for name in data.features]
-    return torch.from_numpy(np.stack([*masks, every])).to(device)
+    masks = np.stack([data.present.get(name, every) for name in data.features])  # (modalities, N)
+    masks &= masks[:, fold.train].any(axis=1, keepdims=True)
+    return torch.from_numpy(np.concatenate([masks, masks.any(axis=0, keepdims=True)])).to(device)

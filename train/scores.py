@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -117,12 +117,19 @@ def trained_heads(
         "seed": seed,
         "epochs": candidate.runs[seed].epochs,
         "features": {m: {"name": name, "fingerprint": key} for m, (name, key) in features.items()},
-        "missing": {
-            m: lacking for m, own in zip(features, fold.train.having(), strict=False) if (lacking := int((~own).sum()))
-        },
+        **_gaps(fold, features),
     }
     statistics = {m: (mean.cpu(), sd.cpu()) for m, (mean, sd) in fold.test.standardisation.items()}
     return TrainedHeads(model, emotions, statistics, origin)
+
+
+def _gaps(fold: FoldRows, modalities: Iterable[str]) -> dict[str, Any]:
+    """What `heads/` tells of the modalities that train utterances lacked."""
+    having = dict(zip(modalities, fold.train.having(), strict=False))
+    return {
+        "missing": {name: int((~own).sum()) for name, own in having.items() if not own.all()},
+        "untrained": [name for name, own in having.items() if not own.any()],
+    }
 
 
 @torch.no_grad()

@@ -84,17 +84,19 @@ def check_chosen(candidates: Mapping[str, Candidate], settings: Sequence[Setting
 
 
 def check_deciders(data: TrainingData, folds: Sequence[Fold], settings: Sequence[Setting]) -> None:
-    """Raises SettingError where dev could choose no setting of a system: nobody there has a head that would decide."""
+    """Raises SettingError where dev could choose no setting of a system: nobody has a head that would decide."""
     for fold in folds:
-        lacking = {modality for modality, having in data.present.items() if not having[fold.dev].any()}
+        parts = (fold.train, fold.dev)
+        lacking = {name for name, having in data.present.items() if not all(having[rows].any() for rows in parts)}
         deciders: dict[str, set[str]] = {}
         for setting in settings:
             deciders.setdefault(setting.name, set()).add(registry.system(setting.system).decider(setting))
         for name, heads in deciders.items():
             if heads <= lacking:
                 raise SettingError(
-                    f"{name} is chosen by the dev JS of its {' or '.join(sorted(heads))} head, which no dev utterance "
-                    f"of fold {fold.number} has features for: choose another --student, other --folds or --missing drop"
+                    f"{name} is chosen by the dev JS of its {' or '.join(sorted(heads))} head, and in fold "
+                    f"{fold.number} no utterance of train or none of dev has it: choose another --student, other "
+                    "--folds or --missing drop"
                 )
 
 
