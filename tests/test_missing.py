@@ -25,7 +25,7 @@ from amber2_train.fit import Fitted, fit, predict, random_stream
 from amber2_train.folds import Fold, make_folds
 from amber2_train.grid import Setting, expand
 from amber2_train.rows import FoldRows, fold_rows
-from amber2_train.select import check_deciders
+from amber2_train.select import check_deciders, warn_of_deciders
 from amber2_train.stack import initial_state
 from amber2_train.sweep import SweepResult, sweep
 from amber2_train.targets import TrainingData
@@ -402,6 +402,20 @@ def test_a_student_that_nobody_on_dev_has_is_refused_before_anything_trains() ->
     check_deciders(data, folds[1:2], [small(student="text")])
     with pytest.raises(SettingError, match="in fold 3 no utterance of train"):
         check_deciders(data, folds[1:], [small(student="text")])
+
+
+def test_students_that_see_different_utterances_are_compared_with_a_warning(
+    data: TrainingData, caplog: pytest.LogCaptureFixture
+) -> None:
+    students = [small(student=head) for head in ("fusion", "text")]
+    with caplog.at_level(logging.WARNING):
+        warn_of_deciders(data, students[:1])
+        warn_of_deciders(training_data(45), students)
+        assert not caplog.records
+        warn_of_deciders(data, students)
+    assert [record.getMessage() for record in caplog.records] == [
+        "amber2: the dev JS of fusion or text, by which it is chosen, is over different utterances"
+    ]
 
 
 def test_beside_a_student_that_dev_can_judge_one_that_it_cannot_is_left_out(caplog: pytest.LogCaptureFixture) -> None:

@@ -34,7 +34,7 @@ from .presets import Grid
 from .products import PRECISIONS, Precision
 from .record import Material, identity, logged, say_what_is_kept, settings_record
 from .rows import Inputs
-from .select import check_deciders
+from .select import check_deciders, warn_of_deciders
 from .sweep import SweepResult, stacks, sweep
 from .targets import MISSING, Missing, feature_keys, training_data
 from .unfinished import earlier_output, new_output, unfinished_sweep
@@ -113,6 +113,7 @@ def train(
     with unfinished_sweep(output, this, stacks=in_all) as unfinished:
         with logged(unfinished.log):
             say_what_is_kept(material)
+            warn_of_deciders(material.data, settings)
             result = sweep(
                 material.data,
                 material.folds,

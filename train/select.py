@@ -84,20 +84,33 @@ def check_chosen(candidates: Mapping[str, Candidate], settings: Sequence[Setting
 
 
 def check_deciders(data: TrainingData, folds: Sequence[Fold], settings: Sequence[Setting]) -> None:
-    """Raises SettingError where dev could choose no setting of a system: nobody has a head that would decide."""
+    """Raises SettingError where dev could choose no setting of a system: in a fold nobody has a head to decide by."""
     for fold in folds:
         parts = (fold.train, fold.dev)
         lacking = {name for name, having in data.present.items() if not all(having[rows].any() for rows in parts)}
-        deciders: dict[str, set[str]] = {}
-        for setting in settings:
-            deciders.setdefault(setting.name, set()).add(registry.system(setting.system).decider(setting))
-        for name, heads in deciders.items():
+        for name, heads in _deciders(settings).items():
             if heads <= lacking:
                 raise SettingError(
                     f"{name} is chosen by the dev JS of its {' or '.join(sorted(heads))} head, and in fold "
                     f"{fold.number} no utterance of train or none of dev has it: choose another --student, other "
                     "--folds or --missing drop"
                 )
+
+
+def warn_of_deciders(data: TrainingData, settings: Sequence[Setting]) -> None:
+    """Log where settings of a system are compared by heads that not the same utterances have."""
+    for name, heads in _deciders(settings).items():
+        if len(heads) > 1 and heads & data.present.keys():
+            words = " or ".join(sorted(heads))
+            _log.warning("%s: the dev JS of %s, by which it is chosen, is over different utterances", name, words)
+
+
+def _deciders(settings: Sequence[Setting]) -> dict[str, set[str]]:
+    """The heads by whose dev JS the settings of each system are compared."""
+    deciders: dict[str, set[str]] = {}
+    for setting in settings:
+        deciders.setdefault(setting.name, set()).add(registry.system(setting.system).decider(setting))
+    return deciders
 
 
 def _run(fitted: Fitted, seed: int, setting: int) -> Run:
