@@ -89,25 +89,11 @@ def kept_features(
         OSError: the earlier cache cannot be read, or `work` not be written.
     """
     stage = stage_of(before.modality, before.name)
-    row_of = {str(id_): row for row, id_ in enumerate(ids_before)}
-    source = np.array([row_of.get(str(id_), -1) for id_ in ids_now], dtype=np.intp)
-    held = np.array([row >= 0 and before.inputs[row] != "" for row in source])
-    if inputs is not None:
-        fresh = np.array(
-            [
-                row >= 0 and before.inputs[row] in (now, IMPORTED)
-                for row, now in zip(source, inputs.digests, strict=True)
-            ]
-        )
-        if (held & ~fresh).any():
-            count = int((held & ~fresh).sum())
-            _log.warning("%s: %d rows are dropped, as what they were encoded from has changed", stage, count)
-        held &= fresh
-    if not held.any():
+    source = _kept_rows(before, ids_before, ids_now, inputs)
+    if (source < 0).all():
         return None
-    if np.array_equal(ids_before, ids_now) and held.sum() == before.encoded.sum():
+    if np.array_equal(ids_before, ids_now) and (source >= 0).sum() == before.encoded.sum():
         return before
-    source = np.where(held, source, -1)
     # Whatever its name holds: a name for files.
     place = work / hashlib.sha256(stage.encode()).hexdigest()[:16]
     values = Scratch(place.with_suffix(".values"), (len(source), *before.values.shape[1:]), before.values.dtype)
@@ -120,6 +106,20 @@ def kept_features(
     digests = texts([str(before.inputs[row]) if row >= 0 else "" for row in source])
     frames = None if sequences is None else StoredFrames(sequences, offsets)
     return replace(before, values=values, inputs=digests, frames=frames)
+
+
+def _kept_rows(before: StoredFeatures, ids_before: Texts, ids_now: Texts, inputs: Inputs | None) -> Sources:
+    row_of = {str(id_): row for row, id_ in enumerate(ids_before)}
+    source = np.array([row_of.get(str(id_), -1) for id_ in ids_now], dtype=np.intp)
+    held = np.array([row >= 0 and before.inputs[row] != "" for row in source])
+    if inputs is not None:
+        pairs = zip(source, inputs.digests, strict=True)
+        fresh = np.array([row >= 0 and before.inputs[row] in (now, IMPORTED) for row, now in pairs])
+        if (held & ~fresh).any():
+            stage, count = stage_of(before.modality, before.name), int((held & ~fresh).sum())
+            _log.warning("%s: %d rows are dropped, as what they were encoded from has changed", stage, count)
+        held &= fresh
+    return np.where(held, source, -1)
 
 
 def _lengths(before: StoredFeatures | None, source: Sources) -> npt.NDArray[np.int64]:

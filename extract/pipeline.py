@@ -13,14 +13,15 @@ from typing import Any
 from amber2_core.cache import Failure, FeatureCache, write_cache
 from amber2_core.errors import CacheError
 from amber2_core.features import StoredFeatures
+from amber2_core.tables import UtteranceTable
 from amber2_core.utterance import Corpus
 
 from .assembly import failures_of, kept_features, stage_of
 from .blank import blank_cache
-from .earlier import earlier, is_same, known_lengths, with_recordings
+from .earlier import Earlier, earlier, is_same, known_lengths, with_recordings
 from .encoding import OnProgress
 from .feature_set import Call, Done, FeatureSummary, complete
-from .inputs import scan_recordings, transcript_inputs
+from .inputs import Inputs, scan_recordings, transcript_inputs
 from .recipe import Layers, Precision
 from .tasks import Task, plan_tasks
 from .work import Effort
@@ -96,7 +97,6 @@ def extract_features(
     """
     # All that can be wrong with the corpus is met before anything is encoded.
     blank = blank_cache(corpus)
-    table = blank.utterances
     tasks = plan_tasks(
         audio_model,
         text_model,
@@ -107,18 +107,8 @@ def extract_features(
         precision=precision,
         max_seconds=max_seconds,
     )
-    with (
-        _told(output),
-        work_folder(output) as work,
-        earlier(output, corpus.name, force=force) as before,
-    ):
-        inputs = {"text": transcript_inputs(corpus)}
-        recordings = None
-        if audio_model is not None:
-            _log.info("reading %d recordings of %s", sum(path != "" for path in table.audio), corpus.name)
-            recordings = scan_recordings(corpus, known=known_lengths(before))
-            inputs["audio"] = recordings.inputs
-        table = with_recordings(table, recordings, None if before is None else before.cache.utterances)
+    with _told(output), work_folder(output) as work, earlier(output, corpus.name, force=force) as before:
+        table, inputs = _scanned(corpus, blank.utterances, before, audio=audio_model is not None)
         call = Call(table, inputs, before, work, effort or Effort(), force, on_progress)
         done = _complete(tasks, call, output, strict)
         after, sets = _assembled(call, blank, done)
@@ -128,6 +118,18 @@ def extract_features(
         for one in done:
             one.parts.remove()
     return Summary(output, len(table), tuple(one.summary for one in done), after.failures, written)
+
+
+def _scanned(
+    corpus: Corpus, table: UtteranceTable, before: Earlier | None, *, audio: bool
+) -> tuple[UtteranceTable, dict[str, Inputs]]:
+    """The utterances with what their recordings say of them, and what each modality has to encode."""
+    inputs, recordings = {"text": transcript_inputs(corpus)}, None
+    if audio:
+        _log.info("reading %d recordings of %s", sum(path != "" for path in table.audio), corpus.name)
+        recordings = scan_recordings(corpus, known=known_lengths(before))
+        inputs["audio"] = recordings.inputs
+    return with_recordings(table, recordings, None if before is None else before.cache.utterances), inputs
 
 
 @contextmanager
