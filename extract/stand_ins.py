@@ -26,6 +26,10 @@ if TYPE_CHECKING:
 # head can learn from the few hundred of them that a demo has.
 _GAIN = 6.0
 
+# The first two convolutions tell spectra apart. Random ones above them would take differences over time, of which the
+# mean over all frames keeps little; from here on they average instead.
+_AVERAGING_FROM = 2
+
 SPEECH_FOLDER, TEXT_FOLDER = "stand-in-wav2vec2", "stand-in-bert"
 
 _CARD = """# A stand-in, not a pretrained encoder
@@ -61,6 +65,8 @@ def save_speech_encoder(folder: Path, *, seed: int = 0, config: Wav2Vec2Config |
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model: Any = Wav2Vec2Model(config)
+        for layer in model.feature_extractor.conv_layers[_AVERAGING_FROM:]:
+            _average_over_time(layer.conv.weight)
         last = model.encoder.layer_norm if config.do_stable_layer_norm else model.encoder.layers[-1].final_layer_norm
         torch.nn.init.constant_(last.weight, _GAIN)
     with silence():
@@ -69,6 +75,15 @@ def save_speech_encoder(folder: Path, *, seed: int = 0, config: Wav2Vec2Config |
     preprocessor: Any = Wav2Vec2FeatureExtractor
     preprocessor(return_attention_mask=config.feat_extract_norm == "layer").save_pretrained(folder)
     (folder / "README.md").write_text(_CARD.format(seed=seed, structure="wav2vec 2.0"), encoding="utf-8")
+
+
+def _average_over_time(kernel: Any) -> None:
+    """Make a random convolution (outputs, inputs, time) an orthogonal mixture of moving averages of its inputs."""
+    import torch
+
+    mixture = torch.nn.init.orthogonal_(torch.empty(kernel.shape[:2])) / kernel.shape[2]
+    with torch.no_grad():
+        kernel.copy_(mixture.unsqueeze(-1).expand_as(kernel))
 
 
 def save_text_encoder(

@@ -45,6 +45,18 @@ def test_the_speech_stand_in_has_the_structure_of_wav2vec2_base(folder: Path) ->
         assert getattr(config, name) == type(getattr(config, name))(getattr(base, name))
 
 
+def test_the_upper_convolutions_mix_channels_and_average_over_time(folder: Path) -> None:
+    """So that the mean of a recording's frames still tells what its first layers heard."""
+    import transformers
+
+    model = transformers.AutoModel.from_pretrained(folder / SPEECH_FOLDER)
+    for layer in model.feature_extractor.conv_layers[2:]:
+        kernel = layer.conv.weight.detach()  # (outputs, inputs, time)
+        torch.testing.assert_close(kernel, kernel[:, :, :1].expand_as(kernel), rtol=0, atol=0)
+        mixture = kernel.sum(dim=-1)
+        torch.testing.assert_close(mixture @ mixture.T, torch.eye(len(mixture)))
+
+
 def test_given_words_have_a_token_each_and_others_are_spelled(folder: Path) -> None:
     import transformers
 
