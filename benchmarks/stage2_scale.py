@@ -15,44 +15,12 @@ import sys
 import tempfile
 from pathlib import Path
 
-import numpy as np
-
-from amber2_core.cache import FeatureCache, Features, write_cache
-from amber2_core.tables import RatingTable, UtteranceTable, texts
-from amber2_core.utterance import LabelDefaults
+from made_up import write_made_up_cache
 
 SIZES = {"audio": 1024, "text": 768}
 EMOTIONS = ("neutral", "happy", "sad", "angry", "disgust", "fear", "surprise", "contempt")
 RATERS = 5
 SMALL, LARGE = 15_000, 150_000
-
-
-def make_cache(path: Path, count: int) -> Path:
-    random = np.random.default_rng(0)
-    empty = texts([""] * count)
-    names = texts([f"u{i:06}" for i in range(count)])
-    sets = [
-        Features(m, f"{m}-model", random.standard_normal((count, d), dtype=np.float32), names, {"model": m})
-        for m, d in SIZES.items()
-    ]
-    split = np.array(["train", "train", "train", "dev", "test"], dtype=object)[np.arange(count) % 5]
-    votes = random.choice(np.array(EMOTIONS, dtype=object), count * RATERS)
-    table = UtteranceTable(
-        id=names, speaker=texts([f"s{i % 1000}" for i in range(count)]), session=empty, dialogue=empty, split=split,
-        language=empty, transcript=empty, audio=empty, audio_sha256=empty, start=np.full(count, np.nan, np.float32),
-        duration=np.ones(count, np.float32),
-    )  # fmt: skip
-    ratings = RatingTable(
-        utterance=np.repeat(np.arange(count, dtype=np.int32), RATERS),
-        rater=texts([f"r{r}" for _ in range(count) for r in range(RATERS)]),
-        source=texts(["external"] * len(votes)),
-        stimulus=texts(["audio"] * len(votes)),
-        label=votes,
-        weight=np.ones(len(votes), np.float32),
-    )
-    defaults = LabelDefaults(emotions=EMOTIONS, stimulus="audio", folds="official")
-    write_cache(path, FeatureCache("made-up", table, ratings, defaults, tuple(sets)))
-    return path
 
 
 def run(cache: Path, output: Path, epochs: int) -> tuple[float, float]:
@@ -72,7 +40,10 @@ def run(cache: Path, output: Path, epochs: int) -> tuple[float, float]:
 def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        caches = {count: make_cache(folder / f"{count}.h5", count) for count in (SMALL, LARGE)}
+        caches = {
+            count: write_made_up_cache(folder / f"{count}.h5", count, sizes=SIZES, emotions=EMOTIONS, raters=RATERS)
+            for count in (SMALL, LARGE)
+        }
         # what one more epoch costs is free of start-up and reading
         times: dict[int, list[float]] = {SMALL: [], LARGE: []}
         for turn, count in enumerate((SMALL, LARGE, SMALL)):

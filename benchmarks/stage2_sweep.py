@@ -1,38 +1,89 @@
 """Time of one training within a sweep, as a ratio to the loop that a user writes, and to what this machine can do.
 
-    python benchmarks/stage2_sweep.py [EPOCHS]
+    python benchmarks/stage2_sweep.py [--epochs 30] [--turns 3]
+    python benchmarks/stage2_sweep.py --device cuda     stage2_paper.py, where there is a GPU
 
 IEMOCAP's protocol: 3,319 train and 1,106 dev rows of 768 + 768 features, the default gated unit, batch 128, dev scored
 after every epoch; nine settings of κ and λ_MAI train together. All is measured in turns within one run, and the ratios
 are of the medians. The user's loop is one model at a time: DataLoader over tensors in memory, modules, plain AdamW.
 The floor is the sweep's products at the rate of torch's library here, plus AdamW's pass over memory.
+
+Then one fold of the same grid as a user gets it, from a cache on disk to a complete run folder: the share of scoring
+(dev after every epoch, the best weights kept, all metrics), of selection and of writing, by timing the real calls from
+outside; and the time from `train-heads` typed to the end of the first optimizer step, files being in the disk's cache.
 """
 
 from __future__ import annotations
 
+import argparse
 import math
 import statistics
+import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
 
-import numpy as np
+import stage2_paper
 import torch
+from made_up import write_made_up_cache
 from torch import Tensor, nn
 from torch.optim.adamw import adamw
 from torch.utils.data import DataLoader, TensorDataset
 
-from amber2_core.tables import texts
+import amber2_train.fit
+import amber2_train.run
+import amber2_train.sweep
+from amber2_core.cache import read_cache
+from amber2_core.label_spaces import policy_with
+from amber2_train.best import BestHeads
 from amber2_train.fit import fit
-from amber2_train.folds import Fold
+from amber2_train.folds import make_folds
 from amber2_train.grid import Setting, expand
+from amber2_train.parts import Parts
+from amber2_train.presets import Grid
 from amber2_train.products import Precision
 from amber2_train.rows import FoldRows, fold_rows
-from amber2_train.targets import TrainingData
+from amber2_train.targets import training_data
 
-TRAIN, DEV, SIZE, WIDTH, CLASSES, BATCH = 3319, 1106, 768, 256, 4, 128
+COUNT, SIZE, WIDTH, CLASSES, BATCH = 5531, 768, 256, 4, 128
+EMOTIONS = ("neutral", "happy", "angry", "sad")
 GRID = {"lambda_mai": (0.3, 0.5, 0.7), "kappa": (2.0, 4.0, 8.0)}
-TURNS = 3
+# what is not training: group → the calls
+BESIDE_TRAINING: dict[str, tuple[tuple[Any, str], ...]] = {
+    "scoring": (
+        (amber2_train.fit, "dev_js"),
+        (BestHeads, "keep"),
+        (BestHeads, "restore"),
+        (amber2_train.sweep, "scores_of"),
+        (amber2_train.sweep, "_test"),
+        (amber2_train.sweep, "_predictions"),
+    ),
+    "selection": (
+        (amber2_train.sweep, "best_settings"),
+        (amber2_train.sweep, "compete"),
+        (amber2_train.sweep, "check_chosen"),
+    ),
+    "writing": ((Parts, "write"), (amber2_train.run, "_write")),
+}
+# train-heads, but for its end: the clock is read after the first step, and the process is gone
+UNTIL_FIRST_STEP = """
+import os, time
+from amber2_train.optimizer import StackedAdamW
+step = StackedAdamW.step
+def first(optimizer):
+    step(optimizer)
+    print(time.time(), flush=True)
+    os._exit(0)
+StackedAdamW.step = first
+from amber2_train.cli import train_heads
+train_heads()
+"""
 
 
 class UsersHeads(nn.Module):
@@ -81,25 +132,17 @@ def users_loop(data: FoldRows, epochs: int) -> None:
             torch.cat([users_js(y, model(audio, text)[2]) for audio, text, y in dev]).mean()
 
 
-def made_up_fold() -> FoldRows:
-    random = np.random.default_rng(0)
-    count = TRAIN + DEV
-    data = TrainingData(
-        *[texts([str(i) for i in range(count)])] * 4,
-        features={name: random.normal(size=(count, SIZE)).astype(np.float32) for name in ("audio", "text")},
-        targets=random.dirichlet([0.5] * CLASSES, count).astype(np.float32),
-        emotions=("neutral", "happy", "angry", "sad"),
-        feature_sets={}, dropped={}, ignored={},
-    )  # fmt: skip
-    rows = np.arange(count)
-    return fold_rows(data, Fold(1, rows[:TRAIN], rows[TRAIN:], rows[:0], 0))
+def first_fold(cache: Path) -> FoldRows:
+    contents = read_cache(cache)
+    data = training_data(contents, policy_with(contents.defaults, {}))
+    return fold_rows(data, make_folds(contents.defaults.folds, data)[0])
 
 
 def swept(data: FoldRows, settings: Sequence[Setting], epochs: int, precision: Precision) -> None:
     fit(data, settings, seeds=[0], epochs=epochs, precision=precision)
 
 
-def floor(settings: int, epochs: int, dtype: torch.dtype) -> tuple[float, float]:
+def floor(data: FoldRows, settings: int, epochs: int, dtype: torch.dtype) -> tuple[float, float]:
     """Seconds of the wide products, and of AdamW's memory traffic, of one stack of settings."""
     weight = torch.randn(settings * 3 * WIDTH, SIZE)
     moments = [torch.zeros_like(weight) for _ in range(3)]
@@ -115,9 +158,9 @@ def floor(settings: int, epochs: int, dtype: torch.dtype) -> tuple[float, float]
         adamw([weight], moments[:1], moments[1:2], moments[2:], [], [step], fused=True, amsgrad=False, beta1=0.9,
               beta2=0.999, lr=3e-4, weight_decay=1e-2, eps=1e-8, maximize=False)  # fmt: skip
 
-    steps = 2 * epochs * math.ceil(TRAIN / BATCH)  # two modalities
-    dev_rows = 2 * epochs * DEV / BATCH / 2  # forward alone
-    return (steps + dev_rows) * best(products), steps * best(optimizer)
+    steps = 2 * epochs * math.ceil(len(data.train) / BATCH)  # two modalities
+    scored = 2 * epochs * len(data.dev) / BATCH / 2  # forward alone
+    return (steps + scored) * best(products), steps * best(optimizer)
 
 
 def best(what: Callable[[], None], repeats: int = 12) -> float:
@@ -130,23 +173,52 @@ def timed(what: Callable[[], object]) -> float:
     return time.perf_counter() - began
 
 
-def main() -> None:
-    epochs = int(sys.argv[1]) if len(sys.argv) > 1 else 3
-    data, settings = made_up_fold(), expand(["amber2"], GRID)
+class Stopwatch:
+    """Seconds spent in calls, by group; calls within a timed call are the outer one's."""
+
+    def __init__(self) -> None:
+        self.seconds: defaultdict[str, float] = defaultdict(float)
+        self._running = False
+
+    @contextmanager
+    def watching(self, calls: dict[str, tuple[tuple[Any, str], ...]]) -> Iterator[None]:
+        with ExitStack() as stack:
+            for group, some in calls.items():
+                for owner, name in some:
+                    stack.enter_context(patch.object(owner, name, self._timed(getattr(owner, name), group)))
+            yield
+
+    def _timed(self, call: Callable[..., Any], group: str) -> Callable[..., Any]:
+        def wrapped(*args: Any, **options: Any) -> Any:
+            if self._running:
+                return call(*args, **options)
+            self._running = True
+            began = time.perf_counter()
+            try:
+                return call(*args, **options)
+            finally:
+                self._running = False
+                self.seconds[group] += time.perf_counter() - began
+
+        return wrapped
+
+
+def print_ratios(data: FoldRows, epochs: int, turns: int) -> None:
+    settings = expand(["amber2"], GRID)
     contestants: dict[str, tuple[int, Callable[[], object]]] = {
         "the user's loop": (1, lambda: users_loop(data, epochs)),
         "sweep, fp32": (len(settings), lambda: swept(data, settings, epochs, "fp32")),
         "sweep, bf16": (len(settings), lambda: swept(data, settings, epochs, "bf16")),
     }
     times: dict[str, list[float]] = {name: [] for name in contestants}
-    for _ in range(TURNS):
+    for _ in range(turns):
         for name, (fits, what) in contestants.items():
             times[name].append(timed(what) / fits)
-    floors = {name: floor(len(settings), epochs, dtype)
+    floors = {name: floor(data, len(settings), epochs, dtype)
               for name, dtype in (("sweep, fp32", torch.float32), ("sweep, bf16", torch.bfloat16))}  # fmt: skip
     median = {name: statistics.median(some) for name, some in times.items()}
     users = median["the user's loop"]
-    print(f"one training of {epochs} epochs, {torch.get_num_threads()} threads, medians of {TURNS} turns")
+    print(f"one training of {epochs} epochs, {torch.get_num_threads()} threads, medians of {turns} turns")
     for name, seconds in median.items():
         line = f"{name:16} {seconds:6.2f} s   {users / seconds:4.1f} x the user's speed"
         if name in floors:
@@ -154,6 +226,49 @@ def main() -> None:
             line += f"   floor {products + optimizer:.2f} s (products {products:.2f}, AdamW {optimizer:.2f})"
             line += f", {(products + optimizer) / seconds:.0%} of it reached"
         print(line)
+
+
+def print_shares(cache: Path, folder: Path, epochs: int) -> None:
+    """Of the call behind `train-heads`: one fold, one seed, the grid above and the baseline."""
+    for precision in ("fp32", "bf16"):
+        request = amber2_train.run.Request(Grid(axes=GRID, seeds=1, epochs=epochs), precision=precision, device="cpu")
+        watch = Stopwatch()
+        with watch.watching(BESIDE_TRAINING):
+            whole = timed(lambda: amber2_train.run.train(cache, folder / precision, request))  # noqa: B023
+        parts = ", ".join(f"{group} {watch.seconds[group] / whole:.1%}" for group in BESIDE_TRAINING)
+        share = sum(watch.seconds.values()) / whole
+        print(f"a sweep, {precision}: {share:.1%} of {whole:.1f} s is not training ({parts})")
+
+
+def print_first_step(cache: Path, folder: Path, turns: int) -> None:
+    command = [sys.executable, "-c", UNTIL_FIRST_STEP, "--device", "cpu", "--quiet", "--cache", str(cache)]
+    seconds = []
+    for turn in range(turns + 1):
+        began = time.time()
+        done = subprocess.run([*command, "--output", str(folder / f"{turn}")], capture_output=True, text=True)
+        if done.returncode:
+            sys.exit(f"train-heads failed: {done.stderr}")
+        seconds.append(float(done.stdout.split()[-1]) - began)
+    line = ", ".join(f"{one:.2f}" for one in seconds[1:])
+    print(f"from train-heads typed to its first optimizer step: {statistics.median(seconds[1:]):.2f} s ({line})")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Time of one training within a sweep.")
+    parser.add_argument("--epochs", type=int, default=30)
+    parser.add_argument("--turns", type=int, default=3)
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    options = parser.parse_args()
+    if options.device == "cuda":
+        stage2_paper.measure()
+        return
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        sizes = {"audio": SIZE, "text": SIZE}
+        cache = write_made_up_cache(folder / "cache.h5", COUNT, sizes=sizes, emotions=EMOTIONS, raters=3)
+        print_ratios(first_fold(cache), options.epochs, options.turns)
+        print_shares(cache, folder, options.epochs)
+        print_first_step(cache, folder, options.turns)
 
 
 if __name__ == "__main__":
