@@ -80,6 +80,9 @@ def encode_items(
         SettingError: there is no such device.
         CacheError: the disk is full.
     """
+    # Not at the top: it brings torch, which takes seconds where nothing is to be encoded.
+    from .memory import give_back
+
     began = time.monotonic()
     work = plan_work(list(items.values()), parts, recipe=recipe, checkpoint=checkpoint, effort=effort)
     outcome = Outcome(device=work.devices, padding=work.padding, truncated=work.truncated)
@@ -89,7 +92,10 @@ def encode_items(
     started = time.monotonic()
     try:
         for rows in work.rows():
+            written = len(parts)
             _keep(rows, parts, outcome)
+            if len(parts) > written:
+                give_back()
             cost += rows.cost
             if on_progress is not None:
                 done = outcome.encoded + len(outcome.failures)

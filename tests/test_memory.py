@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import logging
+import platform
+import resource
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,7 +15,7 @@ import torch
 
 from amber2_core.errors import ModelError
 from amber2_extract.encoded import Encoded
-from amber2_extract.memory import Halving, is_out_of_memory
+from amber2_extract.memory import Halving, give_back, is_out_of_memory
 
 
 class Narrow:
@@ -72,6 +75,20 @@ def test_memory_is_given_back_to_the_device_before_the_next_try(device: str, mon
     encoder.device = torch.device(device)
     Halving(encoder)([[1] * 5] * 4)
     assert emptied == ([] if device == "cpu" else [device])
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc keeps free memory, and can be told not to")
+def test_memory_between_what_is_kept_goes_back_to_the_system() -> None:
+    def resident() -> int:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+
+    blocks = [bytes([number % 256]) * 100_000 for number in range(1_000)]
+    kept = blocks[::50]
+    del blocks
+    before = resident()
+    give_back()
+    assert before - resident() > 60_000_000
+    assert [block[0] for block in kept] == [number % 256 for number in range(0, 1_000, 50)]
 
 
 def test_what_an_apple_gpu_cannot_do_is_one_line() -> None:
