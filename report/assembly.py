@@ -11,12 +11,13 @@ from pathlib import Path
 from amber2_core.errors import RunFolderError
 from amber2_core.run_folder import new_run_folder
 
+from .bootstrap import DRAWS, Clusters, smallest_p, speaker_clusters
 from .corpus_facts import CorpusFacts, corpus_facts
 from .figures import figures
 from .groups import Group, grouped
 from .page import Chapter, page
 from .runs import read_run
-from .significance import DRAWS, Clusters, compare, smallest_p, speaker_clusters
+from .significance import compare
 from .table import csv_text, latex_text, markdown_text
 from .tables import (
     ablation_table,
