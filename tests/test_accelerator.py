@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -113,3 +114,46 @@ def test_what_is_copied_to_cuda_is_pinned_and_to_others_is_not(monkeypatch: pyte
         amber2_extract.pooling.on(torch.device(name), torch.zeros(2))
     cuda, mps, cpu = map(torch.device, ("cuda:1", "mps", "cpu"))
     assert said == ["pinned", (cuda, {"non_blocking": True}), (mps, {}), (cpu, {})]
+
+
+# --- where there is one ---
+
+on_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+
+
+@on_cuda
+@pytest.mark.parametrize("layers", ["last", "all"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_gpu_gives_what_a_processor_gives_in_batches_and_alone(family: str, layers: Any, tmp_path: Path) -> None:
+    here = _encoder(tmp_path, family, layers=layers)
+    there = type(here)(find_checkpoint(str(tmp_path), modality="audio" if _speaks(here) else "text"), device="cuda")
+    there.layers = layers
+    inputs = noise(*np.linspace(0.025, 3, 12)) if _speaks(here) else _inputs(here)
+    expected = np.concatenate([here.encode([one]) for one in inputs])
+    alone = np.concatenate([there.encode([one]) for one in inputs])
+    batched = there.encode(inputs)
+    flat = (len(inputs), -1)
+    for rows, others in ((alone, expected), (batched, alone)):
+        distance = np.linalg.norm((rows - others).reshape(flat), axis=1) / np.linalg.norm(others.reshape(flat), axis=1)
+        assert np.abs(rows - others).max() <= 1e-4
+        assert distance.max() <= 1e-5
+    assert there._batches_are_exact
+    if isinstance(there, SpeechEncoder):
+        assert there.convolves_together
+
+
+@on_cuda
+def test_batches_of_several_threads_do_not_touch_one_another(tmp_path: Path) -> None:
+    """What is pinned, copied without waiting and freed at once must not be another batch's before it is copied."""
+    save_speech(tmp_path, "wav2vec2-group")
+    encoder = SpeechEncoder(find_checkpoint(str(tmp_path), modality="audio"), device="cuda")
+    batches = [noise(*np.linspace(0.1, 2, 8), seed=seed) for seed in range(40)]
+    expected = [encoder.encode(batch) for batch in batches]
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(encoder.encode, batches))
+    for one, other in zip(found, expected, strict=True):
+        np.testing.assert_allclose(one, other, rtol=0, atol=1e-5)
+
+
+def _speaks(encoder: Encoder) -> bool:
+    return isinstance(encoder, SpeechEncoder)
