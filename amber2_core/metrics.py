@@ -9,20 +9,15 @@ shares within 1e-6 of each other are equal. The predicted class is the argmax, t
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, Literal, get_args
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from amber2_core.errors import SettingError, bad_choice
+from .shares import SHARE_TOLERANCE, FloatArray, label, largest, sum_over_classes, x_log2_x
 
-FloatArray = NDArray[np.float64]
 Metric = Callable[[ArrayLike, ArrayLike], FloatArray]
-BinEdges = Literal["equal-width", "quantiles"]
-BIN_EDGES: tuple[BinEdges, ...] = get_args(BinEdges)
 
-# the share of a few votes can be off by the rounding of single precision, but two different shares are never this near
-SHARE_TOLERANCE = 1e-6
 CALIBRATION_BINS = 10
 
 
@@ -36,8 +31,8 @@ def utterance_js(target: ArrayLike, probs: ArrayLike) -> FloatArray:
     array([0.311278])
     """
     y, p = _arrays(target, probs)
-    summands = 0.5 * (_x_log2_x(y) + _x_log2_x(p)) - _x_log2_x(0.5 * (y + p))
-    divergence: FloatArray = np.maximum(_sum(summands), 0.0)  # rounding may leave −1e-17
+    summands = 0.5 * (x_log2_x(y) + x_log2_x(p)) - x_log2_x(0.5 * (y + p))
+    divergence: FloatArray = np.maximum(sum_over_classes(summands), 0.0)  # rounding may leave −1e-17
     return divergence
 
 
@@ -58,7 +53,7 @@ def utterance_bc(target: ArrayLike, probs: ArrayLike) -> FloatArray:
     array([0.707107])
     """
     y, p = _arrays(target, probs)
-    return _sum(np.sqrt(y * p))
+    return sum_over_classes(np.sqrt(y * p))
 
 
 def utterance_r2(target: ArrayLike, probs: ArrayLike) -> FloatArray:
@@ -71,8 +66,8 @@ def utterance_r2(target: ArrayLike, probs: ArrayLike) -> FloatArray:
     y = y - y.mean(-1, keepdims=True)
     p = p - p.mean(-1, keepdims=True)
     classes = y.shape[-1]
-    covariance = _sum(y * p) / classes
-    variances = _sum(y * y) * _sum(p * p) / classes**2
+    covariance = sum_over_classes(y * p) / classes
+    variances = sum_over_classes(y * y) * sum_over_classes(p * p) / classes**2
     squared_correlation: FloatArray = covariance**2 / (variances + 1e-10)
     return squared_correlation
 
@@ -84,7 +79,7 @@ def utterance_accuracy(target: ArrayLike, probs: ArrayLike) -> FloatArray:
     array([1., 0.])
     """
     y, p = _arrays(target, probs)
-    hits: FloatArray = np.equal(_label(y), p.argmax(-1)).astype(np.float64)
+    hits: FloatArray = np.equal(label(y), p.argmax(-1)).astype(np.float64)
     return hits
 
 
@@ -143,7 +138,7 @@ def accuracy_untied(target: ArrayLike, probs: ArrayLike) -> FloatArray:
     np.float64(0.0)
     """
     y, p = _arrays(target, probs)
-    untied = _largest(y).sum(-1) == 1
+    untied = largest(y).sum(-1) == 1
     hits = utterance_accuracy(y, p)
     return _ratio((hits * untied).sum(-1), np.broadcast_to(untied, hits.shape).sum(-1), np.nan)
 
@@ -250,41 +245,8 @@ def confusion(target: ArrayLike, probs: ArrayLike) -> FloatArray:
     """
     y, p = _arrays(target, probs)
     classes = y.shape[-1]
-    cell = _label(y) * classes + p.argmax(-1)
+    cell = label(y) * classes + p.argmax(-1)
     return _grouped_sums(cell, classes**2).reshape(*cell.shape[:-1], classes, classes)
-
-
-def ambiguity(target: ArrayLike) -> FloatArray:
-    """Entropy of a target in bits, from 0 (all raters agree) to log₂ C (uniform): (…, N, classes) → (…, N).
-
-    >>> ambiguity([[1, 0, 0, 0], [0.5, 0.5, 0, 0], [0.25, 0.25, 0.25, 0.25]])
-    array([0., 1., 2.])
-    """
-    return np.maximum(-_sum(_x_log2_x(np.asarray(target, np.float64))), 0.0)
-
-
-def ambiguity_bins(
-    target: ArrayLike, *, count: int = 5, edges: BinEdges = "equal-width"
-) -> tuple[NDArray[np.intp], FloatArray]:
-    """The bin of each utterance (N,), and the bins' edges in bits (count + 1,), by ambiguity of targets (N, classes).
-
-    Bins are of equal width on [0, log₂ C], or lie between quantiles of the targets at hand; fewer than `count`, then,
-    where quantiles coincide. Bin b holds edges[b] ≤ ambiguity < edges[b + 1], the last one its upper edge too.
-    SettingError for edges that do not exist.
-
-    >>> ambiguity_bins([[1, 0, 0, 0], [0.5, 0.5, 0, 0], [0.25, 0.25, 0.25, 0.25]], count=2)
-    (array([0, 1, 1]), array([0., 1., 2.]))
-    """
-    if edges not in BIN_EDGES:
-        raise SettingError(bad_choice("bin edges", edges, BIN_EDGES))
-    bits = ambiguity(target).round(9)  # the order of summation must not part equal ambiguities
-    steps = np.linspace(0, 1, count + 1)
-    if edges == "equal-width":
-        limits = np.log2(np.shape(target)[-1]) * steps
-    else:
-        limits = np.unique(np.quantile(bits, steps, method="nearest")) if len(bits) else np.zeros(1)
-        limits = np.repeat(limits, 2) if len(limits) == 1 else limits
-    return np.searchsorted(limits[1:-1], bits, side="right"), limits
 
 
 def _arrays(target: ArrayLike, probs: ArrayLike) -> tuple[FloatArray, FloatArray]:
@@ -292,16 +254,6 @@ def _arrays(target: ArrayLike, probs: ArrayLike) -> tuple[FloatArray, FloatArray
     if y.ndim < 2 or p.ndim < 2 or y.shape[-2:] != p.shape[-2:]:
         raise ValueError(f"Bad shapes: target {y.shape} and probs {p.shape}, expected (…, N, classes) alike")
     return y, p
-
-
-def _x_log2_x(x: FloatArray) -> FloatArray:
-    """x log₂ x, 0 at 0."""
-    return x * np.log2(np.maximum(x, np.finfo(np.float64).tiny))
-
-
-def _sum(x: FloatArray) -> FloatArray:
-    """Sum over the classes; `sum` is made for long rows, einsum adds a few numbers several times faster."""
-    return np.asarray(np.einsum("...c->...", x))
 
 
 def _mean(x: FloatArray) -> FloatArray:
@@ -314,14 +266,6 @@ def _ratio(part: FloatArray, whole: NDArray[Any], otherwise: float) -> FloatArra
     """part / whole, and `otherwise` where whole is 0."""
     ratio: FloatArray = np.divide(part, whole, out=np.full(np.shape(part), otherwise), where=np.asarray(whole) > 0)[()]
     return ratio
-
-
-def _largest(y: FloatArray) -> NDArray[np.bool_]:
-    return np.asarray(y >= y.max(-1, keepdims=True) - SHARE_TOLERANCE)
-
-
-def _label(y: FloatArray) -> NDArray[np.intp]:
-    return np.asarray(_largest(y).argmax(-1))
 
 
 def _grouped_sums(group: NDArray[np.intp], groups: int, values: FloatArray | None = None) -> FloatArray:

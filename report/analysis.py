@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from amber2_core.metrics import METRICS, ambiguity, ambiguity_bins, confusion, utterance_accuracy, utterance_js
+from amber2_core.ambiguity import ambiguity, ambiguity_bins
+from amber2_core.metrics import METRICS, confusion, utterance_accuracy, utterance_js
 from amber2_core.run_folder import fold_mean
 from amber2_core.tables import Texts
 

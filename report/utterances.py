@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from amber2_core.metrics import ambiguity, utterance_js
+from amber2_core.ambiguity import ambiguity
+from amber2_core.metrics import utterance_js
 
 from .analysis import disagreement, expert_weights
 from .corpus_facts import CorpusFacts

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import doctest
-import itertools
 import math
 import subprocess
 import sys
@@ -17,7 +16,6 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from amber2_core import metrics
-from amber2_core.errors import SettingError
 
 Floats = NDArray[np.float64]
 
@@ -78,7 +76,6 @@ def test_distances_between_distributions_agree_with_scipy(sample: tuple[Floats, 
     nats = scipy.spatial.distance.jensenshannon(target, probs, axis=-1)
     np.testing.assert_allclose(metrics.utterance_js(target, probs), bits**2, atol=1e-12)
     np.testing.assert_allclose(metrics.utterance_js_distance_nats(target, probs), nats, atol=1e-7)
-    np.testing.assert_allclose(metrics.ambiguity(target), scipy.stats.entropy(target, base=2, axis=-1), atol=1e-12)
     for row, (y, p) in enumerate(zip(target, probs, strict=True)):
         if y.std() > 0:
             variances = y.var() * p.var()
@@ -241,59 +238,6 @@ def test_a_run_that_diverged_scores_nan_and_leaves_its_neighbours_alone() -> Non
     for name, score in metrics.evaluate(target, probs).items():
         assert score[0] == pytest.approx(float(alone[name]), nan_ok=True)
         assert math.isnan(score[1]) or name not in ("js", "js_distance_nats", "bc", "r2", "ece"), name
-
-
-# --- ambiguity ---
-
-
-def test_equal_width_bins_cover_the_whole_range_of_ambiguity() -> None:
-    target = [[1.0, 0, 0, 0], [0.9, 0.1, 0, 0], [0.5, 0.5, 0, 0], [0.5, 0.25, 0.25, 0], [0.25, 0.25, 0.25, 0.25]]
-    bins, edges = metrics.ambiguity_bins(target)
-    np.testing.assert_allclose(edges, [0, 0.4, 0.8, 1.2, 1.6, 2])
-    assert bins.tolist() == [0, 1, 2, 3, 4]
-
-
-@given(samples, st.integers(1, 8), st.sampled_from(metrics.BIN_EDGES))
-def test_every_utterance_falls_into_the_bin_whose_edges_hold_it(
-    sample: tuple[Floats, Floats], count: int, edges: metrics.BinEdges
-) -> None:
-    target, _ = sample
-    bins, limits = metrics.ambiguity_bins(target, count=count, edges=edges)
-    bits = metrics.ambiguity(target)
-    assert len(limits) == count + 1 if edges == "equal-width" else 2 <= len(limits) <= count + 1
-    assert ((bins >= 0) & (bins < len(limits) - 1)).all()
-    assert (limits[bins] <= bits + 1e-9).all()
-    assert (bits <= limits[bins + 1] + 1e-9).all()
-    inner = bins < len(limits) - 2
-    assert (bits[inner] < limits[bins + 1][inner]).all()
-
-
-def test_quantile_bins_are_equally_full_where_no_ambiguities_coincide() -> None:
-    target = predicted(500, 6, seed=2)
-    bins, edges = metrics.ambiguity_bins(target, edges="quantiles")
-    assert len(edges) == 6
-    assert np.bincount(bins).tolist() == pytest.approx([100] * 5, abs=1)
-
-
-def test_quantile_bins_that_coincide_become_one() -> None:
-    target = np.concatenate([np.tile(np.eye(4)[0], (80, 1)), predicted(20, 4, seed=4)])
-    bins, edges = metrics.ambiguity_bins(target, edges="quantiles")
-    assert edges[0] == 0
-    assert (np.diff(edges) > 0).all()
-    assert (bins[:80] == 0).all()
-
-
-def test_the_order_of_the_classes_does_not_part_equal_ambiguities() -> None:
-    alike = np.array(list(itertools.permutations([3 / 7, 2 / 7, 1 / 7, 1 / 7])))
-    target = np.concatenate([np.eye(4), alike, np.full((4, 4), 0.25)])
-    bins, edges = metrics.ambiguity_bins(target, edges="quantiles")
-    assert len(edges) == 3
-    assert len(set(bins[4:-4].tolist())) == 1
-
-
-def test_unknown_bin_edges_are_refused() -> None:
-    with pytest.raises(SettingError, match=r"Bad bin edges 'log', expected one of \['equal-width', 'quantiles'\]"):
-        metrics.ambiguity_bins(np.eye(2), edges="log")  # type: ignore[arg-type]
 
 
 # --- the module ---

@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from amber2_core.ambiguity import ambiguity_bins
 from amber2_core.heads import FUSION_HEAD
-from amber2_core.metrics import ambiguity_bins, utterance_js
+from amber2_core.metrics import utterance_js
 from amber2_core.run_folder import Predictions
 
 from .grid import Setting
