@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import transformers
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
@@ -38,6 +37,8 @@ class SpeechEncoder(Encoder):
     """
 
     def _set_up(self, checkpoint: Checkpoint) -> None:
+        import transformers
+
         self.sampling_rate = checkpoint.sampling_rate()
         self._preprocessor = from_pretrained(checkpoint, transformers.AutoFeatureExtractor.from_pretrained)
         if self._model.main_input_name != "input_values" or not hasattr(self._model, "feature_extractor"):
@@ -115,6 +116,8 @@ class TextEncoder(Encoder):
     """
 
     def _set_up(self, checkpoint: Checkpoint) -> None:
+        import transformers
+
         self._tokenizer = from_pretrained(checkpoint, transformers.AutoTokenizer.from_pretrained)
         if self._model.main_input_name != "input_ids":
             raise ModelError(

@@ -67,7 +67,6 @@ def load_model(checkpoint: Checkpoint, device: torch.device) -> Any:
         ModelError: transformers cannot load it, the device does not take it, or a weight is missing that transformers
             would have made up.
     """
-
     import transformers
 
     model, report = from_pretrained(
@@ -178,7 +177,6 @@ def exact_fp32(device: torch.device) -> Iterator[None]:
 @contextmanager
 def silence() -> Iterator[None]:
     """Keep transformers from telling of unused weights and showing progress; its errors are exceptions all the same."""
-
     import transformers
 
     logging: Any = transformers.utils.logging
