@@ -53,7 +53,7 @@ demo: $(INSTALLED)  ## write a corpus, encode it, train AmbER² and the baseline
 	@echo '== Stage 2: from features to heads'
 	@rm -rf demo/run
 	$(BIN)/train-heads --cache $(FEATURES) --output demo/run --device $(DEVICE) --kappa 2,8 --lambda-mai 0.3,0.7 \
-	  --seeds 3 --inputs standardized --batch-size 64 --lr 1e-3
+	  --seeds 3 --inputs standardized --batch-size 64 --lr 3e-3
 	@echo '== From the run folder to a page: open demo/report/report.html'
 	@rm -rf demo/report
 	$(BIN)/report-runs demo/run --output demo/report

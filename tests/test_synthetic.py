@@ -394,6 +394,17 @@ def test_no_other_prediction_expects_less(many: list[Turn]) -> None:
             assert np.average(loss, weights=counts) > 0
 
 
+def test_the_raters_own_mixture_expects_a_higher_js_than_the_best_prediction() -> None:
+    """What minimising JS gains by itself over minimising cross-entropy, which aims at the mixture."""
+    random = np.random.default_rng(3)
+    gain = 0.0
+    for latents, probability in law(CONFLICT).items():
+        labels = _simulated_votes(latents.mixture, 4_000, random)
+        best = best_prediction([latents.mixture], [1.0]).prediction
+        gain += probability * float((_js(labels, latents.mixture) - _js(labels, best)).mean())
+    assert gain == pytest.approx(0.021, abs=0.002)
+
+
 def test_the_ceiling_of_a_corpus_is_reproduced_by_simulating_its_raters_anew(root: Path) -> None:
     random = np.random.default_rng(2)
     description = read_description(root)
