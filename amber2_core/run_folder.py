@@ -25,7 +25,7 @@ predictions.npz   id (N,), fold (N,), target (N, C), emotions (C,), and for ever
                   rows. A row is NaN, whole, where the head predicts nothing: the utterance lacks its modality, or no
                   epoch of it was kept. The test rows of results.csv are the metrics of exactly these numbers.
 heads/            <system>-fold<k>-seed<s>.safetensors: the selected heads (`amber2_core.heads_folder`)
-summary.json      table: system → head → metric → mean and sd (`summarise`); selected: system → fold → setting
+summary.json      table: system → head → metric → mean and sd (`amber2_core.summary`); selected: system → fold → setting
 log.txt           what was logged, line by line
 tensorboard/      with --track tensorboard: event files, made from the files above when they were complete
 ```
@@ -34,9 +34,7 @@ A run folder stands under its name only when it is complete. What is not lies be
 
 from __future__ import annotations
 
-import csv
 import json
-import math
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -49,16 +47,14 @@ import numpy as np
 import numpy.typing as npt
 
 from .cache import sync
-from .errors import RunFolderError, parse_problem
+from .csv_rows import Columns, Row, columns_of, read_rows, write_rows
+from .errors import RunFolderError
 from .metrics import METRICS
 from .tables import Texts
 
 KEY_COLUMNS = ("system", "head", "split", "fold", "seed", "selected")
 EXPERT_COLUMNS = ("system", "fold", "seed", "by", "group", "n", "disagreement")
 CURVE_COLUMNS = ("system", "head", "fold", "seed", "epoch", "dev_js")
-Row = Mapping[str, Any]  # one row of a table
-Summary = dict[str, dict[str, dict[str, dict[str, float | None]]]]
-Columns = dict[str, npt.NDArray[Any]]  # a tidy table: name → (rows,); `pandas.DataFrame(columns)` takes it as it is
 
 
 @dataclass(frozen=True, eq=False)
@@ -121,17 +117,17 @@ def write_json(path: Path, value: Mapping[str, Any]) -> None:
 
 def write_results(path: Path, rows: Sequence[Row]) -> None:
     """Write results.csv; numbers in full, so that they read back as the same."""
-    _write_table(path, rows)
+    write_rows(path, rows)
 
 
 def write_curves(path: Path, rows: Sequence[Row]) -> None:
     """Write curves.csv, as `write_results`."""
-    _write_table(path, rows)
+    write_rows(path, rows)
 
 
 def write_experts(path: Path, rows: Sequence[Row]) -> None:
     """Write experts.csv, as `write_results`."""
-    _write_table(path, rows)
+    write_rows(path, rows)
 
 
 def write_predictions(path: Path, predictions: Predictions) -> None:
@@ -166,7 +162,7 @@ def read_results(folder: Path) -> list[dict[str, Any]]:
     Raises:
         RunFolderError: not a run folder, or the file is damaged.
     """
-    return _read_table(folder / "results.csv", (*KEY_COLUMNS, "epoch", "n", *METRICS))
+    return read_rows(_file(folder / "results.csv"), (*KEY_COLUMNS, "epoch", "n", *METRICS))
 
 
 def read_predictions(folder: Path) -> Predictions:
@@ -191,7 +187,7 @@ def read_predictions(folder: Path) -> Predictions:
 
 def read_experts(folder: Path) -> list[dict[str, Any]]:
     """The rows of experts.csv, values as in `read_results`. RunFolderError: not a run folder, or damaged."""
-    return _read_table(folder / "experts.csv", EXPERT_COLUMNS)
+    return read_rows(_file(folder / "experts.csv"), EXPERT_COLUMNS)
 
 
 def read_curves(folder: Path) -> list[dict[str, Any]]:
@@ -201,7 +197,7 @@ def read_curves(folder: Path) -> list[dict[str, Any]]:
         RunFolderError: the file is damaged.
     """
     path = folder / "curves.csv"
-    return _read_table(path, CURVE_COLUMNS) if path.is_file() else []
+    return read_rows(path, CURVE_COLUMNS) if path.is_file() else []
 
 
 def load(folder: Path | str) -> RunTables:
@@ -227,79 +223,12 @@ def load(folder: Path | str) -> RunTables:
     rated = {f"rated_{emotion}": predictions.target[:, c] for c, emotion in enumerate(emotions)}
     return RunTables(
         settings=read_settings(folder),
-        results=_columns(results),
+        results=columns_of(results),
         utterances={"id": predictions.id, "fold": predictions.fold, **rated},
         predictions={column: np.concatenate(parts) for column, parts in long.items()},
-        experts=_columns(read_experts(folder)) if (folder / "experts.csv").is_file() else {},
-        curves=_columns(read_curves(folder)),
+        experts=columns_of(read_experts(folder)) if (folder / "experts.csv").is_file() else {},
+        curves=columns_of(read_curves(folder)),
     )
-
-
-def summarise(rows: Sequence[Row]) -> Summary:
-    """system → head → metric → mean and sd, over the test rows of the selected settings.
-
-    A metric is averaged over the folds of each seed first, those with nothing to score (n 0) left out; mean and sd
-    (ddof 1, None for a single seed) are over seeds. None for a head that was scored nowhere, or diverged.
-    """
-    table: Summary = {}
-    tested = [row for row in rows if row["split"] == "test" and row["selected"]]
-    for system, head in dict.fromkeys((row["system"], row["head"]) for row in tested):
-        own = [row for row in tested if (row["system"], row["head"]) == (system, head)]
-        seeds = sorted({row["seed"] for row in own})
-        table.setdefault(system, {})[head] = {
-            metric: _mean_and_sd([fold_mean([row for row in own if row["seed"] == seed], metric) for seed in seeds])
-            for metric in METRICS
-        }
-    return table
-
-
-def fold_mean(rows: Sequence[Row], metric: str) -> float:
-    """A metric averaged over rows of results.csv, one per fold; NaN where no fold had anything to score."""
-    values = [row[metric] for row in rows if row["n"]]
-    return float(np.mean(np.array(values, dtype=np.float64))) if values else math.nan
-
-
-def _write_table(path: Path, rows: Sequence[Row]) -> None:
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows({name: "" if value is None else value for name, value in row.items()} for row in rows)
-
-
-def _read_table(path: Path, columns: Sequence[str]) -> list[dict[str, Any]]:
-    try:
-        with _file(path).open(newline="", encoding="utf-8") as file:
-            header, *rows = list(csv.reader(file, strict=True)) or [[]]
-    except (UnicodeDecodeError, csv.Error) as problem:
-        raise RunFolderError(f"{path} is damaged ({problem}): train again") from None
-    missing = [name for name in columns if name not in header]
-    if missing:
-        raise RunFolderError(f"{path} has no column {missing[0]!r}: it was not written by train-heads")
-    for line, row in enumerate(rows, start=2):
-        if len(row) != len(header):
-            cut_off = parse_problem(path, line, f"expected {len(header)} columns, got {len(row)}")
-            raise RunFolderError(f"{cut_off}: train again")
-    return [{name: _value(text) for name, text in zip(header, row, strict=True)} for row in rows]
-
-
-def _columns(rows: Sequence[Row]) -> Columns:
-    """Rows as columns: numbers where all that is there is numbers, else words."""
-    table: Columns = {}
-    for name in rows[0] if rows else ():
-        values = [row[name] for row in rows]
-        if all(isinstance(value, int) for value in values):
-            table[name] = np.array(values, dtype=np.int64)
-        elif all(isinstance(value, int | float | None) for value in values):
-            table[name] = np.array([math.nan if value is None else value for value in values], dtype=np.float64)
-        else:
-            table[name] = np.array(["" if value is None else str(value) for value in values], dtype=object)
-    return table
-
-
-def _mean_and_sd(per_seed: Sequence[Any]) -> dict[str, float | None]:
-    mean = float(np.mean(per_seed))
-    sd = float(np.std(per_seed, ddof=1)) if len(per_seed) > 1 else math.nan
-    return {"mean": mean if math.isfinite(mean) else None, "sd": sd if math.isfinite(sd) else None}
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -316,14 +245,3 @@ def _file(path: Path) -> Path:
     if not path.is_file():
         raise RunFolderError(f"{path.parent} is not a run folder: it has no {path.name}")
     return path
-
-
-def _value(text: str | None) -> Any:
-    if not text:
-        return None
-    for kind in (int, float):
-        try:
-            return kind(text)
-        except ValueError:
-            continue
-    return text

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from amber2_core.ambiguity import ambiguity, ambiguity_bins
 from amber2_core.metrics import METRICS, confusion, utterance_accuracy, utterance_js
-from amber2_core.run_folder import fold_mean
+from amber2_core.summary import fold_mean
 from amber2_core.tables import Texts
 
 from .groups import Entry, Group, dev_rows

@@ -9,7 +9,8 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 
-from amber2_core.run_folder import Predictions, fold_mean
+from amber2_core.run_folder import Predictions
+from amber2_core.summary import fold_mean
 
 from .runs import TOLERANCE, Floats, Row, Run, head_of, tested_rows
 

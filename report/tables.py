@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from amber2_core.metrics import METRICS
-from amber2_core.run_folder import fold_mean
+from amber2_core.summary import fold_mean
 
 from .analysis import bins_of, scores_by_bin
 from .coverage import coverage_notes

@@ -19,7 +19,7 @@ from amber2_core.errors import SettingError
 from amber2_core.fusion import FUSIONS
 from amber2_core.heads import Architecture
 from amber2_core.metrics import METRICS, evaluate
-from amber2_core.run_folder import summarise
+from amber2_core.summary import summarise
 from amber2_train.experts import expert_rows
 from amber2_train.fit import Fitted, fit, predict, random_stream
 from amber2_train.folds import Fold, make_folds

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import math
 import os
-import statistics
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from run_folders import result_row
 
 from amber2_core.errors import RunFolderError
-from amber2_core.metrics import METRICS
 from amber2_core.run_folder import (
-    KEY_COLUMNS,
     Predictions,
     load,
     new_run_folder,
@@ -23,19 +21,12 @@ from amber2_core.run_folder import (
     read_results,
     read_settings,
     read_summary,
-    summarise,
     write_curves,
     write_json,
     write_predictions,
     write_results,
 )
 from amber2_core.tables import texts
-
-
-def row(fold: int, seed: int, *, split: str = "test", head: str = "fusion", **metrics: float) -> dict[str, Any]:
-    values = dict.fromkeys(METRICS, 0.1 * fold + 0.013 * seed**2)
-    key = dict(zip(KEY_COLUMNS, ("amber2", head, split, fold, seed, 1), strict=True))
-    return {**key, "kappa": 4.0, "student": "fusion", "lambda_rai": None, "epoch": 3, "n": 10, **values, **metrics}
 
 
 def test_a_folder_takes_its_name_only_when_it_is_complete(tmp_path: Path) -> None:
@@ -83,7 +74,11 @@ def test_a_file_in_the_way_is_one_line(tmp_path: Path) -> None:
 
 
 def test_results_are_read_back_as_they_were_written(tmp_path: Path) -> None:
-    rows = [row(1, 0, js=1 / 3, bc=1e-17), row(2, 1, accuracy_untied=math.nan), row(1, 2, r2=math.pi)]
+    rows = [
+        result_row(1, 0, js=1 / 3, bc=1e-17),
+        result_row(2, 1, accuracy_untied=math.nan),
+        result_row(1, 2, r2=math.pi),
+    ]
     write_results(tmp_path / "results.csv", rows)
     back = read_results(tmp_path)
     assert [list(some) for some in back] == [list(some) for some in rows]
@@ -126,35 +121,8 @@ def test_predictions_are_read_back_as_they_were_written(tmp_path: Path) -> None:
     np.testing.assert_array_equal(back.probs["amber2/fusion"], written.probs["amber2/fusion"])
 
 
-def test_the_summary_is_mean_and_sd_over_seeds_of_the_mean_over_folds() -> None:
-    rows = [row(fold, seed) for fold in (1, 2, 3) for seed in range(4)]
-    rows += [row(fold, seed, split="dev", js=99.0) for fold in (1, 2, 3) for seed in range(4)]
-    rows += [row(fold, seed, head="audio", js=0.5) for fold in (1, 2, 3) for seed in range(4)]
-    table = summarise(rows)
-    per_seed = [sum(0.1 * fold + 0.013 * seed**2 for fold in (1, 2, 3)) / 3 for seed in range(4)]
-    assert table["amber2"]["fusion"]["js"]["mean"] == pytest.approx(statistics.mean(per_seed))
-    assert table["amber2"]["fusion"]["js"]["sd"] == pytest.approx(statistics.stdev(per_seed))
-    assert table["amber2"]["audio"]["js"] == {"mean": pytest.approx(0.5), "sd": pytest.approx(0)}
-
-
-def test_one_seed_has_no_sd_and_what_is_no_number_has_no_mean() -> None:
-    table = summarise([row(1, 0), row(2, 0, accuracy_untied=math.nan)])
-    assert table["amber2"]["fusion"]["js"]["sd"] is None
-    assert table["amber2"]["fusion"]["accuracy_untied"] == {"mean": None, "sd": None}
-
-
-def test_a_fold_with_nothing_to_score_is_left_out_of_the_mean_and_a_diverged_one_is_not() -> None:
-    nothing, diverged = dict.fromkeys(METRICS, math.nan), dict.fromkeys(METRICS, math.nan)
-    table = summarise([row(1, 0, js=0.2), {**row(2, 0), **nothing, "n": 0}, row(3, 0, js=0.5)])
-    assert table["amber2"]["fusion"]["js"]["mean"] == pytest.approx(0.35)
-    table = summarise([row(1, 0, js=0.2), {**row(2, 0), **diverged, "epoch": 0}, row(3, 0, js=0.5)])
-    assert table["amber2"]["fusion"]["js"]["mean"] is None
-    table = summarise([{**row(fold, 0), **nothing, "n": 0} for fold in (1, 2)])
-    assert table["amber2"]["fusion"]["js"] == {"mean": None, "sd": None}
-
-
 def test_a_results_file_that_was_cut_off_names_the_line(tmp_path: Path) -> None:
-    write_results(tmp_path / "results.csv", [row(1, 0), row(1, 1)])
+    write_results(tmp_path / "results.csv", [result_row(1, 0), result_row(1, 1)])
     whole = (tmp_path / "results.csv").read_text()
     (tmp_path / "results.csv").write_text(whole[: whole.rindex(",")])
     with pytest.raises(RunFolderError, match=r"results.csv, line 3: expected 22 columns, got 21: train again"):
@@ -196,7 +164,7 @@ def test_a_run_is_loaded_as_columns_of_equal_length(tmp_path: Path) -> None:
         {"amber2/audio": probs},
     )
     write_predictions(tmp_path / "predictions.npz", predictions)
-    write_results(tmp_path / "results.csv", [row(fold, seed, js=math.nan) for fold in (1, 2) for seed in (0, 7)])
+    write_results(tmp_path / "results.csv", [result_row(fold, seed, js=math.nan) for fold in (1, 2) for seed in (0, 7)])
     write_json(tmp_path / "settings.json", {"corpus": "x"})
     run = load(tmp_path)
     assert run.settings == {"corpus": "x"}
@@ -221,7 +189,7 @@ def test_what_a_head_does_not_predict_has_no_row_in_the_loaded_predictions(tmp_p
     heads = {"amber2/audio": some, "amber2/fusion": probs}
     predictions = Predictions(texts(["a", "b", "c"]), np.array([1, 1, 2]), probs[0], ("up", "down"), heads)
     write_predictions(tmp_path / "predictions.npz", predictions)
-    write_results(tmp_path / "results.csv", [row(1, seed) for seed in (0, 1)])
+    write_results(tmp_path / "results.csv", [result_row(1, seed) for seed in (0, 1)])
     write_json(tmp_path / "settings.json", {})
     table = load(tmp_path).predictions
     assert table["id"].tolist() == ["a", "c"] * 2 + ["a", "b", "c"] * 2
