@@ -10,6 +10,7 @@ import numpy as np
 
 from amber2_core.cache import FeatureCache, FeatureHeader, read_cache, read_feature_headers
 from amber2_core.errors import LabelError
+from amber2_core.stored import stored_features
 from amber2_core.votes import LabelPolicy, label_distributions
 
 from .recipe import settings
@@ -27,7 +28,10 @@ def read_description(path: Path, *, verify: bool = False) -> Record:
     Raises:
         CacheError: it cannot be read, or is damaged.
     """
-    cache = read_cache(path, only=None if verify else ())
+    cache = read_cache(path, only=())
+    if verify:
+        with stored_features(path):
+            pass
     table = cache.utterances
     return {
         "file": str(path),
