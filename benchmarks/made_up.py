@@ -56,7 +56,3 @@ def write_made_up_cache(
     defaults = LabelDefaults(emotions=tuple(emotions), stimulus="audio", folds=folds)
     write_cache(path, FeatureCache("made-up", table, ratings, defaults, tuple(sets)))
     return path
-
-
-if __name__ == "__main__":
-    print("nothing is measured here: the benchmarks of stage 2 write their caches with this")

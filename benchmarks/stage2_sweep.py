@@ -1,7 +1,7 @@
 """Time of one training within a sweep, as a ratio to the loop that a user writes, and to what this machine can do.
 
     python benchmarks/stage2_sweep.py [--epochs 30] [--turns 3]
-    python benchmarks/stage2_sweep.py --device cuda     stage2_paper.py, where there is a GPU
+    python benchmarks/stage2_sweep.py --device cuda     stage2_gpu.py, where there is a GPU
 
 IEMOCAP's protocol: 3,319 train and 1,106 dev rows of 768 + 768 features, the default gated unit, batch 128, dev scored
 after every epoch; nine settings of κ and λ_MAI train together. All is measured in turns within one run, and the ratios
@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
-import stage2_paper
+import stage2_gpu
 import torch
 from made_up import write_made_up_cache
 from torch import Tensor, nn
@@ -260,7 +260,7 @@ def main() -> None:
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     options = parser.parse_args()
     if options.device == "cuda":
-        stage2_paper.measure()
+        stage2_gpu.measure()
         return
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

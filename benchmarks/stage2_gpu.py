@@ -1,6 +1,6 @@
 """The paper's whole protocol on a GPU in one number, with its share of what that GPU can do.
 
-    python benchmarks/stage2_paper.py
+    python benchmarks/stage2_gpu.py
 
 `train-heads --preset paper` on 5,531 utterances of 768 + 768 features in five sessions: 225 fits of AmbER² and 25 of
 the baseline, every dev row scored after every epoch, selection, test and the run folder. The time is that of the
