@@ -18,7 +18,8 @@ from amber2_core.summary import fold_mean
 from amber2_core.tables import Texts
 
 from .groups import Entry, Group, dev_rows
-from .runs import Floats, by_setting, head_of, setting_of
+from .runs import Floats, head_of
+from .settings import by_setting, setting_of
 
 CONFIDENCE_BINS = 10
 FUSION = "fusion"

@@ -14,7 +14,7 @@ from amber2_core.run_folder import new_run_folder
 from .bootstrap import DRAWS, Clusters, smallest_p, speaker_clusters
 from .corpus_facts import CorpusFacts, corpus_facts
 from .figures import figures
-from .groups import Group, grouped
+from .groups import Group, grouped, slug
 from .page import Chapter, page
 from .runs import read_run
 from .significance import compare
@@ -27,7 +27,6 @@ from .tables import (
     result_tables,
     setting_tables,
     significance_table,
-    slug,
 )
 from .utterances import Recordings, interesting_rows, read_recordings, script_json, shown_rows, utterance_record
 

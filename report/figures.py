@@ -13,10 +13,9 @@ from amber2_core.metrics import METRICS
 from . import analysis, panels
 from .corpus_facts import CorpusFacts
 from .drawing import MUTED, Drawing, canvas, drawing, house_style, legend, series
-from .groups import Group
+from .groups import Group, slug
 from .runs import Floats
 from .table import METRIC_TITLES
-from .tables import slug
 
 # the paper's Figure 2, then the rest
 PAPER_METRICS = ("js", "bc", "r2", "accuracy", "weighted_f1", "macro_f1")
@@ -141,36 +140,18 @@ def modality_figures(group: Group) -> list[Drawing]:
         if (values := analysis.disagreement(group, entry)) is not None
     }
     for members, names, kind, axis in places:
+        plots: list[tuple[str, str, str, Mapping[str, Floats], float | None]] = []
         if weighted is not None:
             main, weights = weighted
-            title = f"{main.label}: weight of each expert by {kind}"
-            drawings.append(
-                _means(
-                    f"experts-{kind}",
-                    title,
-                    members,
-                    names,
-                    axis,
-                    "expert weight u",
-                    weights,
-                    (0, 1),
-                    apart=kind == "class",
-                )
-            )
+            plots.append(("experts", f"{main.label}: weight of each expert", "expert weight u", weights, 1))
         if conflict:
-            title = f"Disagreement of the modalities by {kind}"
-            drawings.append(
-                _means(
-                    f"conflict-{kind}",
-                    title,
-                    members,
-                    names,
-                    axis,
-                    "JS between heads, bits",
-                    conflict,
-                    apart=kind == "class",
-                )
-            )
+            plots.append(("conflict", "Disagreement of the modalities", "JS between heads, bits", conflict, None))
+        for name, title, ylabel, lines, top in plots:
+            figure, (axes,) = canvas()
+            panels.group_means(axes, members, names, lines, apart=kind == "class")
+            axes.set(xlabel=axis, ylabel=ylabel, ylim=(0, top))
+            legend(axes)
+            drawings.append(drawing(figure, f"{name}-{kind}", f"{title} by {kind}"))
     return drawings
 
 
@@ -261,26 +242,6 @@ def _metric_panel(
     return drawing(
         figure, f"ambiguity-{metric.replace('_', '-')}", f"{METRIC_TITLES[metric]} by ambiguity", paper=False
     )
-
-
-def _means(
-    name: str,
-    title: str,
-    members: Sequence[np.ndarray[tuple[int], np.dtype[np.intp]]],
-    names: Sequence[str],
-    xlabel: str,
-    ylabel: str,
-    lines: Mapping[str, Floats],
-    ylim: tuple[float, float] | None = None,
-    *,
-    apart: bool,
-) -> Drawing:
-    """Means over groups of utterances, one line each, or marks where the groups stand `apart` in no order."""
-    figure, (axes,) = canvas()
-    panels.group_means(axes, members, names, lines, apart=apart)
-    axes.set(xlabel=xlabel, ylabel=ylabel, ylim=ylim or (0, None))
-    legend(axes)
-    return drawing(figure, name, title)
 
 
 def _bin_names(bins: analysis.Bins) -> list[str]:

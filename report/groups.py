@@ -115,6 +115,11 @@ def dev_rows(main: Entry) -> list[Row]:
     ]  # fmt: skip
 
 
+def slug(label: str) -> str:
+    """A label as part of a file's name."""
+    return "-".join("".join(c if c.isalnum() and c.isascii() else " " for c in label).split()).lower() or "unnamed"
+
+
 def _entries(runs: Sequence[Run]) -> list[Entry]:
     entries = []
     for run in runs:

@@ -12,9 +12,9 @@ import jinja2
 from .corpus_facts import CorpusFacts
 from .figures import Figures
 from .groups import Group
+from .settings import run_settings
 from .significance import Comparison
 from .table import METRIC_TITLES, Interval, Number, PValue, Table, number_text
-from .tables import run_settings
 
 HERE = Path(__file__).parent
 HEADLINES = 4

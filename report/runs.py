@@ -13,14 +13,7 @@ import numpy.typing as npt
 
 from amber2_core.errors import RunFolderError
 from amber2_core.metrics import METRICS, evaluate
-from amber2_core.run_folder import (
-    KEY_COLUMNS,
-    Predictions,
-    read_curves,
-    read_predictions,
-    read_results,
-    read_settings,
-)
+from amber2_core.run_folder import Predictions, read_curves, read_predictions, read_results, read_settings
 
 Floats = npt.NDArray[np.float64]
 Row = Mapping[str, Any]
@@ -29,7 +22,6 @@ Row = Mapping[str, Any]
 TOLERANCE = 1e-6
 # what stands in the place of a run folder as long as its sweep goes on
 UNFINISHED = "unfinished.json"
-NO_SETTINGS = frozenset({*KEY_COLUMNS, "epoch", "n", *METRICS})
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,19 +60,6 @@ def read_run(folder: Path) -> Run:
 def tested_rows(rows: Sequence[Row]) -> list[Row]:
     """The test rows of the settings that dev chose; a run may have scored the others on test as well."""
     return [row for row in rows if row["split"] == "test" and row["selected"] == 1]
-
-
-def setting_of(row: Row) -> dict[str, Any]:
-    """What was set in a run of results.csv, without what the system does not look at."""
-    return {name: value for name, value in row.items() if name not in NO_SETTINGS and value is not None}
-
-
-def by_setting(rows: Sequence[Row]) -> dict[tuple[tuple[str, Any], ...], list[Row]]:
-    """Rows by setting, in their order."""
-    found: dict[tuple[tuple[str, Any], ...], list[Row]] = {}
-    for row in rows:
-        found.setdefault(tuple(setting_of(row).items()), []).append(row)
-    return found
 
 
 def head_of(row: Row) -> tuple[Any, Any]:

@@ -12,9 +12,10 @@ from amber2_core.summary import fold_mean
 
 from .analysis import bins_of, scores_by_bin
 from .coverage import coverage_notes
-from .groups import Entry, Group, dev_rows
+from .groups import Entry, Group, dev_rows, slug
 from .published import PUBLISHED
-from .runs import Row, Run, by_setting, setting_of
+from .runs import Row
+from .settings import by_setting, chosen_settings, setting_of, varied_settings
 from .significance import Comparison
 from .table import METRIC_TITLES, Cell, Column, Interval, Number, PValue, Table, with_best
 
@@ -107,15 +108,15 @@ def ambiguity_table(group: Group) -> Table:
 def ablation_table(group: Group) -> Table | None:
     """What each other version of the first system differs in, and what that changes; None where there is none."""
     reference, *others = group.mains
-    own = _chosen(reference)
-    versions = [entry for entry in others if (chosen := _chosen(entry)).keys() == own.keys() and chosen != own]
+    own = chosen_settings(reference)
+    versions = [entry for entry in others if (chosen := chosen_settings(entry)).keys() == own.keys() and chosen != own]
     if not versions:
         return None
     metrics = (*DISTRIBUTION, *CLASSIFICATION)
     base = reference.per_seed("js").mean()
     rows: list[list[Cell]] = []
     for entry in (reference, *versions):
-        changed = [f"{name} {value}" for name, value in _chosen(entry).items() if value != own[name]]
+        changed = [f"{name} {value}" for name, value in chosen_settings(entry).items() if value != own[name]]
         change = Number(float(entry.per_seed("js").mean() - base), signed=True, digits=4)
         rows.append([entry.label, "; ".join(changed) or "–", *_scores(entry, metrics), change])
     columns = [ENTRY, Column("differs_in", "differs in"), *_metric_columns(metrics), Column("change", "change of JS")]
@@ -186,29 +187,6 @@ def significance_table(comparisons: Sequence[Comparison], words: str) -> Table:
     return Table("significance", "Differences on test", columns, rows, notes)
 
 
-def varied_settings(rows: Sequence[Row]) -> list[str]:
-    """The settings that take several values in these rows."""
-    names = dict.fromkeys(name for row in rows for name in setting_of(row))
-    return [name for name in names if len({row[name] for row in rows}) > 1]
-
-
-def run_settings(runs: Sequence[Run]) -> dict[str, list[str]]:
-    """What differs between runs: setting → its words in each run."""
-    words: dict[str, list[str]] = {}
-    for place, run in enumerate(runs):
-        for row in run.rows:
-            for name, value in setting_of(row).items():
-                seen = words.setdefault(name, [""] * len(runs))
-                if str(value) not in seen[place].split(", "):
-                    seen[place] = f"{seen[place]}, {value}".lstrip(", ")
-    return {name: values for name, values in words.items() if len(set(values)) > 1}
-
-
-def slug(label: str) -> str:
-    """A label as part of a file's name."""
-    return "-".join("".join(c if c.isalnum() and c.isascii() else " " for c in label).split()).lower() or "unnamed"
-
-
 def _table(
     name: str, caption: str, entries: Sequence[Entry], metrics: Sequence[str], notes: Sequence[str], like: str = ""
 ) -> Table:
@@ -220,15 +198,6 @@ def _table(
 
 def _metric_columns(metrics: Sequence[str]) -> list[Column]:
     return [Column(name, METRIC_TITLES[name]) for name in metrics]
-
-
-def _chosen(entry: Entry) -> dict[str, str]:
-    """The settings that were tested, in words; several where folds chose differently."""
-    words: dict[str, dict[str, None]] = {}
-    for row in entry.tested:
-        for name, value in setting_of(row).items():
-            words.setdefault(name, {})[str(value)] = None
-    return {name: " or ".join(sorted(values)) for name, values in words.items()}
 
 
 def _published_row(method: str, scores: Sequence[tuple[float | None, float | None]]) -> list[Cell]:

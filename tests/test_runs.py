@@ -14,7 +14,6 @@ from run_folders import Sketch, write_run
 
 from amber2_core.errors import RunFolderError
 from amber2_core.run_folder import write_curves
-from amber2_report.groups import grouped
 from amber2_report.runs import read_run
 
 
@@ -140,26 +139,3 @@ def test_predictions_that_were_taken_out_by_hand_are_missed(run: Path) -> None:
     kept["cb-ce/text"][0, 3] = np.nan
     np.savez(run / "predictions.npz", **kept)
     assert "of cb-ce/text, fold 1, seed 0 is" in refusal(run)
-
-
-def test_runs_of_one_test_set_stand_together_and_others_apart(tmp_path: Path) -> None:
-    sketches = {
-        "a": Sketch(), "b": Sketch(seed=1), "other-votes": Sketch(votes_seed=1), "other-corpus": Sketch(corpus="x"),
-        "other-folds": Sketch(folds=2), "other-emotions": Sketch(emotions=("neutral", "happy", "angry", "fear")),
-        "other-utterances": Sketch(names="v"),
-    }  # fmt: skip
-    runs = [read_run(write_run(tmp_path / name, sketch)) for name, sketch in sketches.items()]
-    assert [[run.name for run in group.runs] for group in grouped(runs)] == [
-        ["a", "b"],
-        *([name] for name in list(sketches)[2:]),
-    ]
-
-
-def test_labels_name_the_run_only_where_they_must(tmp_path: Path) -> None:
-    first, second = (read_run(write_run(tmp_path / place / "run", Sketch(seed=k))) for k, place in enumerate("ab"))
-    (alone,) = grouped([first])
-    assert [entry.label for entry in alone.mains] == ["amber2 fusion", "cb-ce fusion"]
-    (both,) = grouped([first, second])
-    assert [entry.label for entry in both.mains] == [
-        "a/run: amber2 fusion", "b/run: amber2 fusion", "a/run: cb-ce fusion", "b/run: cb-ce fusion",
-    ]  # fmt: skip
