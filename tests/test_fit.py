@@ -12,17 +12,16 @@ import numpy as np
 import pytest
 import reference
 import torch
+from slow_training import slow_dev_js, small, trained_slowly
 from synthetic_data import fold_in, training_data
 
 from amber2_core.fusion import FUSIONS
 from amber2_core.heads import Architecture, MultimodalHeads
 from amber2_train.fit import Fitted, dev_js, fit, predict, random_stream
 from amber2_train.folds import make_folds
-from amber2_train.grid import Setting
 from amber2_train.rows import FoldRows, Rows, fold_rows, train_statistics
 from amber2_train.stack import StackedHeads, initial_state
 
-SMALL: dict[str, Any] = {"hidden": 8, "batch_size": 7, "lr": 0.01}
 EPOCHS = 4
 
 
@@ -30,49 +29,6 @@ EPOCHS = 4
 def fold() -> FoldRows:
     data = training_data(45)
     return fold_in(data, make_folds("session", data)[0])
-
-
-def small(**values: Any) -> Setting:
-    return Setting(**{**SMALL, **values})
-
-
-def trained_slowly(fold: FoldRows, setting: Setting, *, seed: int, epochs: int) -> list[dict[str, torch.Tensor]]:
-    """Parameters after each epoch, by tests/reference.py."""
-    inputs = tuple((name, x.shape[1]) for name, x in fold.train.features.items())
-    shape = Architecture(inputs, 4, setting.fusion, setting.hidden, setting.hidden)
-    start = {n: t.double() for n, t in initial_state(shape, random_stream(seed, fold.number, "parameters")).items()}
-    order = random_stream(seed, fold.number, "order")
-    batches = []
-    for _ in range(epochs):
-        rows = torch.randperm(len(fold.train), generator=order).tolist()
-        batches.append([rows[first : first + setting.batch_size] for first in range(0, len(rows), setting.batch_size)])
-    return reference.train_reference(
-        start,
-        {name: x[fold.train.index] for name, x in fold.train.features.items()},
-        fold.train.targets,
-        batches,
-        system=setting.system,  # type: ignore[arg-type]
-        fusion=setting.fusion,
-        student=setting.student,
-        lambda_rai=setting.lambda_rai,
-        lambda_mai=setting.lambda_mai,
-        lambda_expert=setting.lambda_expert,
-        kappa=setting.kappa,
-        weight_gradient=setting.weight_gradient,
-        class_weights=reference.class_balanced_weights(fold.train.targets.tolist()),
-        learning_rate=setting.lr,
-        weight_decay=setting.weight_decay,
-    )
-
-
-def slow_dev_js(fold: FoldRows, parameters: dict[str, torch.Tensor], fusion: str) -> dict[str, float]:
-    """Mean JS on dev by head."""
-    totals: dict[str, float] = {}
-    for row, target in zip(fold.dev.index.tolist(), fold.dev.targets.tolist(), strict=True):
-        logits = reference.head_logits(parameters, {m: x[row] for m, x in fold.dev.features.items()}, fusion)
-        for head, each in logits.items():
-            totals[head] = totals.get(head, 0.0) + reference.js(target, each.softmax(-1).tolist())
-    return {head: total / len(fold.dev) for head, total in totals.items()}
 
 
 def logits_of(fitted: Fitted, rows: Rows) -> torch.Tensor:
@@ -200,9 +156,9 @@ def test_inputs_are_standardised_by_train_rows_alone() -> None:
             np.testing.assert_allclose(mean, x[fold.train].mean(0), rtol=1e-5)
             np.testing.assert_allclose(sd, x[fold.train].std(0), rtol=1e-5)
     train = fold_rows(data, fold, inputs="standardized").train
-    for x in train.vectors(torch.arange(len(train))).values():
-        np.testing.assert_allclose(x.mean(0), 0, atol=1e-5)
-        np.testing.assert_allclose(x.std(0, correction=0), 1, atol=1e-5)
+    for vectors in train.vectors(torch.arange(len(train))).values():
+        np.testing.assert_allclose(vectors.mean(0), 0, atol=1e-5)
+        np.testing.assert_allclose(vectors.std(0, correction=0), 1, atol=1e-5)
 
 
 def test_raw_inputs_are_left_as_the_cache_holds_them() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -13,24 +13,22 @@ import numpy as np
 import pytest
 import reference
 import torch
+from slow_training import slow_dev_js, small, trained_slowly, vectors_of
 from synthetic_data import fold_in, training_data
 
 from amber2_core.errors import SettingError
 from amber2_core.fusion import FUSIONS
-from amber2_core.heads import Architecture
 from amber2_core.metrics import METRICS, evaluate
 from amber2_core.summary import summarise
 from amber2_train.experts import expert_rows
-from amber2_train.fit import Fitted, fit, predict, random_stream
+from amber2_train.fit import Fitted, fit, predict
 from amber2_train.folds import Fold, make_folds
-from amber2_train.grid import Setting, expand
+from amber2_train.grid import expand
 from amber2_train.rows import FoldRows, fold_rows
 from amber2_train.select import check_deciders, warn_of_deciders
-from amber2_train.stack import initial_state
 from amber2_train.sweep import SweepResult, sweep
 from amber2_train.targets import TrainingData
 
-SMALL: dict[str, Any] = {"hidden": 8, "batch_size": 7, "lr": 0.01}
 EPOCHS = 4
 TWO = ("audio", "text")
 THREE = ("audio", "text", "video")
@@ -39,60 +37,9 @@ LACKING = {"audio": [0, 1, 2, 21, 35, 43], "text": [3, 4, 5, 9, 12, 13, 14, 18, 
 WITH_VIDEO = {**LACKING, "video": [0, 3, 6, 7, 8, 17, 21, 25, 33, 40, 41]}
 
 
-def small(**values: Any) -> Setting:
-    return Setting(**{**SMALL, **values})
-
-
 def masked(modalities: Sequence[str] = TWO, fold: int = 0) -> FoldRows:
     data = training_data(45, modalities=modalities, missing=LACKING if len(modalities) == 2 else WITH_VIDEO)
     return fold_in(data, make_folds("session", data)[fold])
-
-
-def vectors_of(rows: Mapping[str, torch.Tensor], row: int, lacking: Mapping[str, Sequence[int]]) -> dict[str, Any]:
-    return {name: x[row] for name, x in rows.items() if row not in lacking.get(name, ())}
-
-
-def trained_slowly(fold: FoldRows, setting: Setting, *, lacking: Mapping[str, Any], seed: int) -> list[dict[str, Any]]:
-    """Parameters after each epoch, by tests/reference.py."""
-    inputs = tuple((name, x.shape[1]) for name, x in fold.train.features.items())
-    shape = Architecture(inputs, 4, setting.fusion, setting.hidden, setting.hidden)
-    start = {n: t.double() for n, t in initial_state(shape, random_stream(seed, fold.number, "parameters")).items()}
-    order = random_stream(seed, fold.number, "order")
-    place, batches = fold.train.index.tolist(), []
-    for _ in range(EPOCHS):
-        rows = torch.randperm(len(fold.train), generator=order).tolist()
-        batches.append([rows[first : first + setting.batch_size] for first in range(0, len(rows), setting.batch_size)])
-    return reference.train_reference(
-        start,
-        {name: x[fold.train.index] for name, x in fold.train.features.items()},
-        fold.train.targets,
-        batches,
-        system=setting.system,  # type: ignore[arg-type]
-        fusion=setting.fusion,
-        student=setting.student,
-        lambda_rai=setting.lambda_rai,
-        lambda_mai=setting.lambda_mai,
-        lambda_expert=setting.lambda_expert,
-        kappa=setting.kappa,
-        weight_gradient=setting.weight_gradient,
-        class_weights=reference.class_balanced_weights(fold.train.targets.tolist()),
-        learning_rate=setting.lr,
-        weight_decay=setting.weight_decay,
-        lacking={name: [k for k, row in enumerate(place) if row in rows] for name, rows in lacking.items()},
-    )
-
-
-def slow_dev_js(
-    fold: FoldRows, parameters: dict[str, Any], fusion: str, lacking: Mapping[str, Any]
-) -> dict[str, float]:
-    """Mean JS on dev by head, over the utterances that have it."""
-    values: dict[str, list[float]] = {}
-    sizes = {name: x.shape[1] for name, x in fold.dev.features.items()}
-    for row, target in zip(fold.dev.index.tolist(), fold.dev.targets.tolist(), strict=True):
-        logits = reference.head_logits(parameters, vectors_of(fold.dev.features, row, lacking), fusion, sizes)
-        for head, each in logits.items():
-            values.setdefault(head, []).append(reference.js(target, each.softmax(-1).tolist()))
-    return {head: sum(some) / len(some) for head, some in values.items()}
 
 
 SYSTEMS: list[dict[str, Any]] = [
@@ -113,7 +60,7 @@ def test_training_is_what_the_slow_loop_does_with_only_what_each_utterance_has(
     fold, setting = masked(modalities), small(**values)
     lacking = LACKING if len(modalities) == 2 else WITH_VIDEO
     fitted = fit(fold, [setting], seeds=[3], epochs=EPOCHS, dtype=torch.float64)
-    history = trained_slowly(fold, setting, lacking=lacking, seed=3)
+    history = trained_slowly(fold, setting, seed=3, epochs=EPOCHS, lacking=lacking)
     scores = [slow_dev_js(fold, parameters, setting.fusion, lacking) for parameters in history]
     logits = predict(fitted.stack, fold.dev)[:, 0, 0]
     sizes = {name: x.shape[1] for name, x in fold.dev.features.items()}
@@ -289,7 +236,7 @@ def test_the_heads_give_the_predictions_again_and_know_what_they_were_trained_wi
         rows = [place[name] for name in result.predictions.id[chosen]]
         features = {name: torch.from_numpy(x[rows]) for name, x in data.features.items()}
         present = {name: torch.from_numpy(mask[rows]) for name, mask in data.present.items()}
-        for head, probs in heads.probs(features, present).items():
+        for head, probs in heads.probs(features, masks).items():
             kept = result.predictions.probs[f"{system}/{head}"][seed, chosen]
             np.testing.assert_allclose(probs.numpy(), kept, atol=1e-6)
         train = next(f.train for f in make_folds("session", data) if f.number == fold)
@@ -381,12 +328,12 @@ def test_a_modality_that_no_train_row_has_is_left_out_of_the_whole_fold(fusion: 
     heads = result.heads["amber2", 1, 0]
     assert heads.origin["untrained"] == ["text"]
     features = {name: torch.from_numpy(x[fold.test]) for name, x in data.features.items()}
-    present = {name: torch.from_numpy(mask[fold.test]) for name, mask in data.present.items()}
-    for head, probs in heads.probs(features, present).items():
+    masks = {name: torch.from_numpy(mask[fold.test]) for name, mask in data.present.items()}
+    for head, given in heads.probs(features, masks).items():
         kept = result.predictions.probs[f"amber2/{head}"][0]
         there = ~np.isnan(kept[:, 0])
         assert there.sum() == {"audio": 15, "text": 0, "fusion": 15}[head]
-        np.testing.assert_allclose(probs.numpy()[there], kept[there], atol=1e-6)
+        np.testing.assert_allclose(given.numpy()[there], kept[there], atol=1e-6)
 
 
 def test_a_student_that_nobody_on_dev_has_is_refused_before_anything_trains() -> None:

@@ -1,0 +1,73 @@
+"""A fold and a setting → the parameters that tests/reference.py makes of them, utterance by utterance."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import reference
+import torch
+from torch import Tensor
+
+from amber2_core.heads import Architecture
+from amber2_train.fit import random_stream
+from amber2_train.grid import Setting
+from amber2_train.rows import FoldRows
+from amber2_train.stack import initial_state
+
+SMALL: dict[str, Any] = {"hidden": 8, "batch_size": 7, "lr": 0.01}
+
+
+def small(**values: Any) -> Setting:
+    """A setting that the loops train in a moment."""
+    return Setting(**{**SMALL, **values})
+
+
+def trained_slowly(
+    fold: FoldRows, setting: Setting, *, seed: int, epochs: int, lacking: Mapping[str, Sequence[int]] | None = None
+) -> list[dict[str, Tensor]]:
+    """Parameters after each epoch; `lacking` names the rows of the data that a modality does not have."""
+    inputs = tuple((name, x.shape[1]) for name, x in fold.train.features.items())
+    shape = Architecture(inputs, 4, setting.fusion, setting.hidden, setting.hidden)
+    start = {n: t.double() for n, t in initial_state(shape, random_stream(seed, fold.number, "parameters")).items()}
+    order = random_stream(seed, fold.number, "order")
+    place, batches = fold.train.index.tolist(), []
+    for _ in range(epochs):
+        rows = torch.randperm(len(fold.train), generator=order).tolist()
+        batches.append([rows[first : first + setting.batch_size] for first in range(0, len(rows), setting.batch_size)])
+    return reference.train_reference(
+        start,
+        {name: x[fold.train.index] for name, x in fold.train.features.items()},
+        fold.train.targets,
+        batches,
+        system=setting.system,  # type: ignore[arg-type]
+        fusion=setting.fusion,
+        student=setting.student,
+        lambda_rai=setting.lambda_rai,
+        lambda_mai=setting.lambda_mai,
+        lambda_expert=setting.lambda_expert,
+        kappa=setting.kappa,
+        weight_gradient=setting.weight_gradient,
+        class_weights=reference.class_balanced_weights(fold.train.targets.tolist()),
+        learning_rate=setting.lr,
+        weight_decay=setting.weight_decay,
+        lacking={name: [k for k, row in enumerate(place) if row in rows] for name, rows in (lacking or {}).items()},
+    )
+
+
+def slow_dev_js(
+    fold: FoldRows, parameters: Mapping[str, Tensor], fusion: str, lacking: Mapping[str, Sequence[int]] | None = None
+) -> dict[str, float]:
+    """Mean JS on dev by head, over the utterances that have it."""
+    values: dict[str, list[float]] = {}
+    sizes = {name: x.shape[1] for name, x in fold.dev.features.items()}
+    for row, target in zip(fold.dev.index.tolist(), fold.dev.targets.tolist(), strict=True):
+        logits = reference.head_logits(parameters, vectors_of(fold.dev.features, row, lacking or {}), fusion, sizes)
+        for head, each in logits.items():
+            values.setdefault(head, []).append(reference.js(target, each.softmax(-1).tolist()))
+    return {head: sum(some) / len(some) for head, some in values.items()}
+
+
+def vectors_of(rows: Mapping[str, Tensor], row: int, lacking: Mapping[str, Sequence[int]]) -> dict[str, Tensor]:
+    """What one utterance has: modality → (D_m,)."""
+    return {name: x[row] for name, x in rows.items() if row not in lacking.get(name, ())}
