@@ -236,7 +236,7 @@ def test_the_heads_give_the_predictions_again_and_know_what_they_were_trained_wi
         rows = [place[name] for name in result.predictions.id[chosen]]
         features = {name: torch.from_numpy(x[rows]) for name, x in data.features.items()}
         present = {name: torch.from_numpy(mask[rows]) for name, mask in data.present.items()}
-        for head, probs in heads.probs(features, masks).items():
+        for head, probs in heads.probs(features, present).items():
             kept = result.predictions.probs[f"{system}/{head}"][seed, chosen]
             np.testing.assert_allclose(probs.numpy(), kept, atol=1e-6)
         train = next(f.train for f in make_folds("session", data) if f.number == fold)
