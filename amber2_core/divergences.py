@@ -23,11 +23,6 @@ def entropy(p: Tensor, *, dim: int = -1) -> Tensor:
     return torch.xlogy(p, p).sum(dim) / -LN2
 
 
-def entropy_log(log_p: Tensor, *, dim: int = -1) -> Tensor:
-    """H(p) in bits, of log-probabilities (…, classes) → (…); the gradient is finite wherever `log_p` is."""
-    return (log_p.exp() * log_p).sum(dim) / -LN2
-
-
 def cross_entropy(p: Tensor, log_q: Tensor, *, dim: int = -1) -> Tensor:
     """−Σ p log₂ q in bits, p probabilities and q log-probabilities, both (…, classes) → (…); inf where q = 0 < p."""
     return torch.where(p > 0, p * log_q, 0.0).sum(dim) / -LN2
@@ -36,11 +31,6 @@ def cross_entropy(p: Tensor, log_q: Tensor, *, dim: int = -1) -> Tensor:
 def kl(p: Tensor, log_q: Tensor, *, dim: int = -1) -> Tensor:
     """KL(p‖q) = Σ p log₂ (p / q) in bits, p probabilities and q log-probabilities → (…); inf where q = 0 < p."""
     return cross_entropy(p, log_q, dim=dim) - entropy(p, dim=dim)
-
-
-def bhattacharyya(p: Tensor, log_q: Tensor, *, dim: int = -1) -> Tensor:
-    """Bhattacharyya coefficient Σ √(p q) in [0, 1], p probabilities and q log-probabilities → (…)."""
-    return (p.sqrt() * (0.5 * log_q).exp()).sum(dim)
 
 
 def js(p: Tensor, log_q: Tensor, *, dim: int = -1) -> Tensor:

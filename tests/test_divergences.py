@@ -36,7 +36,6 @@ def votes(draw: st.DrawFn, rows: int, classes: int) -> Tensor:
 
 @given(st.data(), logit_pairs())
 def test_every_divergence_agrees_with_scipy_and_with_loops(data: st.DataObject, logits: tuple[Tensor, Tensor]) -> None:
-    import scipy.spatial.distance
     import scipy.stats
 
     log_q = logits[0].log_softmax(-1)
@@ -45,25 +44,22 @@ def test_every_divergence_agrees_with_scipy_and_with_loops(data: st.DataObject, 
         q = log_q[row].exp().tolist()
         assert divergences.entropy(p)[row].item() == pytest.approx(scipy.stats.entropy(y, base=2), abs=1e-12)
         assert divergences.entropy(p)[row].item() == pytest.approx(reference.entropy(y), abs=1e-12)
-        assert divergences.entropy_log(log_q)[row].item() == pytest.approx(reference.entropy(q), abs=1e-12)
         assert divergences.kl(p, log_q)[row].item() == pytest.approx(reference.kl(y, q), rel=1e-9, abs=1e-12)
         assert divergences.kl(p, log_q)[row].item() == pytest.approx(
             scipy.stats.entropy(y, q, base=2), rel=1e-9, abs=1e-9
         )
         js = divergences.js(p, log_q)[row].item()
         assert js == pytest.approx(reference.js(y, q), abs=1e-12)
-        # scipy renormalises and takes a root, which enlarges rounding near 0
-        assert math.sqrt(max(js, 0)) == pytest.approx(scipy.spatial.distance.jensenshannon(y, q, base=2), abs=1e-7)
-        assert divergences.bhattacharyya(p, log_q)[row].item() == pytest.approx(
-            reference.bhattacharyya(y, q), abs=1e-12
-        )
+        # not scipy's jensenshannon, whose root is no number where equal distributions round to less than 0
+        middle = (p[row].numpy() + log_q[row].exp().numpy()) / 2
+        halves = scipy.stats.entropy(y, middle, base=2), scipy.stats.entropy(q, middle, base=2)
+        assert js == pytest.approx(sum(halves) / 2, abs=1e-12)
 
 
 def test_the_published_test_vector_comes_out() -> None:
     p, q = torch.tensor([1.0, 0, 0, 0], dtype=torch.float64), torch.tensor([0.5, 0.5, 0, 0], dtype=torch.float64)
     assert divergences.js(p, q.log()).item() == pytest.approx(0.311278, abs=5e-7)
     assert divergences.js(q, p.log()).item() == pytest.approx(0.311278, abs=5e-7)
-    assert divergences.bhattacharyya(p, q.log()).item() == pytest.approx(0.707107, abs=5e-7)
     assert divergences.kl(p, q.log()).item() == 1.0
     assert divergences.kl(q, p.log()).item() == math.inf
 
@@ -89,29 +85,27 @@ def test_js_is_one_bit_between_distributions_that_share_no_class() -> None:
 def test_kl_is_soft_cross_entropy_less_entropy_and_never_negative(logits: tuple[Tensor, Tensor]) -> None:
     p, log_q = logits[0].softmax(-1), logits[1].log_softmax(-1)
     kl = divergences.kl(p, log_q)
-    torch.testing.assert_close(
-        kl, divergences.cross_entropy(p, log_q) - divergences.entropy_log(logits[0].log_softmax(-1))
-    )
     assert (kl >= -1e-12).all()
     nats = torch.nn.functional.cross_entropy(logits[1], p, reduction="none")
     torch.testing.assert_close(divergences.cross_entropy(p, log_q) * math.log(2), nats)
+    entropy = torch.distributions.Categorical(logits=logits[0]).entropy()
+    torch.testing.assert_close(kl * math.log(2), nats - entropy)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_values_and_gradients_stay_finite_for_one_hot_targets_and_saturated_logits(dtype: torch.dtype) -> None:
     y = torch.cat((torch.eye(4), torch.tensor([[0.5, 0.5, 0, 0], [0.25, 0.25, 0.25, 0.25]]))).to(dtype)[:, None]
     first, second = SATURATED.to(dtype).requires_grad_(), (-SATURATED).to(dtype).requires_grad_()
-    for name in ("js", "kl", "cross_entropy", "bhattacharyya"):
+    for name in ("js", "kl", "cross_entropy"):
         values = getattr(divergences, name)(y, first.log_softmax(-1))
         (gradient,) = torch.autograd.grad(values.sum(), first)
         assert values.shape == (6, 3)
         assert values.isfinite().all(), name
         assert gradient.isfinite().all(), name
     values = divergences.js_log(first.log_softmax(-1), second.log_softmax(-1)[:, None])
-    for value in (values, divergences.entropy_log(first.log_softmax(-1)) + 0 * second.sum()):
-        gradients = torch.autograd.grad(value.sum(), (first, second))
-        assert value.isfinite().all()
-        assert all(gradient.isfinite().all() for gradient in gradients)
+    gradients = torch.autograd.grad(values.sum(), (first, second))
+    assert values.isfinite().all()
+    assert all(gradient.isfinite().all() for gradient in gradients)
 
 
 def test_a_saturated_wrong_answer_keeps_its_full_gradient_in_single_precision() -> None:
@@ -149,10 +143,9 @@ def test_gradients_agree_with_finite_differences() -> None:
     # straight in the log-probabilities too, where nothing makes them sum to one
     assert torch.autograd.gradcheck(divergences.js_log, (a, b))
     for target in (y, one_hot):
-        for name in ("js", "kl", "cross_entropy", "bhattacharyya"):
+        for name in ("js", "kl", "cross_entropy"):
             function = getattr(divergences, name)
             assert torch.autograd.gradcheck(lambda x: function(target, x.log_softmax(-1)), (a,)), name  # noqa: B023
-    assert torch.autograd.gradcheck(lambda x: divergences.entropy_log(x.log_softmax(-1)), (a,))
 
 
 def test_leading_axes_broadcast_and_classes_may_lie_on_another_axis() -> None:
@@ -161,17 +154,13 @@ def test_leading_axes_broadcast_and_classes_may_lie_on_another_axis() -> None:
     y = torch.rand(7, 4, generator=generator)
     y = y / y.sum(-1, keepdim=True)
     log_q = logits.log_softmax(-1)
-    for name in ("js", "kl", "cross_entropy", "bhattacharyya"):
+    for name in ("js", "kl", "cross_entropy"):
         function = getattr(divergences, name)
         whole = function(y, log_q)
         assert whole.shape == (3, 2, 7)
         torch.testing.assert_close(whole[1, 0, 5], function(y[5], log_q[1, 0, 5]))
         torch.testing.assert_close(whole, function(y.mT, log_q.mT, dim=-2))
-    for name in ("entropy", "entropy_log"):
-        function = getattr(divergences, name)
-        torch.testing.assert_close(
-            function(log_q if "log" in name else y), function((log_q if "log" in name else y).mT, dim=-2)
-        )
+    torch.testing.assert_close(divergences.entropy(y), divergences.entropy(y.mT, dim=-2))
 
 
 def test_nothing_is_renormalised() -> None:
