@@ -10,7 +10,7 @@ The floor is the sweep's products at the rate of torch's library here, plus Adam
 
 Then one fold of the same grid as a user gets it, from a cache on disk to a complete run folder: the share of scoring
 (dev after every epoch, the best weights kept, all metrics), of selection and of writing, by timing the real calls from
-outside; and the time from `train-heads` typed to the end of the first optimizer step, files being in the disk's cache.
+outside, beside what the products of the dev rows alone need; and the time from `train-heads` typed to the end of the first optimizer step, files being in the disk's cache.
 """
 
 from __future__ import annotations
@@ -230,14 +230,20 @@ def print_ratios(data: FoldRows, epochs: int, turns: int) -> None:
 
 def print_shares(cache: Path, folder: Path, epochs: int) -> None:
     """Of the call behind `train-heads`: one fold, one seed, the grid above and the baseline."""
-    for precision in ("fp32", "bf16"):
-        request = amber2_train.run.Request(Grid(axes=GRID, seeds=1, epochs=epochs), precision=precision, device="cpu")
+    grid = Grid(axes=GRID, seeds=1, epochs=epochs)
+    precisions: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16}
+    for precision, dtype in precisions.items():
+        request = amber2_train.run.Request(grid, precision=precision, device="cpu")
         watch = Stopwatch()
         with watch.watching(BESIDE_TRAINING):
             whole = timed(lambda: amber2_train.run.train(cache, folder / precision, request))  # noqa: B023
         parts = ", ".join(f"{group} {watch.seconds[group] / whole:.1%}" for group in BESIDE_TRAINING)
         share = sum(watch.seconds.values()) / whole
-        print(f"a sweep, {precision}: {share:.1%} of {whole:.1f} s is not training ({parts})")
+        x = torch.randn(COUNT // 5, SIZE, dtype=dtype)
+        weight = torch.randn(len(grid.settings()) * 3 * WIDTH, SIZE, dtype=dtype)
+        products = 2 * epochs * best(lambda: x @ weight.T)  # noqa: B023
+        print(f"a sweep, {precision}: {share:.1%} of {whole:.1f} s is not training ({parts}); "
+              f"the products of scoring dev after every epoch alone need {products / whole:.1%}")  # fmt: skip
 
 
 def print_first_step(cache: Path, folder: Path, turns: int) -> None:
