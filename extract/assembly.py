@@ -78,15 +78,15 @@ def sequence_of(frames: Frames | StoredFrames, row: int) -> npt.NDArray[Any]:
 
 
 def kept_features(
-    before: StoredFeatures, ids_before: Texts, ids_now: Texts, inputs: Inputs | None, work: Path
+    before: StoredFeatures, ids_before: Texts, ids_now: Texts, inputs: Inputs | None, room: Path
 ) -> StoredFeatures | None:
     """An earlier feature set that is not encoded now, its rows where the utterances are now.
 
     Rows whose transcript or recording has changed since are dropped, with a warning; None where no row is left. Rows
-    that have moved lie in the folder `work`.
+    that have moved lie in the folder `room`.
 
     Raises:
-        OSError: the earlier cache cannot be read, or `work` not be written.
+        OSError: the earlier cache cannot be read, or `room` not be written.
     """
     stage = stage_of(before.modality, before.name)
     source = _kept_rows(before, ids_before, ids_now, inputs)
@@ -95,7 +95,7 @@ def kept_features(
     if np.array_equal(ids_before, ids_now) and (source >= 0).sum() == before.encoded.sum():
         return before
     # Whatever its name holds: a name for files.
-    place = work / hashlib.sha256(stage.encode()).hexdigest()[:16]
+    place = room / hashlib.sha256(stage.encode()).hexdigest()[:16]
     values = Scratch(place.with_suffix(".values"), (len(source), *before.values.shape[1:]), before.values.dtype)
     sequences, offsets = None, _offsets(_lengths(before, source))
     if before.frames is not None:

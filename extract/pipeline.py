@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -111,10 +112,11 @@ def extract_features(
         table, inputs = _scanned(corpus, blank.utterances, before, audio=audio_model is not None)
         call = Call(table, inputs, before, work, effort or Effort(), force, on_progress)
         done = _complete(tasks, call, output, strict)
-        after, sets = _assembled(call, blank, done)
-        written = force or before is None or not is_same(before, after, sets)
-        if written:
-            write_cache(output, after, sets)
+        with _room(work) as room:
+            after, sets = _assembled(call, blank, done, room)
+            written = force or before is None or not is_same(before, after, sets)
+            if written:
+                write_cache(output, after, sets)
         for one in done:
             one.parts.remove()
     return Summary(output, len(table), tuple(one.summary for one in done), after.failures, written)
@@ -144,7 +146,21 @@ def _told(output: Path) -> Iterator[None]:
         ) from None
 
 
-def _assembled(call: Call, blank: FeatureCache, done: list[Done]) -> tuple[FeatureCache, list[StoredFeatures]]:
+@contextmanager
+def _room(work: Path) -> Iterator[Path]:
+    """A folder for what lasts until the cache is written."""
+    folder = work / "kept"
+    shutil.rmtree(folder, ignore_errors=True)  # what a killed process left
+    folder.mkdir()
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _assembled(
+    call: Call, blank: FeatureCache, done: list[Done], room: Path
+) -> tuple[FeatureCache, list[StoredFeatures]]:
     """The new cache and its feature sets: those that are done, and those of before that were not asked for."""
     stages = {stage_of(one.features.modality, one.features.name) for one in done}
     sets = [one.features for one in done]
@@ -155,7 +171,7 @@ def _assembled(call: Call, blank: FeatureCache, done: list[Done]) -> tuple[Featu
         for others in call.before.features:
             if stage_of(others.modality, others.name) not in stages:
                 inputs = call.inputs.get(others.modality)
-                kept = kept_features(others, cache.utterances.id, call.table.id, inputs, call.work)
+                kept = kept_features(others, cache.utterances.id, call.table.id, inputs, room)
                 sets += [] if kept is None else [kept]
         failures += [f for f in cache.failures if f.stage not in stages and f.utterance in ids]
         work = dict(cache.summary.get("features", {}))

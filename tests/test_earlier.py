@@ -75,6 +75,17 @@ def test_rows_that_move_are_copied_without_all_of_them_in_memory(place: Place) -
     assert [path.name for path in place.output.parent.glob("example.h5*")] == ["example.h5"]
 
 
+def test_what_another_recipe_has_in_work_is_left_there_and_nothing_else(place: Place) -> None:
+    work = place.output.with_name("example.h5.parts")
+    (work / "another").mkdir(parents=True)
+    (work / "another" / "000001.npz").touch()
+    (work / "kept").mkdir()
+    (work / "kept" / "of-a-killed-process.values").touch()
+    place.extract(replace(place.corpus, utterances=place.corpus.utterances[::-1]))
+    left = {str(path.relative_to(work)) for path in work.rglob("*") if path.is_file()}
+    assert left == {"lock", "another/000001.npz"}
+
+
 def test_one_new_transcript_leaves_the_rest_as_it_was(place: Place) -> None:
     summary = place.extract(with_utterance(place.corpus, 2, transcript="we heard one voice"))
     assert summary.features[0].encoded == 1
