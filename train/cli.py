@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from amber2_core.command import DONE, INCOMPLETE, command_body
+
+if TYPE_CHECKING:
+    from .presets import Grid
+    from .run import Request
 
 _WORDS = "amber2.words"
 _log = logging.getLogger(__name__)
@@ -107,17 +111,7 @@ def train_heads(
     cache_dir: Path | None,
     output: Path | None,
     name: str | None,
-    inputs: str,
-    missing: str,
-    precision: str,
-    patience: int | None,
-    score_all: bool,
     only_plan: bool,
-    folds: str | None,
-    audio: str | None,
-    text: str | None,
-    video: str | None,
-    device: str,
     track: str | None,
     as_json: bool,
     **options: Any,
@@ -134,28 +128,13 @@ def train_heads(
     A sweep can be stopped: what was finished lies in NAME.unfinished beside the run folder, and the same command goes
     on from there.
     """
-    from amber2_core.label_spaces import policy_changes
-
     from . import run, tracking
     from .table import print_plan, print_table, progress
     from .targets import find_cache
 
     wanted = tracking.trackers(track)
     source = find_cache(cache, cache_dir)
-    modalities = {"audio": audio, "text": text} | ({"video": video} if video else {})
-    request = run.Request(
-        grid=_grid(options),
-        policy=policy_changes(options),
-        folds=folds,
-        patience=patience,
-        inputs=inputs,  # type: ignore[arg-type]  # checked by `run`
-        missing=missing,  # type: ignore[arg-type]
-        precision=precision,  # type: ignore[arg-type]
-        score_all=score_all,
-        modalities=modalities,
-        device=device,
-        command=click.get_current_context().meta[_WORDS],
-    )
+    request = _request(options, click.get_current_context().meta[_WORDS])
     if only_plan:
         print_plan(run.plan(source, request), as_json=as_json)
         return DONE
@@ -172,7 +151,26 @@ def train_heads(
     return INCOMPLETE if failures else DONE
 
 
-def _grid(options: Mapping[str, Any]) -> Any:
+def _request(options: Mapping[str, Any], words: Sequence[str]) -> Request:
+    """What was typed, and what it means."""
+    from amber2_core.label_spaces import policy_changes
+
+    from .run import Request
+
+    modalities = {name: options[name] for name in ("audio", "text")}
+    if options["video"]:
+        modalities["video"] = options["video"]
+    as_typed = ("folds", "patience", "inputs", "missing", "precision", "score_all", "device")  # `run` checks them
+    return Request(
+        grid=_grid(options),
+        policy=policy_changes(options),
+        modalities=modalities,
+        command=words,
+        **{name: options[name] for name in as_typed},
+    )
+
+
+def _grid(options: Mapping[str, Any]) -> Grid:
     """The preset's or the file's grid, changed by what else was typed."""
     from amber2_core.errors import SettingError
 

@@ -28,6 +28,7 @@ from amber2_core.summary import Summary, summarise
 from .experts import expert_rows
 from .folds import make_folds
 from .grid import Setting
+from .parts import Parts
 from .plan import Plan, plan_sweep
 from .presets import Grid
 from .products import PRECISIONS, Precision
@@ -94,16 +95,7 @@ def train(
     if output is not None and output.exists():  # before anything is read
         raise RunFolderError(f"{output} exists already: name another folder with --output, or remove that one")
     material = _material(cache_path, request, settings)
-    options = {
-        "seeds": request.grid.seeds,
-        "epochs": request.grid.epochs,
-        "patience": request.patience,
-        "inputs": request.inputs,
-        "missing": request.missing,
-        "precision": request.precision,
-        "score-all": request.score_all,
-        "device": device.split(":")[0],
-    }
+    options = _options(request, device)
     this = identity(material, settings, options)
     if output is None:
         name = name or cache_path.stem
@@ -113,20 +105,7 @@ def train(
         with logged(unfinished.log):
             say_what_is_kept(material)
             warn_of_deciders(material.data, settings)
-            result = sweep(
-                material.data,
-                material.folds,
-                settings,
-                seeds=request.grid.seeds,
-                epochs=request.grid.epochs,
-                patience=request.patience,
-                inputs=request.inputs,
-                precision=request.precision,
-                score_all=request.score_all,
-                device=device,
-                parts=unfinished.parts,
-                on_progress=on_progress,
-            )
+            result = _swept(material, settings, request, device, unfinished.parts, on_progress)
         record = {
             "command": list(request.command),
             **settings_record(material),
@@ -201,6 +180,44 @@ def _material(cache_path: Path, request: Request, settings: Sequence[Setting]) -
     check_deciders(data, folds, settings)
     light = replace(cache, features=tuple(replace(f, values=f.values[:0].copy(), frames=None) for f in cache.features))
     return Material(cache_path, light, policy, data, protocol, folds)
+
+
+def _options(request: Request, device: str) -> dict[str, Any]:
+    """What results depend on beside settings and data, by the names that the user knows."""
+    return {
+        "seeds": request.grid.seeds,
+        "epochs": request.grid.epochs,
+        "patience": request.patience,
+        "inputs": request.inputs,
+        "missing": request.missing,
+        "precision": request.precision,
+        "score-all": request.score_all,
+        "device": device.split(":")[0],
+    }
+
+
+def _swept(
+    material: Material,
+    settings: Sequence[Setting],
+    request: Request,
+    device: str,
+    parts: Parts,
+    on_progress: Callable[[int, int], None],
+) -> SweepResult:
+    return sweep(
+        material.data,
+        material.folds,
+        settings,
+        seeds=request.grid.seeds,
+        epochs=request.grid.epochs,
+        patience=request.patience,
+        inputs=request.inputs,
+        precision=request.precision,
+        score_all=request.score_all,
+        device=device,
+        parts=parts,
+        on_progress=on_progress,
+    )
 
 
 def _write(folder: Path, record: Mapping[str, Any], result: SweepResult, varied: Sequence[str]) -> Report:
