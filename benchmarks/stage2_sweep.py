@@ -10,7 +10,8 @@ The floor is the sweep's products at the rate of torch's library here, plus Adam
 
 Then one fold of the same grid as a user gets it, from a cache on disk to a complete run folder: the share of scoring
 (dev after every epoch, the best weights kept, all metrics), of selection and of writing, by timing the real calls from
-outside, beside what the products of the dev rows alone need; and the time from `train-heads` typed to the end of the first optimizer step, files being in the disk's cache.
+outside, beside what the products of the dev rows alone need; and the time from `train-heads` typed to the end of the
+first optimizer step, files being in the disk's cache.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -163,7 +165,7 @@ def floor(data: FoldRows, settings: int, epochs: int, dtype: torch.dtype) -> tup
     return (steps + scored) * best(products), steps * best(optimizer)
 
 
-def best(what: Callable[[], None], repeats: int = 12) -> float:
+def best(what: Callable[[], object], repeats: int = 12) -> float:
     return min(timed(what) for _ in range(repeats))
 
 
@@ -236,12 +238,12 @@ def print_shares(cache: Path, folder: Path, epochs: int) -> None:
         request = amber2_train.run.Request(grid, precision=precision, device="cpu")
         watch = Stopwatch()
         with watch.watching(BESIDE_TRAINING):
-            whole = timed(lambda: amber2_train.run.train(cache, folder / precision, request))  # noqa: B023
+            whole = timed(partial(amber2_train.run.train, cache, folder / precision, request))
         parts = ", ".join(f"{group} {watch.seconds[group] / whole:.1%}" for group in BESIDE_TRAINING)
         share = sum(watch.seconds.values()) / whole
         x = torch.randn(COUNT // 5, SIZE, dtype=dtype)
         weight = torch.randn(len(grid.settings()) * 3 * WIDTH, SIZE, dtype=dtype)
-        products = 2 * epochs * best(lambda: x @ weight.T)  # noqa: B023
+        products = 2 * epochs * best(partial(torch.mm, x, weight.T))
         print(f"a sweep, {precision}: {share:.1%} of {whole:.1f} s is not training ({parts}); "
               f"the products of scoring dev after every epoch alone need {products / whole:.1%}")  # fmt: skip
 
