@@ -17,7 +17,8 @@ from amber2_core.summary import Summary
 from amber2_extract.imported import Wanted, import_features
 from amber2_train.presets import Grid
 from amber2_train.products import PRECISIONS
-from amber2_train.run import Request, train
+from amber2_train.request import Request
+from amber2_train.run import train
 
 FEATURES = "crema_d_features.npz"
 

@@ -17,7 +17,8 @@ from amber2_data.synthesis.sentences import vocabulary
 from amber2_extract.pipeline import extract_features
 from amber2_extract.stand_ins import save_speech_encoder, save_text_encoder
 from amber2_train.presets import Grid
-from amber2_train.run import Request, train
+from amber2_train.request import Request
+from amber2_train.run import train
 
 SEEDS = 3
 # Both systems at the middle of the paper's grid. Few utterances want standardised inputs, and step and batch as in the

@@ -15,7 +15,7 @@ from amber2_core.command import DONE, INCOMPLETE, command_body
 
 if TYPE_CHECKING:
     from .presets import Grid
-    from .run import Request
+    from .request import Request
 
 _WORDS = "amber2.words"
 _log = logging.getLogger(__name__)
@@ -155,7 +155,7 @@ def _request(options: Mapping[str, Any], words: Sequence[str]) -> Request:
     """What was typed, and what it means."""
     from amber2_core.label_spaces import policy_changes
 
-    from .run import Request
+    from .request import Request
 
     modalities = {name: options[name] for name in ("audio", "text")}
     if options["video"]:

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, get_args
-
-import torch
+from typing import Any
 
 from amber2_core.cache import read_cache
-from amber2_core.errors import RunFolderError, SettingError, bad_choice
-from amber2_core.heads import FUSION_HEAD
+from amber2_core.errors import RunFolderError
 from amber2_core.heads_folder import write_heads
 from amber2_core.label_spaces import policy_with
 from amber2_core.run_folder import (
@@ -30,36 +27,12 @@ from .folds import make_folds
 from .grid import Setting
 from .parts import Parts
 from .plan import Plan, plan_sweep
-from .presets import Grid
-from .products import PRECISIONS, Precision
 from .record import Material, identity, logged, say_what_is_kept, settings_record
-from .rows import Inputs
+from .request import Request, checked, options_of
 from .select import check_deciders, warn_of_deciders
 from .sweep import SweepResult, stacks, sweep
-from .targets import MISSING, Missing, feature_keys, training_data
+from .targets import feature_keys, training_data
 from .unfinished import earlier_output, new_output, unfinished_sweep
-
-
-@dataclass(frozen=True)
-class Request:
-    """What `train-heads` is asked for."""
-
-    grid: Grid = field(default_factory=Grid)
-    # fields of LabelPolicy that replace the corpus's defaults
-    policy: Mapping[str, Any] = field(default_factory=dict)
-    # None: the corpus's own default
-    folds: str | None = None
-    patience: int | None = None
-    inputs: Inputs = "raw"
-    # utterances without features of some modality
-    missing: Missing = "drop"
-    precision: Precision = "fp32"
-    score_all: bool = False
-    # modality → name of the feature set, None where the cache has one
-    modalities: Mapping[str, str | None] = field(default_factory=lambda: {"audio": None, "text": None})
-    device: str = "auto"
-    # for the record: the words that were typed
-    command: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -91,11 +64,11 @@ def train(
     Raises:
         Amber2Error: anything that the user asked for cannot be had; no run folder is left then.
     """
-    settings, device = _checked(request)
+    settings, device = checked(request)
     if output is not None and output.exists():  # before anything is read
         raise RunFolderError(f"{output} exists already: name another folder with --output, or remove that one")
     material = _material(cache_path, request, settings)
-    options = _options(request, device)
+    options = options_of(request, device)
     this = identity(material, settings, options)
     if output is None:
         name = name or cache_path.stem
@@ -126,7 +99,7 @@ def plan(cache_path: Path, request: Request) -> Plan:
     Raises:
         Amber2Error: as `train`.
     """
-    settings, device = _checked(request)
+    settings, device = checked(request)
     material = _material(cache_path, request, settings)
     return plan_sweep(
         material.data,
@@ -139,37 +112,6 @@ def plan(cache_path: Path, request: Request) -> Plan:
     )
 
 
-def _checked(request: Request) -> tuple[tuple[Setting, ...], str]:
-    """The settings to train and the device, all that can be said without the data checked."""
-    settings = request.grid.settings()
-    counts = {"seeds": request.grid.seeds, "epochs": request.grid.epochs, "patience": request.patience}
-    for name, value in counts.items():
-        if value is not None and value < 1:
-            raise SettingError(f"Bad {name} {value}, expected a number of at least 1")
-    for name, word, choices in (
-        ("inputs", request.inputs, get_args(Inputs)),
-        ("missing", request.missing, MISSING),
-        ("precision", request.precision, PRECISIONS),
-    ):
-        if word not in choices:
-            raise SettingError(bad_choice(name, word, choices))
-    heads = [*request.modalities, FUSION_HEAD]
-    for setting in settings:
-        if setting.student not in heads:
-            raise SettingError(bad_choice("student", setting.student, heads))
-    return settings, _device(request.device)
-
-
-def _device(device: str) -> str:
-    if device == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    if device.split(":")[0] not in ("cpu", "cuda"):
-        raise SettingError(bad_choice("device", device, ("auto", "cpu", "cuda", "cuda:0")))
-    if device != "cpu" and not torch.cuda.is_available():
-        raise SettingError(f"Bad device {device!r}: torch finds no CUDA device here; use --device cpu")
-    return device
-
-
 def _material(cache_path: Path, request: Request, settings: Sequence[Setting]) -> Material:
     """Read the cache and divide it."""
     cache = read_cache(cache_path, only=feature_keys(cache_path, request.modalities))
@@ -180,20 +122,6 @@ def _material(cache_path: Path, request: Request, settings: Sequence[Setting]) -
     check_deciders(data, folds, settings)
     light = replace(cache, features=tuple(replace(f, values=f.values[:0].copy(), frames=None) for f in cache.features))
     return Material(cache_path, light, policy, data, protocol, folds)
-
-
-def _options(request: Request, device: str) -> dict[str, Any]:
-    """What results depend on beside settings and data, by the names that the user knows."""
-    return {
-        "seeds": request.grid.seeds,
-        "epochs": request.grid.epochs,
-        "patience": request.patience,
-        "inputs": request.inputs,
-        "missing": request.missing,
-        "precision": request.precision,
-        "score-all": request.score_all,
-        "device": device.split(":")[0],
-    }
 
 
 def _swept(
