@@ -50,6 +50,7 @@ from amber2_train.grid import Setting, expand
 from amber2_train.parts import Parts
 from amber2_train.presets import Grid
 from amber2_train.products import Precision
+from amber2_train.request import Request
 from amber2_train.rows import FoldRows, fold_rows
 from amber2_train.targets import training_data
 
@@ -235,7 +236,7 @@ def print_shares(cache: Path, folder: Path, epochs: int) -> None:
     grid = Grid(axes=GRID, seeds=1, epochs=epochs)
     precisions: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16}
     for precision, dtype in precisions.items():
-        request = amber2_train.run.Request(grid, precision=precision, device="cpu")
+        request = Request(grid, precision=precision, device="cpu")
         watch = Stopwatch()
         with watch.watching(BESIDE_TRAINING):
             whole = timed(partial(amber2_train.run.train, cache, folder / precision, request))
