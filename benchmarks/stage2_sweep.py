@@ -5,8 +5,9 @@
 
 IEMOCAP's protocol: 3,319 train and 1,106 dev rows of 768 + 768 features, the default gated unit, batch 128, dev scored
 after every epoch; nine settings of κ and λ_MAI train together. All is measured in turns within one run, and the ratios
-are of the medians. The user's loop is one model at a time: DataLoader over tensors in memory, modules, plain AdamW.
-The floor is the sweep's products at the rate of torch's library here, plus AdamW's pass over memory.
+are of the medians; every contestant has a process of its own. The user's loop is one model at a time: DataLoader over
+tensors in memory, modules, plain AdamW.
+The floor is the sweep's products at the rate of its library here, plus AdamW's pass over memory.
 
 Then one fold of the same grid as a user gets it, from a cache on disk to a complete run folder: the share of scoring
 (dev after every epoch, the best weights kept, all metrics), of selection and of writing, by timing the real calls from
@@ -24,9 +25,12 @@ import sys
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack, contextmanager
+from functools import cache as cache_result
 from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -46,7 +50,8 @@ from amber2_core.label_spaces import policy_with
 from amber2_train.best import BestHeads
 from amber2_train.fit import fit
 from amber2_train.folds import make_folds
-from amber2_train.grid import Setting, expand
+from amber2_train.grid import expand
+from amber2_train.interrupts import in_quiet_thread
 from amber2_train.parts import Parts
 from amber2_train.presets import Grid
 from amber2_train.products import Precision
@@ -135,19 +140,38 @@ def users_loop(data: FoldRows, epochs: int) -> None:
             torch.cat([users_js(y, model(audio, text)[2]) for audio, text, y in dev]).mean()
 
 
+@cache_result
 def first_fold(cache: Path) -> FoldRows:
     contents = read_cache(cache)
     data = training_data(contents, policy_with(contents.defaults, {}))
     return fold_rows(data, make_folds(contents.defaults.folds, data)[0])
 
 
-def swept(data: FoldRows, settings: Sequence[Setting], epochs: int, precision: Precision) -> None:
-    fit(data, settings, seeds=[0], epochs=epochs, precision=precision)
+@in_quiet_thread
+def sweep_loop(data: FoldRows, epochs: int, precision: Precision) -> None:
+    """One training of all settings, as `train-heads` runs it."""
+    fit(data, expand(["amber2"], GRID), seeds=[0], epochs=epochs, precision=precision)
 
 
-def floor(data: FoldRows, settings: int, epochs: int, dtype: torch.dtype) -> tuple[float, float]:
+CONTESTANTS: dict[str, Callable[[FoldRows, int], None]] = {
+    "the user's loop": users_loop,
+    "sweep, fp32": partial(sweep_loop, precision="fp32"),
+    "sweep, bf16": partial(sweep_loop, precision="bf16"),
+}
+SETTINGS = math.prod(map(len, GRID.values()))
+
+
+def seconds_of(name: str, cache: Path, epochs: int) -> float:
+    """Of one training by a contestant."""
+    data = first_fold(cache)
+    return timed(lambda: CONTESTANTS[name](data, epochs)) / (1 if name == "the user's loop" else SETTINGS)
+
+
+@in_quiet_thread
+def floor(cache: Path, epochs: int, dtype: torch.dtype) -> tuple[float, float]:
     """Seconds of the wide products, and of AdamW's memory traffic, of one stack of settings."""
-    weight = torch.randn(settings * 3 * WIDTH, SIZE)
+    data = first_fold(cache)
+    weight = torch.randn(SETTINGS * 3 * WIDTH, SIZE)
     moments = [torch.zeros_like(weight) for _ in range(3)]
     step = torch.zeros(())
     x, gradient = torch.randn(BATCH, SIZE, dtype=dtype), torch.randn(BATCH, len(weight), dtype=dtype)
@@ -206,26 +230,28 @@ class Stopwatch:
         return wrapped
 
 
-def print_ratios(data: FoldRows, epochs: int, turns: int) -> None:
-    settings = expand(["amber2"], GRID)
-    contestants: dict[str, tuple[int, Callable[[], object]]] = {
-        "the user's loop": (1, lambda: users_loop(data, epochs)),
-        "sweep, fp32": (len(settings), lambda: swept(data, settings, epochs, "fp32")),
-        "sweep, bf16": (len(settings), lambda: swept(data, settings, epochs, "bf16")),
-    }
-    times: dict[str, list[float]] = {name: [] for name in contestants}
-    for _ in range(turns):
-        for name, (fits, what) in contestants.items():
-            times[name].append(timed(what) / fits)
-    floors = {name: floor(data, len(settings), epochs, dtype)
-              for name, dtype in (("sweep, fp32", torch.float32), ("sweep, bf16", torch.bfloat16))}  # fmt: skip
+def fresh_process() -> ProcessPoolExecutor:
+    """A process of its own: what a contestant leaves behind, such as idle threads, would slow down the others."""
+    return ProcessPoolExecutor(1, mp_context=get_context("spawn"))
+
+
+def print_ratios(cache: Path, epochs: int, turns: int) -> None:
+    times: dict[str, list[float]] = {name: [] for name in CONTESTANTS}
+    floors: dict[str, tuple[float, float]] = {}
+    with ExitStack() as stack:
+        processes = {name: stack.enter_context(fresh_process()) for name in CONTESTANTS}
+        for _ in range(turns):
+            for name, process in processes.items():
+                times[name].append(process.submit(seconds_of, name, cache, epochs).result())
+        for name, dtype in (("sweep, fp32", torch.float32), ("sweep, bf16", torch.bfloat16)):
+            floors[name] = processes[name].submit(floor, cache, epochs, dtype).result()
     median = {name: statistics.median(some) for name, some in times.items()}
     users = median["the user's loop"]
     print(f"one training of {epochs} epochs, {torch.get_num_threads()} threads, medians of {turns} turns")
     for name, seconds in median.items():
         line = f"{name:16} {seconds:6.2f} s   {users / seconds:4.1f} x the user's speed"
         if name in floors:
-            products, optimizer = (part / len(settings) for part in floors[name])
+            products, optimizer = (part / SETTINGS for part in floors[name])
             line += f"   floor {products + optimizer:.2f} s (products {products:.2f}, AdamW {optimizer:.2f})"
             line += f", {(products + optimizer) / seconds:.0%} of it reached"
         print(line)
@@ -275,8 +301,9 @@ def main() -> None:
         folder = Path(name)
         sizes = {"audio": SIZE, "text": SIZE}
         cache = write_made_up_cache(folder / "cache.h5", COUNT, sizes=sizes, emotions=EMOTIONS, raters=3)
-        print_ratios(first_fold(cache), options.epochs, options.turns)
-        print_shares(cache, folder, options.epochs)
+        print_ratios(cache, options.epochs, options.turns)
+        with fresh_process() as process:
+            process.submit(print_shares, cache, folder, options.epochs).result()
         print_first_step(cache, folder, options.turns)
 
 

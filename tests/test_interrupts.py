@@ -30,6 +30,18 @@ def test_a_quiet_thread_gives_what_the_function_gives_and_raises_what_it_raises(
         work(-1)
 
 
+def test_what_is_called_in_a_quiet_thread_stays_in_it() -> None:
+    @in_quiet_thread
+    def inner() -> threading.Thread:
+        return threading.current_thread()
+
+    @in_quiet_thread
+    def outer() -> bool:
+        return inner() is threading.current_thread()
+
+    assert outer()
+
+
 def test_an_interrupt_ends_the_work_where_it_asks_and_not_before() -> None:
     done = []
 

@@ -21,11 +21,14 @@ def in_quiet_thread(function: Callable[Given, Result]) -> Callable[Given, Result
     """A function that runs in a thread of its own, which takes no signals and computes with `fast_products`.
 
     Ctrl-C ends it at its next `check_interrupt`; only then is KeyboardInterrupt raised where it was called. Where
-    somebody else handles the signal, or outside the main thread, it is theirs.
+    somebody else handles the signal, or outside the main thread, it is theirs. What is called in a quiet thread stays
+    in it: two sets of OpenMP threads would slow each other down.
     """
 
     @wraps(function)
     def run(*args: Given.args, **kwargs: Given.kwargs) -> Result:
+        if hasattr(_of_thread, "stop"):
+            return function(*args, **kwargs)
         stop, given = threading.Event(), Future[Result]()
 
         def compute() -> None:
@@ -55,8 +58,7 @@ def in_quiet_thread(function: Callable[Given, Result]) -> Callable[Given, Result
 
 def check_interrupt() -> None:
     """Raise KeyboardInterrupt here, if Ctrl-C came while a quiet thread runs this."""
-    stop: threading.Event | None = getattr(_of_thread, "stop", None)
-    if stop is not None and stop.is_set():
+    if hasattr(_of_thread, "stop") and _of_thread.stop.is_set():
         raise KeyboardInterrupt
 
 
