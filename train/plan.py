@@ -112,8 +112,9 @@ def _measured(
     first = max(1, min(1 if rows.train.targets.device.type == "cpu" else WARM_UP + 2, in_epoch - 1))
     more = max(1, min(MEASURED_STEPS, in_epoch - first))
     seconds(first, 1)
-    start = seconds(first, 1)
-    step = max(seconds(first + more, 1) - start, 1e-9) / more
+    start, longer = seconds(first, 1), seconds(first + more, 1)
+    # more steps take longer, but for noise; then all of it is the steps'
+    step = (longer - start) / more if longer > start else longer / (first + more)
     return step, max(seconds(first, dev) - start, 0.0) / dev
 
 
