@@ -9,10 +9,10 @@ are of the medians; every contestant has a process of its own. The user's loop i
 tensors in memory, modules, plain AdamW.
 The floor is the sweep's products at the rate of its library here, plus AdamW's pass over memory.
 
-Then one fold of the same grid as a user gets it, from a cache on disk to a complete run folder: the share of scoring
-(dev after every epoch, the best weights kept, all metrics), of selection and of writing, by timing the real calls from
-outside, beside what the products of the dev rows alone need; and the time from `train-heads` typed to the end of the
-first optimizer step, files being in the disk's cache.
+Then one fold of the same grid as a user gets it, from a cache on disk to a complete run folder: the share of dev after
+every epoch (the best weights kept with it), of scoring (all metrics), of selection and of writing, by timing the real
+calls from outside, beside what the products of the dev rows alone need; and the time from `train-heads` typed to the
+end of the first optimizer step, files being in the disk's cache.
 """
 
 from __future__ import annotations
@@ -64,10 +64,8 @@ EMOTIONS = ("neutral", "happy", "angry", "sad")
 GRID = {"lambda_mai": (0.3, 0.5, 0.7), "kappa": (2.0, 4.0, 8.0)}
 # what is not training: group → the calls
 BESIDE_TRAINING: dict[str, tuple[tuple[Any, str], ...]] = {
+    "dev after every epoch": ((amber2_train.fit, "dev_js"), (BestHeads, "keep"), (BestHeads, "restore")),
     "scoring": (
-        (amber2_train.fit, "dev_js"),
-        (BestHeads, "keep"),
-        (BestHeads, "restore"),
         (amber2_train.sweep, "scores_of"),
         (amber2_train.sweep, "_test"),
         (amber2_train.sweep, "_predictions"),
@@ -272,7 +270,7 @@ def print_shares(cache: Path, folder: Path, epochs: int) -> None:
         weight = torch.randn(len(grid.settings()) * 3 * WIDTH, SIZE, dtype=dtype)
         products = 2 * epochs * best(partial(torch.mm, x, weight.T))
         print(f"a sweep, {precision}: {share:.1%} of {whole:.1f} s is not training ({parts}); "
-              f"the products of scoring dev after every epoch alone need {products / whole:.1%}")  # fmt: skip
+              f"the products of dev after every epoch alone need {products / whole:.1%}")  # fmt: skip
 
 
 def print_first_step(cache: Path, folder: Path, turns: int) -> None:
