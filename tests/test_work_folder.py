@@ -23,6 +23,16 @@ def _hold(output: Path, held: Any, release: Any) -> None:
         release.wait()
 
 
+def _holder(output: Path) -> tuple[Any, Any]:
+    """Another process that holds the output, and the event that lets go of it."""
+    processes = multiprocessing.get_context("fork")
+    held, release = processes.Event(), processes.Event()
+    process = processes.Process(target=_hold, args=(output, held, release))
+    process.start()
+    assert held.wait(timeout=30)
+    return process, release
+
+
 def test_a_work_folder_is_removed_when_nothing_is_left_in_it(tmp_path: Path) -> None:
     output = tmp_path / "cache" / "corpus.h5"
     with work_folder(output) as work:
@@ -38,11 +48,7 @@ def test_a_work_folder_is_removed_when_nothing_is_left_in_it(tmp_path: Path) -> 
 
 def test_a_second_writer_is_told_who_holds_the_output(tmp_path: Path) -> None:
     output = tmp_path / "corpus.h5"
-    processes = multiprocessing.get_context("fork")
-    held, release = processes.Event(), processes.Event()
-    process = processes.Process(target=_hold, args=(output, held, release))
-    process.start()
-    assert held.wait(timeout=30)
+    process, release = _holder(output)
     with (
         pytest.raises(CacheError, match=rf"corpus\.h5 is being written by process {process.pid} on "),
         work_folder(output),
@@ -58,11 +64,7 @@ def test_a_second_writer_is_told_who_holds_the_output(tmp_path: Path) -> None:
 
 def test_a_dead_process_holds_nothing(tmp_path: Path) -> None:
     output = tmp_path / "corpus.h5"
-    processes = multiprocessing.get_context("fork")
-    held, release = processes.Event(), processes.Event()
-    process = processes.Process(target=_hold, args=(output, held, release))
-    process.start()
-    assert held.wait(timeout=30)
+    process, _ = _holder(output)
     process.kill()
     process.join()
     assert (tmp_path / "corpus.h5.parts" / "lock").exists()
