@@ -9,13 +9,13 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from amber2_core.errors import AudioError, SettingError
+from amber2_core.lanes import ahead, spread
 
 from .audio import Excerpt, read_waveform
 from .batches import padding_waste, plan_batches
 from .checkpoint import Checkpoint
 from .encoded import Encoded
 from .inputs import Item
-from .lanes import ahead, spread
 from .parts import Parts
 from .reach import check_reach
 from .recipe import AudioRecipe, EncoderRecipe, TextRecipe

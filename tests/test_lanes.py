@@ -10,7 +10,7 @@ from collections.abc import Generator, Iterator
 import pytest
 import torch
 
-from amber2_extract.lanes import ahead, spread
+from amber2_core.lanes import ahead, spread
 
 
 def _numbers(count: int, closed: list[bool] | None = None) -> Generator[int]:

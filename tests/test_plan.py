@@ -10,7 +10,7 @@ from click.testing import CliRunner
 from synthetic_data import training_data, write_small_cache
 
 from amber2_core.heads import Architecture, MultimodalHeads
-from amber2_train import sweep as sweep_module
+from amber2_train import jobs as jobs_module
 from amber2_train.cli import train_heads
 from amber2_train.folds import make_folds
 from amber2_train.grid import expand
@@ -18,7 +18,7 @@ from amber2_train.plan import plan_sweep
 
 
 def test_a_plan_counts_the_runs_stacks_and_parameters(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sweep_module, "STACKED_SETTINGS", {"cpu": 4})
+    monkeypatch.setattr(jobs_module, "STACKED_SETTINGS", {"cpu": 4})
     data = training_data(48)
     settings = expand(["amber2", "cb-ce"], {"kappa": (2.0, 4.0, 8.0), "hidden": (5, 7)})
     plan = plan_sweep(data, make_folds("session", data), settings, seeds=5, epochs=2)

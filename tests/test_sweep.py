@@ -12,11 +12,12 @@ from synthetic_data import training_data
 
 from amber2_core.metrics import METRICS, evaluate
 from amber2_core.run_folder import KEY_COLUMNS
-from amber2_train import sweep as sweep_module
+from amber2_train import jobs as jobs_module
 from amber2_train.experts import expert_rows
 from amber2_train.folds import Fold, make_folds
 from amber2_train.grid import AXES, Setting, expand
-from amber2_train.sweep import SweepResult, stacks, sweep
+from amber2_train.jobs import stacks
+from amber2_train.sweep import SweepResult, sweep
 from amber2_train.targets import TrainingData
 
 SMALL: dict[str, Any] = {"hidden": (6,), "batch_size": (16,), "lr": (0.03,)}
@@ -130,7 +131,7 @@ def test_predictions_cover_every_utterance_once_with_its_target(result: SweepRes
 
 
 def test_how_the_settings_are_stacked_changes_no_result(result: SweepResult, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sweep_module, "STACKED_SETTINGS", {"cpu": 2})
+    monkeypatch.setattr(jobs_module, "STACKED_SETTINGS", {"cpu": 2})
     other = small_sweep()
     assert other.selected == result.selected
     for one, another in zip(result.rows, sorted(other.rows, key=lambda r: order(result, r)), strict=True):
@@ -143,7 +144,7 @@ def test_with_patience_a_curve_ends_where_its_own_run_stopped_however_they_are_s
 ) -> None:
     changes = {"patience": 1, "data": training_data(48)}
     together = small_sweep(**changes).curves
-    monkeypatch.setattr(sweep_module, "STACKED_SETTINGS", {"cpu": 1})
+    monkeypatch.setattr(jobs_module, "STACKED_SETTINGS", {"cpu": 1})
     alone = small_sweep(**changes).curves
     assert [{**row, "dev_js": 0} for row in together] == [{**row, "dev_js": 0} for row in alone]
     assert [row["dev_js"] for row in together] == pytest.approx([row["dev_js"] for row in alone], abs=1e-4)
@@ -161,7 +162,7 @@ def test_stacks_hold_settings_of_one_shape_in_a_chunk_that_fits() -> None:
     chunks = list(stacks(settings, "cpu"))
     assert sorted(map(hash, settings)) == sorted(hash(s) for chunk in chunks for s in chunk)
     assert all(len({s.shape for s in chunk}) == 1 for chunk in chunks)
-    assert max(map(len, chunks)) <= sweep_module.STACKED_SETTINGS["cpu"]
+    assert max(map(len, chunks)) <= jobs_module.STACKED_SETTINGS["cpu"]
     for chunk in chunks:
         systems = [s.system for s in chunk]
         assert systems == sorted(systems)

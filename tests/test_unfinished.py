@@ -12,6 +12,7 @@ from click.testing import CliRunner, Result
 from synthetic_data import training_data, write_small_cache
 
 from amber2_core.errors import RunFolderError
+from amber2_train import jobs as jobs_module
 from amber2_train import sweep as sweep_module
 from amber2_train.cli import train_heads
 from amber2_train.folds import make_folds
@@ -35,19 +36,19 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def stop_after(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], list[int]]:
-    """Make training stop, as by Ctrl-C, when it begins with one stack more than so many; counts the stacks."""
+    """Make training stop, as by Ctrl-C, when one stack more than so many is trained; counts the stacks."""
 
     def stop(stacks: int) -> list[int]:
         trained: list[int] = []
-        train = sweep_module._train
+        part_of = jobs_module.part_of
 
         def counted(*arguments: Any) -> Part:
             if len(trained) == stacks:
                 raise KeyboardInterrupt
             trained.append(1)
-            return train(*arguments)
+            return part_of(*arguments)
 
-        monkeypatch.setattr(sweep_module, "_train", counted)
+        monkeypatch.setattr(sweep_module, "part_of", counted)
         return trained
 
     return stop
@@ -66,7 +67,7 @@ def test_a_stopped_sweep_goes_on_and_ends_as_if_it_had_not_been(
 ) -> None:
     arguments = ["--cache", str(cache), *QUICK]
     assert call(*arguments, "--output", str(tmp_path / "whole")).exit_code == 0
-    monkeypatch.setattr(sweep_module, "STACKED_SETTINGS", {"cpu": 2})
+    monkeypatch.setattr(jobs_module, "STACKED_SETTINGS", {"cpu": 2})
     assert call(*arguments, "--output", str(tmp_path / "stacked")).exit_code == 0
     with monkeypatch.context():
         stop_after(3)
@@ -79,7 +80,7 @@ def test_a_stopped_sweep_goes_on_and_ends_as_if_it_had_not_been(
     assert held["what"] == "an unfinished sweep: 3 of 6 stacks are done; the same command goes on"
 
     monkeypatch.undo()
-    monkeypatch.setattr(sweep_module, "STACKED_SETTINGS", {"cpu": 2})
+    monkeypatch.setattr(jobs_module, "STACKED_SETTINGS", {"cpu": 2})
     trained = stop_after(99)
     assert call(*arguments, "--output", str(tmp_path / "run")).exit_code == 0
     assert len(trained) == 3

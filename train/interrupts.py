@@ -27,13 +27,13 @@ def in_quiet_thread(function: Callable[Given, Result]) -> Callable[Given, Result
 
     @wraps(function)
     def run(*args: Given.args, **kwargs: Given.kwargs) -> Result:
-        if hasattr(_of_thread, "stop"):
+        if _stops():
             return function(*args, **kwargs)
         stop, given = threading.Event(), Future[Result]()
 
         def compute() -> None:
             take_no_signals()
-            _of_thread.stop = stop
+            _of_thread.stops = (stop,)
             try:
                 with fast_products():
                     given.set_result(function(*args, **kwargs))
@@ -58,8 +58,25 @@ def in_quiet_thread(function: Callable[Given, Result]) -> Callable[Given, Result
 
 def check_interrupt() -> None:
     """Raise KeyboardInterrupt here, if Ctrl-C came while a quiet thread runs this."""
-    if hasattr(_of_thread, "stop") and _of_thread.stop.is_set():
+    if any(stop.is_set() for stop in _stops()):
         raise KeyboardInterrupt
+
+
+def stopped_with_this(function: Callable[Given, Result], unwanted: threading.Event) -> Callable[Given, Result]:
+    """A function for another thread, in which `check_interrupt` ends it when it would in this one, or when unwanted."""
+    stops = (*_stops(), unwanted)
+
+    def run(*args: Given.args, **kwargs: Given.kwargs) -> Result:
+        _of_thread.stops = stops
+        return function(*args, **kwargs)
+
+    return run
+
+
+def _stops() -> tuple[threading.Event, ...]:
+    """What would end this thread's work; of a quiet thread there is something."""
+    stops: tuple[threading.Event, ...] = getattr(_of_thread, "stops", ())
+    return stops
 
 
 def _start(thread: threading.Thread) -> None:

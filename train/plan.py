@@ -13,10 +13,11 @@ from .fit import fit, new_stack
 from .folds import Fold
 from .grid import Setting
 from .interrupts import in_quiet_thread
+from .jobs import Sweep, lanes, seed_groups, stacks
+from .lanes import in_lanes
 from .products import Precision
 from .recording import WARM_UP
 from .rows import FoldRows, Rows, fold_rows
-from .sweep import seed_groups, stacks
 from .targets import TrainingData
 
 MEASURED_STEPS = 4
@@ -73,14 +74,15 @@ def plan_sweep(
 ) -> Plan:
     """Count the runs of a sweep, and train a few steps of every stack to tell how long it would take."""
     rows = fold_rows(data, folds[0], labels={setting.labels for setting in settings}, device=device)
+    at_once = lanes(Sweep(settings, seeds, epochs, device=device), len(folds))
     planned = []
     for some in stacks(settings, device):
         groups = seed_groups(seeds, device)
-        step, dev_row = _measured(rows, some, groups[0], precision)
+        step, dev_row = _measured(rows, some, groups[0], precision, at_once)
         steps = sum(math.ceil(len(fold.train) / some[0].batch_size) for fold in folds)
         scored = sum(len(fold.dev) for fold in folds)
         parameters = sum(p[0, 0].numel() for p in new_stack(rows, some[:1], [0], torch.float32).parameters.values())
-        seconds = len(groups) * epochs * (steps * step + scored * dev_row)
+        seconds = len(groups) * epochs * (steps * step + scored * dev_row) / at_once
         planned.append(StackPlan(len(some), len(groups[0]), parameters, seconds))
     names = [setting.name for setting in settings]
     return Plan(
@@ -94,17 +96,21 @@ def plan_sweep(
 
 
 def _measured(
-    rows: FoldRows, settings: Sequence[Setting], seeds: Sequence[int], precision: Precision
+    rows: FoldRows, settings: Sequence[Setting], seeds: Sequence[int], precision: Precision, at_once: int
 ) -> tuple[float, float]:
-    """Seconds of one step, and of scoring one dev row, of a stack."""
+    """Seconds of one step, and of scoring one dev row, of a stack, while as many train as will."""
     batch = min(settings[0].batch_size, len(rows.train))
     dev = len(rows.dev)
 
     def seconds(steps: int, scored: int) -> float:
         count = min(steps * batch, len(rows.train))
         short = replace(rows, train=_first(rows.train, count), dev=_first(rows.dev, scored))
+
+        def train(_: int) -> None:
+            fit(short, settings, seeds=seeds, epochs=1, precision=precision)
+
         began = time.perf_counter()
-        fit(short, settings, seeds=seeds, epochs=1, precision=precision)
+        list(in_lanes(train, range(at_once), at_once))
         return time.perf_counter() - began
 
     in_epoch = math.ceil(len(rows.train) / batch)

@@ -25,12 +25,13 @@ from amber2_core.summary import Summary, summarise
 from .experts import expert_rows
 from .folds import make_folds
 from .grid import Setting
+from .jobs import stacks
 from .parts import Parts
 from .plan import Plan, plan_sweep
 from .record import Material, identity, logged, say_what_is_kept, settings_record
 from .request import Request, checked, options_of
 from .select import check_deciders, warn_of_deciders
-from .sweep import SweepResult, stacks, sweep
+from .sweep import SweepResult, sweep
 from .targets import feature_keys, training_data
 from .unfinished import earlier_output, new_output, unfinished_sweep
 

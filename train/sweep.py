@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
-from typing import Any
+from itertools import groupby
 
 import numpy as np
 import numpy.typing as npt
@@ -14,20 +15,18 @@ import numpy.typing as npt
 from amber2_core.heads_folder import TrainedHeads
 from amber2_core.run_folder import Predictions
 
-from .fit import fit
 from .folds import Fold
 from .grid import Setting
 from .interrupts import in_quiet_thread
+from .jobs import Job, Sweep, Trained, jobs, lanes, part_of, train
+from .lanes import in_lanes
 from .parts import Part, Parts
 from .products import Precision
-from .rows import FoldRows, Inputs, fold_rows
-from .scores import Row, curve_rows, mark_selected, score_on_test, scores_of, trained_heads
-from .select import Candidate, best_settings, check_chosen, compete
+from .rows import FoldRows, Inputs
+from .scores import Row, curve_rows, mark_selected, score_on_test, trained_heads
+from .select import Candidate, check_chosen, compete
 from .targets import TrainingData
 
-# Settings that train in one stack. More would share the first layer's product, but their weights, gradients and moments
-# (20 MB a run for the default heads) leave the processor's cache.
-STACKED_SETTINGS = {"cpu": 12, "cuda": 64}
 _log = logging.getLogger(__name__)
 
 
@@ -87,81 +86,44 @@ def sweep(
     Raises:
         SettingError: under all settings of a system training diverged.
     """
-    plan = _Plan(settings, seeds, epochs, patience, inputs, precision, score_all, device)
+    wanted = Sweep(settings, seeds, epochs, patience, inputs, precision, score_all, device)
     total, done = len(folds) * len(settings) * seeds, 0
     found = _Found()
-    for fold in folds:
-        began = time.monotonic()
-        rows = fold_rows(data, fold, inputs=inputs, labels={setting.labels for setting in settings}, device=device)
-        candidates: dict[str, Candidate] = {}
-        of_settings: list[Row] = []
-        for part in _parts_of(rows, plan, parts):
-            of_settings += part.rows
-            compete(candidates, part.candidates)
-            done += part.runs
-            on_progress(done, total)
-        check_chosen(candidates, settings, fold.number)
-        _test(rows, candidates, of_settings, data, found)
-        chosen = ", ".join(f"{name}{_point(c.setting)} (dev js {c.dev_js:.4f})" for name, c in candidates.items())
-        _log.info("fold %d of %d: %.1f s; chosen on dev: %s", fold.number, len(folds), time.monotonic() - began, chosen)
+    began = time.monotonic()
+    with closing(_parts(data, folds, wanted, parts)) as finished:
+        for rows, of_fold in groupby(finished, key=lambda pair: pair[0]):
+            candidates: dict[str, Candidate] = {}
+            of_settings: list[Row] = []
+            for _, part in of_fold:
+                of_settings += part.rows
+                compete(candidates, part.candidates)
+                done += part.runs
+                on_progress(done, total)
+            check_chosen(candidates, settings, rows.number)
+            _test(rows, candidates, of_settings, data, found)
+            chosen = ", ".join(f"{name}{_point(c.setting)} (dev js {c.dev_js:.4f})" for name, c in candidates.items())
+            elapsed = time.monotonic() - began
+            _log.info("fold %d of %d after %.1f s; chosen on dev: %s", rows.number, len(folds), elapsed, chosen)
     return SweepResult(found.rows, found.curves, _predictions(data, folds, found), found.selected, found.heads)
 
 
-@dataclass(frozen=True)
-class _Plan:
-    """What is trained, and how."""
+def _parts(
+    data: TrainingData, folds: Sequence[Fold], wanted: Sweep, finished: Parts | None
+) -> Generator[tuple[FoldRows, Part]]:
+    """Every stack of every fold under all seeds: from disk where it was finished before, else trained, and kept."""
 
-    settings: Sequence[Setting]
-    seeds: int
-    epochs: int
-    patience: int | None
-    inputs: Inputs
-    precision: Precision
-    score_all: bool
-    device: str
+    def done(job: Job) -> tuple[Job, Trained | None]:
+        return job, train(job, wanted) if job.finished is None else None
 
-
-def _parts_of(rows: FoldRows, plan: _Plan, kept: Parts | None) -> Iterator[Part]:
-    """Every stack of one fold: from disk where it was finished before, else trained, and kept."""
-    for number, settings in enumerate(stacks(plan.settings, plan.device), start=1):
-        part = kept.read(rows.number, number) if kept is not None else None
-        if part is None:
-            part = _train(rows, settings, plan)
-            if kept is not None:
-                kept.write(rows.number, number, part)
-        yield part
-
-
-def _train(rows: FoldRows, settings: Sequence[Setting], plan: _Plan) -> Part:
-    """Train one stack of settings under all seeds, and score it."""
-    fitted, of_dev, of_test, dev_js = [], [], [], []
-    for group in seed_groups(plan.seeds, plan.device):
-        some = fit(rows, settings, seeds=group, epochs=plan.epochs, patience=plan.patience, precision=plan.precision)
-        fitted.append(some)
-        scored, js = scores_of(rows.dev, "dev", rows.number, settings, some, group)
-        of_dev += scored
-        dev_js.append(js)
-        if plan.score_all:
-            of_test += scores_of(rows.test, "test", rows.number, settings, some, group)[0]
-    return Part(
-        len(settings) * plan.seeds, of_dev + of_test, best_settings(settings, fitted, np.concatenate(dev_js, axis=1))
-    )
-
-
-def stacks(settings: Sequence[Setting], device: str) -> Iterator[list[Setting]]:
-    """Settings that can train together: of one shape, each system's side by side, as many as a stack takes."""
-    size = STACKED_SETTINGS[device.split(":")[0]]
-    by_shape: dict[tuple[Any, ...], list[Setting]] = {}
-    for setting in settings:
-        by_shape.setdefault(setting.shape, []).append(setting)
-    for alike in by_shape.values():
-        for first in range(0, len(alike), size):
-            yield alike[first : first + size]
-
-
-def seed_groups(seeds: int, device: str) -> list[list[int]]:
-    """Seeds that train together: all on an accelerator, one by one on a CPU, where they share no product."""
-    return [list(range(seeds))] if device.startswith("cuda") else [[seed] for seed in range(seeds)]
+    with closing(in_lanes(done, jobs(data, folds, wanted, finished), lanes(wanted, len(folds)))) as results:
+        for (fold, stack), of_stack in groupby(results, key=lambda pair: (pair[0].rows.number, pair[0].stack)):
+            some, trained = zip(*of_stack, strict=True)
+            part = some[0].finished
+            if part is None:
+                part = part_of(some[0].settings, trained)
+                if finished is not None:
+                    finished.write(fold, stack, part)
+            yield some[0].rows, part
 
 
 def _test(

@@ -17,15 +17,27 @@ _PATIENCE = 0.1
 _END = object()
 
 
-def ahead(make: Callable[[Given], Made], given: Iterable[Given], workers: int) -> Generator[Made]:
-    """`map` in threads, in order, at most two results for each thread ahead of who takes them."""
+def ahead(
+    make: Callable[[Given], Made],
+    given: Iterable[Given],
+    workers: int,
+    *,
+    threads_each: int = 1,
+    on_end: Callable[[], None] = lambda: None,
+) -> Generator[Made]:
+    """`map` in threads, in order, at most two results for each thread ahead of who takes them.
+
+    Args:
+        threads_each: torch's own threads of each worker. Every one would otherwise start as many as there are cores.
+        on_end: called when no more is wanted, before what has begun is waited for.
+    """
     import torch
 
-    from amber2_core.onednn import take_no_signals
+    from .onednn import take_no_signals
 
     def begin() -> None:
         take_no_signals()
-        torch.set_num_threads(1)  # one core each: every worker would otherwise start as many threads again
+        torch.set_num_threads(threads_each)
 
     threads = torch.get_num_threads()
     waiting: deque[Future[Made]] = deque()
@@ -38,6 +50,7 @@ def ahead(make: Callable[[Given], Made], given: Iterable[Given], workers: int) -
             while waiting:
                 yield waiting.popleft().result()
         finally:
+            on_end()
             for future in waiting:
                 future.cancel()
             # The workers' setting has become that of all threads to come.
@@ -50,7 +63,7 @@ def spread(given: Generator[Given], lanes: Sequence[Callable[[Given], Made]]) ->
     What they make comes out in the order in which it is finished, at most two results for each lane ahead of who takes
     them. The first error of a lane is raised here, when the others have finished what they had begun.
     """
-    from amber2_core.onednn import take_no_signals
+    from .onednn import take_no_signals
 
     made: queue.Queue[object] = queue.Queue(maxsize=2 * len(lanes))
     turn, unwanted = threading.Lock(), threading.Event()

@@ -1,0 +1,129 @@
+"""The jobs of a sweep, and the lanes that train them: the same numbers in any number of lanes, and an end for all."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import closing
+
+import numpy as np
+import pytest
+import torch
+from synthetic_data import training_data
+
+from amber2_train.folds import make_folds
+from amber2_train.grid import Setting, expand
+from amber2_train.interrupts import check_interrupt, in_quiet_thread
+from amber2_train.jobs import Sweep, jobs, lanes, part_of, stacks, train
+from amber2_train.lanes import in_lanes
+from amber2_train.sweep import SweepResult, sweep
+
+SMALL = {"hidden": (6,), "batch_size": (16,), "lr": (0.03,)}
+
+
+@pytest.fixture
+def threads() -> Iterator[None]:
+    """torch's number of threads is as before when the test ends, and no thread is left."""
+    before, alive = torch.get_num_threads(), threading.active_count()
+    yield
+    assert threading.active_count() == alive
+    torch.set_num_threads(before)
+
+
+def test_jobs_are_every_stack_under_every_seed_on_every_fold() -> None:
+    data = training_data(48)
+    folds = make_folds("session", data)
+    settings = expand(["amber2", "cb-ce"], {"hidden": (5, 7)})
+    found = [(job.rows.number, job.stack, list(job.seeds)) for job in jobs(data, folds, Sweep(settings, 2, 1))]
+    assert found == [(fold.number, stack, [seed]) for fold in folds for stack in (1, 2) for seed in (0, 1)]
+    on_cuda = Sweep(settings, 2, 1, device="cuda")
+    assert len(list(stacks(settings, "cuda"))) == 2
+    assert lanes(on_cuda, len(folds)) == 1
+
+
+def test_there_is_a_lane_for_every_core_but_not_for_more_than_there_are_jobs(threads: None) -> None:
+    settings = [Setting(hidden=5), Setting(hidden=7)]
+    torch.set_num_threads(4)
+    assert lanes(Sweep(settings, 5, 1), folds=5) == 4
+    assert lanes(Sweep(settings[:1], 3, 1), folds=1) == 3
+    assert lanes(Sweep(settings[:1], 1, 1), folds=1) == 1
+
+
+def test_a_part_has_the_rows_of_its_jobs_in_the_order_of_the_seeds() -> None:
+    data = training_data(48)
+    wanted = Sweep([Setting(hidden=5, batch_size=16)], 3, 2, score_all=True)
+    of_fold = list(jobs(data, make_folds("session", data)[:1], wanted))
+    part = part_of(wanted.settings, [train(job, wanted) for job in of_fold])
+    assert part.runs == 3
+    assert [(row["split"], row["seed"]) for row in part.rows[::3]] == [
+        (s, k) for s in ("dev", "test") for k in range(3)
+    ]
+    of_dev = [row["js"] for row in part.rows if row["split"] == "dev" and row["head"] == "fusion"]
+    assert part.candidates["amber2"].dev_js == pytest.approx(np.mean(of_dev))
+
+
+def found_with(threads: int) -> SweepResult:
+    torch.set_num_threads(threads)
+    data = training_data(48)
+    return sweep(data, make_folds("session", data), expand(["amber2", "cb-ce"], SMALL), seeds=2, epochs=3)
+
+
+def test_a_sweep_gives_the_same_numbers_in_any_number_of_lanes(threads: None) -> None:
+    one, several = found_with(1), found_with(3)
+    assert one.rows == several.rows
+    assert one.curves == several.curves
+    for name, probs in one.predictions.probs.items():
+        np.testing.assert_array_equal(probs, several.predictions.probs[name])
+
+
+def test_lanes_are_map_in_order_with_a_share_of_the_cores_each(threads: None) -> None:
+    torch.set_num_threads(6)
+
+    def make(number: int) -> tuple[int, int, int]:
+        time.sleep(0.01)
+        return number, torch.get_num_threads(), threading.get_ident()
+
+    made = list(in_lanes(make, range(30), 3))
+    assert [number for number, _, _ in made] == list(range(30))
+    assert {cores for _, cores, _ in made} == {2}
+    assert len({lane for _, _, lane in made}) == 3
+    assert torch.get_num_threads() == 6
+    assert {lane for _, _, lane in in_lanes(make, range(3), 1)} == {threading.get_ident()}
+
+
+def until_stopped() -> None:
+    while True:
+        time.sleep(0.01)
+        check_interrupt()
+
+
+def test_an_error_in_one_lane_ends_the_others(threads: None) -> None:
+    def make(number: int) -> None:
+        if number == 0:
+            raise ValueError("zero")
+        until_stopped()
+
+    with pytest.raises(ValueError, match="zero"):
+        list(in_lanes(make, range(9), 3))
+
+
+def test_when_nobody_wants_more_lanes_end(threads: None) -> None:
+    with closing(in_lanes(lambda number: until_stopped() if number else None, range(9), 2)) as made:
+        assert next(made) is None
+
+
+def test_ctrl_c_ends_all_lanes(threads: None) -> None:
+    def make(number: int) -> None:
+        if number == 1:
+            os.kill(os.getpid(), signal.SIGINT)
+        until_stopped()
+
+    @in_quiet_thread
+    def work() -> None:
+        list(in_lanes(make, range(9), 2))
+
+    with pytest.raises(KeyboardInterrupt):
+        work()
