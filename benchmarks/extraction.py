@@ -29,12 +29,12 @@ import torchaudio
 import transformers
 from transformers import BertConfig, Wav2Vec2Config
 
+from amber2_core.lanes import ahead
 from amber2_core.utterance import Corpus, LabelDefaults, Rating, Utterance
 from amber2_extract.audio import Excerpt, read_waveform
 from amber2_extract.checkpoint import find_checkpoint
 from amber2_extract.encoders import SpeechEncoder, TextEncoder
 from amber2_extract.encoding import Progress
-from amber2_core.lanes import ahead
 from amber2_extract.pipeline import extract_features
 from amber2_extract.stand_ins import SPEECH_FOLDER, TEXT_FOLDER, save_speech_encoder, save_text_encoder
 from amber2_extract.work import Effort
