@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from amber2_train import products
 from amber2_train.optimizer import StackedAdamW
-from amber2_train.products import WideProduct
+from amber2_train.products import ClassScores, WideProduct, rounded
 
 SIZES = [3, 2, 4]
 
@@ -45,13 +46,57 @@ def test_its_gradient_is_that_of_autograd_whole_or_run_by_run(seeds: int, piecew
     assert (weight.grad is None) == piecewise
 
 
-def test_in_bfloat16_the_product_is_near_and_the_weights_stay_in_single_precision() -> None:
+@pytest.mark.parametrize("factors", [torch.bfloat16, torch.float32])
+def test_in_bfloat16_the_product_is_near_and_the_weights_stay_in_single_precision(factors: torch.dtype) -> None:
     x, weight = random(1, 64, 200, dtype=torch.float32), random(1, 2, 9, 200, seed=1, dtype=torch.float32)
     exact = WideProduct.apply(x, weight, None, None, [9])[0]  # type: ignore[no-untyped-call]
-    low = WideProduct.apply(x, weight, weight.bfloat16(), None, [9])[0]  # type: ignore[no-untyped-call]
+    low = WideProduct.apply(x, weight, rounded(weight, factors), None, [9])[0]  # type: ignore[no-untyped-call]
     assert low.dtype == torch.float32
     error = float((low - exact).abs().max() / exact.abs().max())
     assert 1e-5 < error < 2e-2
+
+
+def learnt(x: Tensor, weight: Tensor, low: Tensor) -> Tensor:
+    """The weight's gradient as it is handed over run by run."""
+    found = torch.zeros_like(weight)
+
+    def learn(seed: int, setting: int, gradient: Tensor) -> None:
+        found[seed, setting] = gradient
+
+    parts = WideProduct.apply(x, weight.clone().requires_grad_(), low, learn, SIZES)  # type: ignore[no-untyped-call]
+    sum(part.sin().sum() for part in parts).backward()
+    return found
+
+
+def test_where_a_processor_has_no_bfloat16_the_numbers_are_those_of_one_that_has() -> None:
+    x, weight = random(1, 64, 200, dtype=torch.float32), random(1, 2, 9, 200, seed=1, dtype=torch.float32)
+    native, emulated = rounded(weight, torch.bfloat16), rounded(weight, torch.float32)
+    assert torch.equal(native.float(), emulated)
+    of_both = [WideProduct.apply(x, weight, low, None, [9])[0] for low in (native, emulated)]  # type: ignore[no-untyped-call]
+    assert all(torch.equal(product, product.bfloat16().float()) for product in of_both)
+    assert float((of_both[0] == of_both[1]).float().mean()) > 0.97  # the rest is rounded to the neighbour
+    torch.testing.assert_close(*of_both, rtol=1e-2, atol=1e-3)
+    gradients = [learnt(x, weight, low) for low in (native, emulated)]
+    assert float((gradients[0] - gradients[1]).abs().max() / gradients[0].abs().max()) < 2e-2
+
+
+def test_a_precision_that_saves_no_time_is_told_of(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    for native, precision, lines in ((True, "bf16", 0), (False, "fp32", 0), (False, "bf16", 1)):
+        monkeypatch.setattr(products, "_multiplies_bfloat16", lambda native=native: native)
+        caplog.clear()
+        products.try_precision(precision, "cpu")  # type: ignore[arg-type]
+        assert len(caplog.messages) == lines
+    assert "--precision bf16 rounds like one that does, but is not faster than fp32" in caplog.text
+
+
+def test_class_scores_are_a_linear_layer_with_classes_first() -> None:
+    hidden, weight, bias = random(2, 3, 7, 6), random(2, 3, 4, 6, seed=1), random(2, 3, 4, seed=2)
+    inputs = [x.requires_grad_() for x in (hidden, weight, bias)]
+    scores = ClassScores.apply(*inputs)  # type: ignore[no-untyped-call]
+    torch.testing.assert_close(scores.mT, torch.einsum("skbh,skch->skbc", hidden, weight) + bias.unsqueeze(-2))
+    assert torch.autograd.gradcheck(ClassScores.apply, inputs)
 
 
 def stepped(precision: str, steps: int = 5) -> tuple[dict[str, Tensor], StackedAdamW, dict[str, Tensor]]:
@@ -83,14 +128,19 @@ def stepped(precision: str, steps: int = 5) -> tuple[dict[str, Tensor], StackedA
     return ours, optimizer, torchs
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_the_optimizer_is_torchs_adamw_whether_whole_or_in_pieces(precision: str) -> None:
+@pytest.mark.parametrize(("precision", "native"), [("fp32", True), ("bf16", True), ("bf16", False)])
+def test_the_optimizer_is_torchs_adamw_whether_whole_or_in_pieces(
+    precision: str, native: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(products, "_multiplies_bfloat16", lambda: native)
     ours, optimizer, torchs = stepped(precision)
     for name, parameter in torchs.items():
         torch.testing.assert_close(ours[name], parameter, rtol=1e-6, atol=1e-6)
     optimizer.zero_grad()
     assert ours["bias"].grad is None
-    low = {"wide.audio": ours["wide.audio"].detach().bfloat16()} if precision == "bf16" else {}
+    factors = torch.bfloat16 if native else torch.float32
+    low = {"wide.audio": rounded(ours["wide.audio"].detach(), factors)} if precision == "bf16" else {}
     assert optimizer.low.keys() == low.keys()
     for name, copy in low.items():
+        assert optimizer.low[name].dtype == copy.dtype
         assert torch.equal(optimizer.low[name], copy)

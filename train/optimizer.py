@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.optim.adamw import adamw
 
-from .products import Learn, Precision
+from .products import Learn, Precision, low_factors, rounded
 
 BETAS = (0.9, 0.999)
 EPSILON = 1e-8
@@ -33,7 +33,7 @@ class StackedAdamW:
         parameters: (seeds, settings, …) by name.
         wide: names of the large ones. On a CPU they are updated run by run, while a run's gradient still lies in the
             processor's cache; all others, and on other devices all, by `step`, from their `.grad`.
-        precision: for "bf16" there is a copy of the wide ones in bfloat16, up to date after every step.
+        precision: for "bf16" there is a copy of the wide ones, `rounded` to bfloat16, up to date after every step.
     """
 
     def __init__(
@@ -47,7 +47,7 @@ class StackedAdamW:
     ) -> None:
         self.lr, self.weight_decay = lr, weight_decay
         self._masters = {name: parameters[name].detach() for name in wide if precision == "bf16"}
-        self.low = {name: master.bfloat16() for name, master in self._masters.items()}
+        self.low = {name: rounded(master, low_factors(master)) for name, master in self._masters.items()}
         in_pieces = {name for name in wide if parameters[name].device.type == "cpu"}
         self._pieces: dict[str, list[list[_Piece]]] = {}
         self._whole: list[_Piece] = []
@@ -79,14 +79,14 @@ class StackedAdamW:
         self._update([piece for piece, _ in moved], [gradient for _, gradient in moved])
         for name, low in self.low.items():
             if name not in self._pieces:
-                low.copy_(self._masters[name])
+                _store(low, self._masters[name])
 
     @torch.no_grad()
     def _learn(self, name: str, seed: int, setting: int, gradient: Tensor) -> None:
         piece = self._pieces[name][seed][setting]
         self._update([piece], [gradient])
         if name in self.low:
-            self.low[name][seed, setting].copy_(piece.parameter)
+            _store(self.low[name][seed, setting], piece.parameter)
 
     def _update(self, pieces: list[_Piece], gradients: list[Tensor]) -> None:
         adamw(
@@ -105,3 +105,8 @@ class StackedAdamW:
             eps=EPSILON,
             maximize=False,
         )
+
+
+def _store(low: Tensor, master: Tensor) -> None:
+    """Put the master's numbers, rounded to bfloat16, into its copy."""
+    low.copy_(master if low.dtype == torch.bfloat16 else master.bfloat16())

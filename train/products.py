@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import logging
+import time
 from collections.abc import Callable, Sequence
+from functools import cache, partial
 from typing import Any, Literal, get_args
 
 import torch
@@ -11,15 +14,57 @@ from torch.autograd.function import once_differentiable
 
 Precision = Literal["fp32", "bf16"]
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
-Learn = Callable[[int, int, Tensor], None]  # (seed, setting, gradient of that run's weight)
+
+
+_log = logging.getLogger(__name__)
+Learn = Callable[[int, int, Tensor], None]  # (seed, setting, gradient of that run's weight, overwritten thereafter)
+
+
+def rounded(x: Tensor, factors: torch.dtype) -> Tensor:
+    """x rounded to bfloat16, as a tensor of `factors`."""
+    return x.bfloat16().to(factors)
+
+
+def low_factors(like: Tensor) -> torch.dtype:
+    """In which type numbers rounded to bfloat16 are multiplied where `like` lies.
+
+    Processors without bfloat16 products emulate them, many times slower than single precision. There the rounded
+    numbers are multiplied in single precision: the same result to rounding, at its speed.
+    """
+    return torch.bfloat16 if like.device.type != "cpu" or _multiplies_bfloat16() else like.dtype
+
+
+def try_precision(precision: Precision, device: str) -> None:
+    """Find out how a precision is best computed, before several threads ask; log where it saves no time."""
+    if precision == "bf16" and device == "cpu" and not _multiplies_bfloat16():
+        _log.warning(
+            "this processor does not multiply bfloat16: --precision bf16 rounds like one that does, but is not faster "
+            "than fp32"
+        )
+
+
+@cache
+def _multiplies_bfloat16() -> bool:
+    """Whether a product in bfloat16 takes this processor no longer than one in single precision; tried once."""
+
+    def seconds(dtype: torch.dtype) -> float:
+        x, weight = torch.ones(128, 768, dtype=dtype), torch.ones(512, 768, dtype=dtype)
+        fastest = float("inf")
+        for _ in range(4):
+            began = time.perf_counter()
+            torch.mm(x, weight.mT)
+            fastest = min(fastest, time.perf_counter() - began)
+        return fastest
+
+    return seconds(torch.bfloat16) <= seconds(torch.float32)
 
 
 class WideProduct(torch.autograd.Function):
     """x Wᵀ of every seed's rows with the weights of all its settings, cut up by layer; x is data and has no gradient.
 
     x (seeds, batch, D) and W (seeds, settings, Σ outputs, D) → one (seeds, settings, batch, outputs) for each of
-    `sizes`. `low` is W in bfloat16, in which the products are then computed, or None. With `learn`, the gradient of
-    each run's weight is handed over as soon as it is computed, while it lies in the processor's cache, and W has no
+    `sizes`. `low` is W `rounded` to bfloat16, as all factors and products then are, or None. With `learn`, the gradient
+    of each run's weight is handed over as soon as it is computed, while it lies in the processor's cache, and W has no
     `.grad`.
     """
 
@@ -27,15 +72,16 @@ class WideProduct(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, weight: Tensor, low: Tensor | None, learn: Learn | None, sizes: Sequence[int]
     ) -> tuple[Tensor, ...]:
-        factors = weight if low is None else low
-        x = x.to(factors.dtype)
+        to_low = _as_it_is if low is None else partial(rounded, factors=low.dtype)
+        factors, x = weight if low is None else low, to_low(x)
         ctx.save_for_backward(x)
-        ctx.learn, ctx.shape, ctx.dtype = learn, weight.shape, weight.dtype
+        ctx.learn, ctx.to_low, ctx.shape, ctx.dtype = learn, to_low, weight.shape, weight.dtype
         if len(x) == 1:  # a product of two matrices is faster than a batch of one
             product = (x[0] @ factors.flatten(0, 2).mT).unsqueeze(0)
         else:
             product = torch.bmm(x, factors.flatten(1, 2).mT)  # (seeds, batch, settings·Σ outputs)
-        by_run = product.to(weight.dtype).view(*product.shape[:2], weight.shape[1], -1).transpose(1, 2)
+        product = to_low(product).to(weight.dtype)
+        by_run = product.view(*product.shape[:2], weight.shape[1], -1).transpose(1, 2)
         return torch.split(by_run, list(sizes), dim=-1)
 
     @staticmethod
@@ -44,15 +90,35 @@ class WideProduct(torch.autograd.Function):
         (x,) = ctx.saved_tensors
         seeds, settings, outputs, size = ctx.shape
         if ctx.learn is None:
-            joined = torch.cat(gradients, dim=-1).to(x.dtype)  # (seeds, settings, batch, Σ outputs)
-            return None, (joined.mT @ x.unsqueeze(1)).to(ctx.dtype), None, None, None
+            joined = ctx.to_low(torch.cat(gradients, dim=-1))  # (seeds, settings, batch, Σ outputs)
+            return None, ctx.to_low(joined.mT @ x.unsqueeze(1)).to(ctx.dtype), None, None, None
+        joined = torch.empty(x.shape[1], outputs, dtype=ctx.dtype)
         piece = torch.empty(outputs, size, dtype=x.dtype)
-        full = piece if x.dtype == ctx.dtype else torch.empty(outputs, size, dtype=ctx.dtype)
         for seed in range(seeds):
             for setting in range(settings):
-                joined = torch.cat([gradient[seed, setting] for gradient in gradients], dim=-1).to(x.dtype)
-                torch.mm(joined.mT, x[seed], out=piece)
-                if full is not piece:
-                    full.copy_(piece)
-                ctx.learn(seed, setting, full)
+                torch.cat([gradient[seed, setting] for gradient in gradients], dim=-1, out=joined)
+                torch.mm(ctx.to_low(joined).mT, x[seed], out=piece)
+                ctx.learn(seed, setting, ctx.to_low(piece).to(ctx.dtype))
         return None, None, None, None, None
+
+
+class ClassScores(torch.autograd.Function):
+    """W h + b of every run with classes first, where losses want them: h (…, batch, hidden) → (…, classes, batch).
+
+    Over the few classes, autograd's own products for h Wᵀ would take three times as long.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        ctx.save_for_backward(hidden, weight)
+        return (weight @ hidden.mT).add_(bias.unsqueeze(-1))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        hidden, weight = ctx.saved_tensors
+        return gradient.mT @ weight, gradient @ hidden, gradient.sum(-1)
+
+
+def _as_it_is(x: Tensor) -> Tensor:
+    return x

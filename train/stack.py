@@ -17,7 +17,7 @@ from amber2_core.fusion import Masks, gmu, self_gate, softmax_gate
 from amber2_core.heads import FUSION_HEAD, Architecture, MultimodalHeads
 
 from .optimizer import StackedAdamW
-from .products import WideProduct
+from .products import ClassScores, WideProduct
 
 StateDict = dict[str, Tensor]
 
@@ -163,7 +163,11 @@ class StackedHeads:
         active = (hidden + own[f"heads.{name}.hidden.bias"].unsqueeze(-2)).relu()
         if keep is not None:
             active = active * keep.unsqueeze(1)
-        return active @ own[f"heads.{name}.output.weight"].mT + own[f"heads.{name}.output.bias"].unsqueeze(-2)
+        scores = ClassScores.apply(  # type: ignore[no-untyped-call]
+            active, own[f"heads.{name}.output.weight"], own[f"heads.{name}.output.bias"]
+        )  # (seeds, settings, classes, batch)
+        logits: Tensor = scores.mT
+        return logits
 
 
 class Dropout:
