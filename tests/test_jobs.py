@@ -14,6 +14,7 @@ import pytest
 import torch
 from synthetic_data import training_data
 
+from amber2_core.metrics import METRICS
 from amber2_train.folds import make_folds
 from amber2_train.grid import Setting, expand
 from amber2_train.interrupts import check_interrupt, in_quiet_thread
@@ -21,6 +22,8 @@ from amber2_train.jobs import Sweep, jobs, lanes, part_of, stacks, train
 from amber2_train.lanes import in_lanes
 from amber2_train.sweep import SweepResult, sweep
 
+# what of a row says which run it is, is all but its scores and whether dev chose it
+METRICS_LEFT_OUT = dict.fromkeys([*METRICS, "selected"], 0)
 SMALL = {"hidden": (6,), "batch_size": (16,), "lr": (0.03,)}
 
 
@@ -77,6 +80,20 @@ def test_a_sweep_gives_the_same_numbers_in_any_number_of_lanes(threads: None) ->
     assert one.curves == several.curves
     for name, probs in one.predictions.probs.items():
         np.testing.assert_array_equal(probs, several.predictions.probs[name])
+
+
+def test_a_run_is_the_same_alone_as_among_many_of_other_settings_seeds_and_folds() -> None:
+    data = training_data(48)
+    folds = make_folds("session", data)
+    settings = expand(["amber2"], {**SMALL, "kappa": (0.0, 2.0, 8.0, 20.0), "student": ("fusion", "audio")})
+    company = sweep(data, folds, settings, seeds=2, epochs=3)
+    assert len(company.rows) > 45 * 3  # heads
+    setting = settings[5]
+    alone = sweep(data, folds[1:2], [setting], seeds=1, epochs=3)
+    for row in (row for row in alone.rows if row["split"] == "dev"):
+        (among,) = [other for other in company.rows if {**other, **METRICS_LEFT_OUT} == {**row, **METRICS_LEFT_OUT}]
+        for name in METRICS:
+            assert row[name] == pytest.approx(among[name], abs=1e-4)
 
 
 def test_lanes_are_map_in_order_with_a_share_of_the_cores_each(threads: None) -> None:

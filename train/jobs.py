@@ -23,8 +23,8 @@ from .scores import Row, scores_of
 from .select import best_settings
 from .targets import TrainingData
 
-# Settings that train in one stack. On a CPU a stack of one wastes a quarter of its time between products, and from three
-# to twelve they take equally long (benchmarks/stage2_stacks.py): then rather more stacks, for more cores to share, and
+# Settings that train in one stack. On a CPU a stack of one loses a quarter of its time between products, and from three
+# to twelve they take equally long (benchmarks/stage2_stacks.py): so rather more stacks, for more cores to share, and
 # less to train again where a sweep is stopped.
 STACKED_SETTINGS = {"cpu": 6, "cuda": 64}
 

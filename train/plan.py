@@ -44,6 +44,7 @@ class Plan:
     seeds: int
     epochs: int
     stacks: tuple[StackPlan, ...]
+    at_once: int  # stacks, each under its seeds, that train at the same time
     feature_bytes: int
 
     @property
@@ -56,8 +57,8 @@ class Plan:
 
     @property
     def bytes(self) -> int:
-        """Of features and of the largest stack with its optimizer."""
-        largest = max(s.settings * (s.parameters * (COPIES * s.seeds + self.seeds)) for s in self.stacks)
+        """Of features and of the largest stacks that train at the same time, with their optimizers."""
+        largest = max(s.settings * s.parameters * (COPIES * s.seeds * self.at_once + self.seeds) for s in self.stacks)
         return self.feature_bytes + 4 * largest
 
 
@@ -92,6 +93,7 @@ def plan_sweep(
         seeds=seeds,
         epochs=epochs,
         stacks=tuple(planned),
+        at_once=at_once,
         feature_bytes=sum(x.nbytes for x in data.features.values()),
     )
 

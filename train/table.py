@@ -59,7 +59,8 @@ def print_table(report: Report) -> None:
 def print_plan(plan: Plan, *, as_json: bool) -> None:
     """What would be trained, in how many stacks, and what it would cost here."""
     if as_json:
-        costs = {"runs": plan.runs, "stacks": len(plan.stacks), "bytes": plan.bytes, "seconds": plan.seconds}
+        counts = {"runs": plan.runs, "stacks": len(plan.stacks), "at_once": plan.at_once}
+        costs = {**counts, "bytes": plan.bytes, "seconds": plan.seconds}
         click.echo(json.dumps({**costs, "settings": plan.systems}))
         return
     console = Console()
@@ -71,9 +72,14 @@ def print_plan(plan: Plan, *, as_json: bool) -> None:
         _print_plainly(console, f"stack of {size}: about {_duration(stack.seconds)}")
     _print_plainly(
         console,
-        f"in all {plan.runs} runs of {plan.epochs} epochs: about {_duration(plan.seconds)} and "
-        f"{plan.bytes / 2**30:.1f} GiB of memory here (measured over a few steps); nothing was trained",
+        f"in all {plan.runs} runs of {plan.epochs} epochs, {_stacks(plan.at_once)}: "
+        f"about {_duration(plan.seconds)} and {plan.bytes / 2**30:.1f} GiB of memory here (measured over a few steps); "
+        "nothing was trained",
     )
+
+
+def _stacks(at_once: int) -> str:
+    return "one stack at a time" if at_once == 1 else f"{at_once} stacks at a time"
 
 
 def _duration(seconds: float) -> str:
