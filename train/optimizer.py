@@ -8,7 +8,6 @@ from functools import partial
 
 import torch
 from torch import Tensor
-from torch.optim.adamw import adamw
 
 from .products import Learn, Precision, low_factors, rounded
 
@@ -18,7 +17,7 @@ EPSILON = 1e-8
 
 @dataclass(frozen=True, eq=False)
 class _Piece:
-    """A parameter, or one run's part of it, with its moments and the number of steps it has made."""
+    """A parameter, or one run's part of it, with its moments and the number of its step, from 1."""
 
     parameter: Tensor
     mean: Tensor
@@ -50,6 +49,7 @@ class StackedAdamW:
         self.low = {name: rounded(master, low_factors(master)) for name, master in self._masters.items()}
         in_pieces = {name for name in wide if parameters[name].device.type == "cpu"}
         self._pieces: dict[str, list[list[_Piece]]] = {}
+        self._under_way = torch.ones(())  # the number of the step that the pieces learn in
         self._whole: list[_Piece] = []
         for name, parameter in parameters.items():
             mean, square = torch.zeros_like(parameter), torch.zeros_like(parameter)
@@ -57,7 +57,7 @@ class StackedAdamW:
                 data = parameter.detach()
                 seeds, settings = parameter.shape[:2]
                 self._pieces[name] = [
-                    [_Piece(data[s, k], mean[s, k], square[s, k], torch.zeros(())) for k in range(settings)]
+                    [_Piece(data[s, k], mean[s, k], square[s, k], self._under_way) for k in range(settings)]
                     for s in range(seeds)
                 ]
             else:
@@ -74,9 +74,12 @@ class StackedAdamW:
 
     @torch.no_grad()
     def step(self) -> None:
-        """Update all other parameters that have a gradient."""
+        """Update all other parameters that have a gradient; with that the step has ended."""
         moved = [(piece, gradient) for piece in self._whole if (gradient := piece.parameter.grad) is not None]
-        self._update([piece for piece, _ in moved], [gradient for _, gradient in moved])
+        if moved:
+            torch._foreach_add_([piece.steps for piece, _ in moved], 1)
+            self._update([piece for piece, _ in moved], [gradient for _, gradient in moved])
+        self._under_way += 1
         for name, low in self.low.items():
             if name not in self._pieces:
                 _store(low, self._masters[name])
@@ -89,20 +92,20 @@ class StackedAdamW:
             _store(self.low[name][seed, setting], piece.parameter)
 
     def _update(self, pieces: list[_Piece], gradients: list[Tensor]) -> None:
-        adamw(
+        # what torch.optim.AdamW(fused=True) calls: for one run's part the way there takes a tenth of the time
+        torch._fused_adamw_(
             [piece.parameter for piece in pieces],
             gradients,
             [piece.mean for piece in pieces],
             [piece.square for piece in pieces],
             [],
             [piece.steps for piece in pieces],
-            fused=True,
-            amsgrad=False,
+            lr=self.lr,
             beta1=BETAS[0],
             beta2=BETAS[1],
-            lr=self.lr,
             weight_decay=self.weight_decay,
             eps=EPSILON,
+            amsgrad=False,
             maximize=False,
         )
 
