@@ -38,7 +38,7 @@ from amber2_train.interrupts import in_quiet_thread
 from amber2_train.lanes import in_lanes
 from amber2_train.parts import Parts
 from amber2_train.presets import Grid
-from amber2_train.products import Precision
+from amber2_train.products import Precision, low_factors
 from amber2_train.request import Request
 
 # what is not training: group → the calls
@@ -107,7 +107,7 @@ def print_shares(cache: Path, folder: Path, epochs: int) -> None:
     """Of the call behind `train-heads`: one fold, the grid above and the baseline."""
     grid = Grid(axes=GRID, seeds=CORES, epochs=epochs)
     _, fold = corpus(cache)
-    precisions: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16}
+    precisions: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": low_factors(torch.empty(0))}
     for precision, dtype in precisions.items():
         request = Request(grid, precision=precision, device="cpu")
         watch = Stopwatch()

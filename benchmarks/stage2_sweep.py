@@ -9,6 +9,8 @@ the scores of dev and test. All is measured in turns within one run, and the rat
 has a process of its own. The user's loop is one model at a time: DataLoader over tensors in memory, modules, plain
 AdamW.
 The floor is the sweep's products at the rate of its library here, plus AdamW's pass over memory, in all lanes at once.
+Where the processor has no bfloat16 products, the sweep in bf16 rounds and multiplies in single precision, as its floor
+does.
 """
 
 from __future__ import annotations
@@ -39,7 +41,7 @@ from amber2_train.folds import Fold, make_folds
 from amber2_train.grid import expand
 from amber2_train.interrupts import in_quiet_thread
 from amber2_train.lanes import in_lanes
-from amber2_train.products import Precision
+from amber2_train.products import Precision, low_factors
 from amber2_train.sweep import sweep
 from amber2_train.targets import TrainingData, training_data
 
@@ -181,7 +183,7 @@ def print_ratios(cache: Path, epochs: int, turns: int) -> None:
         for _ in range(turns):
             for name, process in processes.items():
                 times[name].append(process.submit(seconds_of, name, cache, epochs).result())
-        for name, dtype in (("sweep, fp32", torch.float32), ("sweep, bf16", torch.bfloat16)):
+        for name, dtype in (("sweep, fp32", torch.float32), ("sweep, bf16", low_factors(torch.empty(0)))):
             floors[name] = processes[name].submit(floor, cache, epochs, dtype).result()
     median = {name: statistics.median(some) for name, some in times.items()}
     users = median["the user's loop"]
