@@ -18,7 +18,7 @@ from amber2_core.metrics import METRICS
 from amber2_train.folds import make_folds
 from amber2_train.grid import Setting, expand
 from amber2_train.interrupts import check_interrupt, in_quiet_thread
-from amber2_train.jobs import Sweep, jobs, lanes, part_of, stacks, train
+from amber2_train.jobs import MOST_LANES, Sweep, jobs, lanes, part_of, stacks, train
 from amber2_train.lanes import in_lanes
 from amber2_train.sweep import SweepResult, sweep
 
@@ -53,6 +53,8 @@ def test_there_is_a_lane_for_every_core_but_not_for_more_than_there_are_jobs(thr
     assert lanes(Sweep(settings, 5, 1), folds=5) == 4
     assert lanes(Sweep(settings[:1], 3, 1), folds=1) == 3
     assert lanes(Sweep(settings[:1], 1, 1), folds=1) == 1
+    torch.set_num_threads(64)
+    assert lanes(Sweep(settings, 5, 1), folds=5) == MOST_LANES
 
 
 def test_a_part_has_the_rows_of_its_jobs_in_the_order_of_the_seeds() -> None:

@@ -27,6 +27,8 @@ from .targets import TrainingData
 # to twelve they take equally long (benchmarks/stage2_stacks.py): so rather more stacks, for more cores to share, and
 # less to train again where a sweep is stopped.
 STACKED_SETTINGS = {"cpu": 6, "cuda": 64}
+# Python runs in one thread at a time: of a training step about a fifteenth.
+MOST_LANES = 16
 
 
 @dataclass(frozen=True)
@@ -100,7 +102,7 @@ def lanes(sweep: Sweep, folds: int) -> int:
     if sweep.device.startswith("cuda"):
         return 1
     of_fold = len(list(stacks(sweep.settings, sweep.device))) * len(seed_groups(sweep.seeds, sweep.device))
-    return min(torch.get_num_threads(), folds * of_fold)
+    return min(torch.get_num_threads(), folds * of_fold, MOST_LANES)
 
 
 def train(job: Job, sweep: Sweep) -> Trained:
