@@ -14,8 +14,6 @@ from torch.autograd.function import once_differentiable
 
 Precision = Literal["fp32", "bf16"]
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
-
-
 _log = logging.getLogger(__name__)
 Learn = Callable[[int, int, Tensor], None]  # (seed, setting, gradient of that run's weight, overwritten thereafter)
 
