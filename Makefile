@@ -34,13 +34,11 @@ $(INSTALLED): setup.cfg pyproject.toml requirements.txt constraints.txt
 	$(BIN)/python -m pip install --constraint constraints.txt --editable '.[$(EXTRAS)]'
 	@touch $@
 
-# The stand-ins' matrices are small: more threads than one would mostly wait for each other.
 # 360 turns train a head in each fold, not thousands: the inputs are standardised, the steps smaller in rows and larger in
 # size than the paper's.
 STAND_INS := $(findstring demo/models/,$(AUDIO_MODEL) $(TEXT_MODEL))
 FEATURES := demo/features/$(notdir $(AUDIO_MODEL))+$(notdir $(TEXT_MODEL)).h5
 .PHONY: demo
-demo: export OMP_NUM_THREADS := $(or $(OMP_NUM_THREADS),$(if $(STAND_INS),1))
 demo: $(INSTALLED)  ## write a corpus, encode it, train AmbER² and the baseline on it, print the table
 	@echo '== A corpus of synthetic speech, in demo/corpus'
 	@$(BIN)/python -m amber2_data.corpora.synthetic demo/corpus

@@ -58,11 +58,12 @@ BESIDE_TRAINING: dict[str, tuple[tuple[Any, str], ...]] = {
 }
 # train-heads, but for its end: the clock is read after the first step, and the process is gone
 UNTIL_FIRST_STEP = """
-import os, time
+import os, threading, time
 from amber2_train.optimizer import StackedAdamW
-step = StackedAdamW.step
+step, one_of_the_lanes = StackedAdamW.step, threading.Lock()
 def first(optimizer):
     step(optimizer)
+    one_of_the_lanes.acquire()
     print(time.time(), flush=True)
     os._exit(0)
 StackedAdamW.step = first
