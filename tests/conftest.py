@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,8 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ["MPLBACKEND"] = "Agg"
 # The tests' matrices are small: threads would mostly wait for each other, all the more on busy cores.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# A shell lets what it starts in the background ignore Ctrl-C, which some tests send to themselves and to commands.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

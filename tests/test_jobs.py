@@ -114,9 +114,11 @@ def test_lanes_are_map_in_order_with_a_share_of_the_cores_each(threads: None) ->
 
 
 def until_stopped() -> None:
-    while True:
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
         time.sleep(0.01)
         check_interrupt()
+    raise TimeoutError("nobody stopped it")
 
 
 def test_an_error_in_one_lane_ends_the_others(threads: None) -> None:
