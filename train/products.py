@@ -91,12 +91,13 @@ class WideProduct(torch.autograd.Function):
             joined = ctx.to_low(torch.cat(gradients, dim=-1))  # (seeds, settings, batch, Σ outputs)
             return None, ctx.to_low(joined.mT @ x.unsqueeze(1)).to(ctx.dtype), None, None, None
         joined = torch.empty(x.shape[1], outputs, dtype=ctx.dtype)
-        piece = torch.empty(outputs, size, dtype=x.dtype)
+        piece, full = (torch.empty(outputs, size, dtype=dtype) for dtype in (x.dtype, ctx.dtype))
         for seed in range(seeds):
             for setting in range(settings):
-                torch.cat([gradient[seed, setting] for gradient in gradients], dim=-1, out=joined)
+                torch.cat([part[seed, setting] for part in gradients], dim=-1, out=joined)
                 torch.mm(ctx.to_low(joined).mT, x[seed], out=piece)
-                ctx.learn(seed, setting, ctx.to_low(piece).to(ctx.dtype))
+                gradient = ctx.to_low(piece)
+                ctx.learn(seed, setting, gradient if gradient.dtype == ctx.dtype else full.copy_(gradient))
         return None, None, None, None, None
 
 
