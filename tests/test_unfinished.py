@@ -127,6 +127,16 @@ def test_a_cache_with_other_features_or_votes_is_named(tmp_path: Path, stop_afte
     assert "holds another sweep: its cache's contents is " in call(*arguments).stderr
 
 
+def test_stacks_of_another_size_are_not_taken_for_those_of_this_one(
+    cache: Path, tmp_path: Path, stop_after: Callable[[int], list[int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stop_after(1)
+    arguments = ["--cache", str(cache), "--output", str(tmp_path / "run"), *QUICK]
+    assert call(*arguments).exit_code == 1
+    monkeypatch.setattr(jobs_module, "STACKED_SETTINGS", {"cpu": 2})
+    assert "holds another sweep: its settings in a stack is 6, not 2" in call(*arguments).stderr
+
+
 def test_without_a_name_the_same_command_finds_the_sweep_that_it_began(
     cache: Path, tmp_path: Path, stop_after: Callable[[int], list[int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:

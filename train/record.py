@@ -20,6 +20,7 @@ import numpy.typing as npt
 from amber2_core.cache import FeatureCache
 from amber2_core.votes import LabelPolicy
 
+from . import jobs
 from .folds import Fold
 from .grid import AXES, Setting
 from .targets import TrainingData
@@ -84,6 +85,8 @@ def identity(material: Material, settings: Sequence[Setting], options: dict[str,
         "policy": asdict(material.policy),
         "features": {f.modality: [f.name, f.fingerprint] for f in material.cache.features},
         "cache's contents": _contents(material),
+        # how finished stacks are numbered
+        "settings in a stack": jobs.STACKED_SETTINGS[options["device"]],
         "version of torch": importlib.metadata.version("torch"),
     }
     read_back: dict[str, Any] = json.loads(json.dumps(whole))
