@@ -92,7 +92,9 @@ def test_a_run_is_the_same_alone_as_among_many_of_other_settings_seeds_and_folds
     assert len(company.rows) > 45 * 3  # heads
     setting = settings[5]
     alone = sweep(data, folds[1:2], [setting], seeds=1, epochs=3)
-    for row in (row for row in alone.rows if row["split"] == "dev"):
+    of_dev = [row for row in alone.rows if row["split"] == "dev"]
+    assert len(of_dev) == 3
+    for row in of_dev:
         (among,) = [other for other in company.rows if {**other, **METRICS_LEFT_OUT} == {**row, **METRICS_LEFT_OUT}]
         for name in METRICS:
             assert row[name] == pytest.approx(among[name], abs=1e-4)
