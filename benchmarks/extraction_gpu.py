@@ -28,6 +28,7 @@ from extraction import in_turns, made_up_corpus
 from torch.nn.utils.rnn import pad_sequence
 from transformers import Wav2Vec2Config
 
+from amber2_core.devices import choose_device, exact_fp32
 from amber2_core.lanes import ahead
 from amber2_core.utterance import Corpus
 from amber2_extract.audio import Excerpt, Waveform, read_waveform
@@ -35,7 +36,6 @@ from amber2_extract.batches import plan_batches
 from amber2_extract.checkpoint import find_checkpoint
 from amber2_extract.encoders import SpeechEncoder
 from amber2_extract.encoding import Progress
-from amber2_extract.loading import choose_device, exact_fp32
 from amber2_extract.pipeline import extract_features
 from amber2_extract.recipe import Precision
 from amber2_extract.stand_ins import save_speech_encoder

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from amber2_core.devices import exact_fp32, on
 from amber2_core.errors import AudioError, ModelError
 
 from .audio import Waveform
@@ -17,9 +18,9 @@ from .checkpoint import Checkpoint
 from .convolutions import Convolutions
 from .encoded import Encoded
 from .encoder import Encoder
-from .loading import exact_fp32, from_pretrained
+from .loading import from_pretrained
 from .padding import keep_padding_silent
-from .pooling import mask_of, on
+from .pooling import mask_of
 from .recipe import Precision
 
 # Transcripts tokenized together.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import re
-import threading
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,52 +11,16 @@ from typing import Any, TypeVar
 
 import torch
 
-from amber2_core.errors import ModelError, SettingError, bad_choice
+from amber2_core.errors import ModelError
 
 from .checkpoint import Checkpoint
 
-DEVICES = ("auto", "cpu", "cuda", "cuda:N", "cuda:0,cuda:1,…", "mps")
 # Weights that no pooled hidden state depends on: pre-training's mask vector, a pooler on [CLS], constant position ids.
 _UNUSED = re.compile(r"(^|\.)(masked_spec_embed|pooler\.|embeddings\.position_ids)")
 
 Loaded = TypeVar("Loaded")
 
 _log = logging.getLogger(__name__)
-
-
-def choose_device(name: str) -> torch.device:
-    """The device of that name; ``auto`` is CUDA where there is one, else Apple's, else the CPU.
-
-    Raises:
-        SettingError: no such device exists, here or at all.
-    """
-    if name == "auto":
-        accelerator = torch.accelerator.current_accelerator(check_available=True)
-        return accelerator if accelerator is not None and accelerator.type in ("cuda", "mps") else torch.device("cpu")
-    if not re.fullmatch(r"cpu|mps|cuda(:\d+)?", name):
-        raise SettingError(bad_choice("device", name, DEVICES))
-    device = torch.device(name)
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise SettingError(
-            f"Bad device {name!r}: {torch.cuda.device_count()} CUDA devices are visible; use --device cpu"
-        )
-    if device.type == "mps" and not torch.backends.mps.is_available():
-        raise SettingError(f"Bad device {name!r}: this machine has none; use --device cpu")
-    return device
-
-
-def choose_devices(names: str) -> tuple[torch.device, ...]:
-    """The devices of one name, or of several with commas between them: GPUs that share the work.
-
-    Raises:
-        SettingError: no such device exists, one is named twice, or several are not all GPUs.
-    """
-    devices = tuple(choose_device(name.strip()) for name in names.split(","))
-    if len(devices) > 1 and any(device.type != "cuda" or device.index is None for device in devices):
-        raise SettingError(f"Bad device {names!r}: several must be GPUs with their numbers, as in cuda:0,cuda:1")
-    if len(set(devices)) < len(devices):
-        raise SettingError(f"Bad device {names!r}: one is named twice")
-    return devices
 
 
 def load_model(checkpoint: Checkpoint, device: torch.device) -> Any:
@@ -114,64 +77,6 @@ def from_pretrained(checkpoint: Checkpoint, load: Callable[..., Loaded], **setti
     except Exception as problem:  # config, safetensors, pickle and tokenizer errors have no common base
         lines = (str(problem) or type(problem).__name__).strip().splitlines()
         raise ModelError(f"Cannot load {checkpoint.name!r} from {checkpoint.folder}: {lines[0]}") from problem
-
-
-class _Tf32:
-    """The process's permission to compute in TensorFloat-32, and how many blocks have withdrawn it."""
-
-    def __init__(self) -> None:
-        self._blocks = 0
-        self._before: tuple[str, ...] = ()
-        self._lock = threading.Lock()
-
-    def withdraw(self) -> None:
-        with self._lock:
-            if self._blocks == 0:
-                self._before = tuple(operation.fp32_precision for operation in _operations())
-                _allow(("ieee", "ieee", "ieee"))
-            self._blocks += 1
-
-    def restore(self) -> None:
-        with self._lock:
-            self._blocks -= 1
-            if self._blocks == 0:
-                _allow(self._before)
-
-
-def _operations() -> tuple[Any, Any, Any]:
-    cudnn: Any = torch.backends.cudnn
-    return torch.backends.cuda.matmul, cudnn.conv, cudnn.rnn
-
-
-def _allow(precisions: tuple[str, ...]) -> None:
-    """Set the precision of products, convolutions and recurrent layers.
-
-    torch has two ways of saying so, and refuses to compute where they say different things: both are set.
-    """
-    products, convolutions, _ = precisions
-    torch.backends.cuda.matmul.allow_tf32 = products == "tf32"
-    torch.backends.cudnn.allow_tf32 = convolutions == "tf32"
-    for operation, precision in zip(_operations(), precisions, strict=True):
-        operation.fp32_precision = precision
-
-
-_tf32 = _Tf32()
-
-
-@contextmanager
-def exact_fp32(device: torch.device) -> Iterator[None]:
-    """On CUDA, products and convolutions in fp32 proper: TensorFloat-32 would keep three digits of them.
-
-    The permission is the process's, not the thread's: it comes back when the last of several threads leaves.
-    """
-    if device.type != "cuda":
-        yield
-        return
-    _tf32.withdraw()
-    try:
-        yield
-    finally:
-        _tf32.restore()
 
 
 @contextmanager

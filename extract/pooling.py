@@ -7,13 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-
-def on(device: torch.device, tensor: Tensor) -> Tensor:
-    """A tensor of the processor's on a device; on CUDA, nobody waits for the copy."""
-    if device.type == "cuda":
-        # torch keeps pinned memory from being used again until the copy out of it is done.
-        return tensor.pin_memory().to(device, non_blocking=True)
-    return tensor.to(device)
+from amber2_core.devices import on
 
 
 def mask_of(lengths: Sequence[int], *, device: torch.device | str = "cpu") -> Tensor:

@@ -135,7 +135,7 @@ def plan_work(
         ModelError: the encoder cannot be loaded.
         SettingError: there is no such device.
     """
-    from .loading import choose_devices
+    from amber2_core.devices import choose_devices
 
     devices = choose_devices(effort.device)
     if isinstance(recipe, AudioRecipe):

@@ -105,17 +105,6 @@ def test_nothing_is_computed_in_double_precision(family: str, layers: Any, tmp_p
         encoder._encode(inputs, "fp32")
 
 
-def test_what_is_copied_to_cuda_is_pinned_and_to_others_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An unpinned copy that nobody waits for would be of memory that may be another's by then."""
-    said: list[Any] = []
-    monkeypatch.setattr(Tensor, "pin_memory", lambda tensor: said.append("pinned") or tensor)
-    monkeypatch.setattr(Tensor, "to", lambda tensor, *device, **settings: said.append((*device, settings)) or tensor)
-    for name in ("cuda:1", "mps", "cpu"):
-        amber2_extract.pooling.on(torch.device(name), torch.zeros(2))
-    cuda, mps, cpu = map(torch.device, ("cuda:1", "mps", "cpu"))
-    assert said == ["pinned", (cuda, {"non_blocking": True}), (mps, {}), (cpu, {})]
-
-
 # --- where there is one ---
 
 on_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")

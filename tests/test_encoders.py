@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import shutil
-import subprocess
-import sys
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -18,10 +16,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from small_models import SPEECH_FAMILIES, TEXT_FAMILIES, WORDS, noise, save_speech, save_text
 
-from amber2_core.errors import AudioError, ModelError, SettingError
+from amber2_core.errors import AudioError, ModelError
 from amber2_extract.checkpoint import find_checkpoint
 from amber2_extract.encoders import SpeechEncoder, TextEncoder
-from amber2_extract.loading import choose_device, choose_devices
 
 Rows = npt.NDArray[np.float32]
 
@@ -325,83 +322,6 @@ def test_a_sharded_checkpoint_lacks_a_piece(wav2vec2: Path) -> None:
     (wav2vec2 / "model-2.safetensors").unlink()
     with pytest.raises(ModelError, match=r"lacks model-2\.safetensors"):
         _speech(wav2vec2)
-
-
-def test_devices_have_names() -> None:
-    assert choose_device("cpu") == torch.device("cpu")
-    assert choose_device("auto").type in ("cpu", "cuda", "mps")
-    with pytest.raises(SettingError, match="Bad device 'gpu', expected one of"):
-        choose_device("gpu")
-    with pytest.raises(SettingError, match="CUDA devices"):
-        choose_device("cuda:99")
-
-
-def test_several_devices_are_gpus_each_named_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    assert choose_devices("cuda:0, cuda:1") == (torch.device("cuda:0"), torch.device("cuda:1"))
-    assert choose_devices("cpu") == (torch.device("cpu"),)
-    with pytest.raises(SettingError, match="2 CUDA devices are visible"):
-        choose_devices("cuda:0,cuda:2")
-    with pytest.raises(SettingError, match="several must be GPUs with their numbers"):
-        choose_devices("cuda:0,cpu")
-    with pytest.raises(SettingError, match="one is named twice"):
-        choose_devices("cuda:1,cuda:1")
-
-
-# However the user has given the permission: in the words of before torch 2.9, or in those of since, or in both.
-PERMISSIONS = {
-    "torch's own": "",
-    "to products": "torch.backends.cuda.matmul.allow_tf32 = True",
-    "to nobody": "torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False",
-    "to products, in the new words": "torch.backends.cuda.matmul.fp32_precision = 'tf32'",
-    "to all, in the new words": "torch.backends.fp32_precision = 'tf32'",
-    "to nobody, in the new words": "torch.backends.fp32_precision = 'ieee'",
-    "as the guides say": "torch.set_float32_matmul_precision('high')",
-}
-STATE = """
-def state():
-    cuda, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
-    return cuda.fp32_precision, cudnn.conv.fp32_precision, cudnn.rnn.fp32_precision
-def agree():
-    return torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32  # an error where the words differ
-"""
-
-
-def test_tensorfloat_is_off_inside_and_as_it_was_after_the_last_of_several_threads() -> None:
-    """In processes of their own: the permission is the process's."""
-    lines = f"""
-import os, sys, traceback
-import torch
-from amber2_extract.loading import exact_fp32
-{STATE}
-def check(permission):
-    exec(permission)
-    before = state()
-    first, second = exact_fp32(torch.device("cuda")), exact_fp32(torch.device("cuda"))
-    with exact_fp32(torch.device("cpu")):
-        assert state() == before
-    first.__enter__()
-    second.__enter__()
-    first.__exit__(None, None, None)
-    assert state() == ("ieee",) * 3, state()
-    assert agree() == (False, False), agree()
-    second.__exit__(None, None, None)
-    assert state() == before, (before, state())
-    agree()
-for name, permission in {PERMISSIONS!r}.items():
-    child = os.fork()
-    if child == 0:
-        try:
-            check(permission)
-        except BaseException:
-            traceback.print_exc()
-            os._exit(1)
-        os._exit(0)
-    if os.waitpid(child, 0)[1]:
-        sys.exit(name)
-"""
-    done = subprocess.run([sys.executable, "-c", lines], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
 
 
 # --- a real encoder, where its wheel is installed ---

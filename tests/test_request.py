@@ -18,7 +18,7 @@ BAD = [
     (Request(inputs="whitened"), "Bad inputs 'whitened', expected one of ['raw', 'standardized']"),  # type: ignore[arg-type]
     (Request(missing="impute"), "Bad missing 'impute', expected one of ['drop', 'mask']"),  # type: ignore[arg-type]
     (Request(precision="fp8"), "Bad precision 'fp8', expected one of ['fp32', 'bf16']"),  # type: ignore[arg-type]
-    (Request(device="tpu"), "Bad device 'tpu', expected one of ['auto', 'cpu', 'cuda', 'cuda:0']"),
+    (Request(device="tpu"), "Bad device 'tpu', expected one of ['auto', 'cpu', 'cuda', 'cuda:N']"),
     (
         Request(Grid(axes={"student": ("video",)})),
         "Bad student 'video', expected one of ['audio', 'text', 'fusion']",

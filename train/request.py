@@ -6,8 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, get_args
 
-import torch
-
+from amber2_core.devices import choose_device
 from amber2_core.errors import SettingError, bad_choice
 from amber2_core.heads import FUSION_HEAD
 
@@ -62,7 +61,7 @@ def checked(request: Request) -> tuple[tuple[Setting, ...], str]:
     for setting in settings:
         if setting.student not in heads:
             raise SettingError(bad_choice("student", setting.student, heads))
-    return settings, _device(request.device)
+    return settings, str(choose_device(request.device, ("cpu", "cuda")))
 
 
 def options_of(request: Request, device: str) -> dict[str, Any]:
@@ -77,13 +76,3 @@ def options_of(request: Request, device: str) -> dict[str, Any]:
         "score-all": request.score_all,
         "device": device.split(":")[0],
     }
-
-
-def _device(device: str) -> str:
-    if device == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    if device.split(":")[0] not in ("cpu", "cuda"):
-        raise SettingError(bad_choice("device", device, ("auto", "cpu", "cuda", "cuda:0")))
-    if device != "cpu" and not torch.cuda.is_available():
-        raise SettingError(f"Bad device {device!r}: torch finds no CUDA device here; use --device cpu")
-    return device
