@@ -77,18 +77,16 @@ class SpeechEncoder(Encoder):
     def prepare(self, waveform: Waveform) -> Tensor:
         """One utterance as the checkpoint's own preprocessor wants it: normalised, where it says so, before padding.
 
-        (samples,), on the processor; in pinned memory for CUDA, so that its copy need not be waited for.
+        (samples,), on the processor.
         """
         prepared = self._preprocessor(waveform, sampling_rate=self.sampling_rate, return_tensors="np")
-        samples = torch.as_tensor(prepared["input_values"][0], dtype=torch.float32)
-        return samples.pin_memory() if self.device.type == "cuda" else samples
+        return torch.as_tensor(prepared["input_values"][0], dtype=torch.float32)
 
     @torch.inference_mode()
     def _encode(self, inputs: Sequence[Waveform | Tensor], precision: Precision) -> Encoded:
         ready = [one if isinstance(one, Tensor) else self.prepare(one) for one in inputs]
         with exact_fp32(self.device):
-            # torch keeps what is pinned from being used again until it is copied.
-            samples = [one.to(self.device, non_blocking=self.device.type == "cuda") for one in ready]  # each (samples,)
+            samples = self._moved(ready)  # each (samples,)
             with self._half(precision):
                 together = self.convolves_together and len(samples) > 1
                 convolved = self._convolutions.together if together else self._convolutions.one_by_one
@@ -100,6 +98,12 @@ class SpeechEncoder(Encoder):
                 with self._valid(frame_mask):
                     output = self._model(padded, attention_mask=mask, output_hidden_states=self.layers == "all")
             return self._pooled(output, lengths)
+
+    def _moved(self, ready: Sequence[Tensor]) -> Sequence[Tensor]:
+        """The utterances on the device, in one copy: each copy of its own costs more than most of them weigh."""
+        if self.device.type == "cpu":
+            return ready
+        return torch.split(on(self.device, torch.cat(list(ready))), [len(one) for one in ready])
 
     def _go_another_way(self) -> bool:
         was, self.convolves_together = self.convolves_together, False

@@ -28,8 +28,9 @@ if TYPE_CHECKING:
 
 Encoder = TypeVar("Encoder")
 
-# Most threads that decode for accelerators; each holds some batches, done or in the making, ahead of them.
-_DECODERS = 16
+# Most threads that decode for each accelerator; each holds some batches, done or in the making, ahead of it. One reads
+# some 1,500 times as fast as recordings play; more than are needed keep Python from whoever feeds the accelerator.
+_DECODERS = 4
 
 
 @dataclass(frozen=True)
@@ -112,7 +113,8 @@ class Work:
         if on_processor and len(lanes) == 1:
             yield from ahead(lambda batch: lanes[0](self.ready(batch)), self.batches, torch.get_num_threads())
         else:
-            yield from spread(ahead(self.ready, self.batches, min(_DECODERS, torch.get_num_threads())), lanes)
+            decoders = min(_DECODERS * len(lanes), torch.get_num_threads())
+            yield from spread(ahead(self.ready, self.batches, decoders), lanes)
 
 
 def _encode(encode: Callable[[Sequence[Any]], Encoded], ready: Ready) -> Rows:
