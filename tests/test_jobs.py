@@ -15,6 +15,7 @@ import torch
 from synthetic_data import training_data
 
 from amber2_core.metrics import METRICS
+from amber2_train import jobs as jobs_module
 from amber2_train.folds import make_folds
 from amber2_train.grid import Setting, expand
 from amber2_train.interrupts import check_interrupt, in_quiet_thread
@@ -68,6 +69,22 @@ def test_a_part_has_the_rows_of_its_jobs_in_the_order_of_the_seeds() -> None:
     ]
     of_dev = [row["js"] for row in part.rows if row["split"] == "dev" and row["head"] == "fusion"]
     assert part.candidates["amber2"].dev_js == pytest.approx(np.mean(of_dev))
+
+
+def test_rows_come_in_one_order_however_runs_are_put_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a GPU: all seeds at once, and other stacks."""
+    data = training_data(48)
+    settings = expand(["amber2", "cb-ce"], {**SMALL, "kappa": (0.0, 2.0, 20.0)})
+
+    def found() -> list[dict[str, object]]:
+        return sweep(data, make_folds("session", data), settings, seeds=2, epochs=3, score_all=True).rows
+
+    expected = found()
+    monkeypatch.setattr(jobs_module, "STACKED_SETTINGS", {"cpu": 2})
+    monkeypatch.setattr(jobs_module, "seed_groups", lambda seeds, device: [list(range(seeds))])
+    for row, other in zip(expected, found(), strict=True):
+        assert {**row, **METRICS_LEFT_OUT} == {**other, **METRICS_LEFT_OUT}
+        assert row["js"] == pytest.approx(other["js"], abs=1e-4)
 
 
 def found_with(threads: int) -> SweepResult:

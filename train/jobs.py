@@ -124,10 +124,20 @@ def train(job: Job, sweep: Sweep) -> Trained:
 
 
 def part_of(settings: Sequence[Setting], trained: Sequence[Trained]) -> Part:
-    """What one stack has given under all seeds, from those of its jobs, in order."""
+    """What one stack has given under all seeds, from those of its jobs, in order.
+
+    Rows come setting by setting, then seed by seed, however the seeds were spread over jobs.
+    """
     dev_js = np.concatenate([one.dev_js for one in trained], axis=1)
+    of_dev, of_test = ([one.of_dev for one in trained], [one.of_test for one in trained])
     return Part(
         len(settings) * dev_js.shape[1],
-        [row for one in trained for row in one.of_dev] + [row for one in trained for row in one.of_test],
+        _by_setting(of_dev, len(settings)) + _by_setting(of_test, len(settings)),
         best_settings(settings, [one.fitted for one in trained], dev_js),
     )
+
+
+def _by_setting(of_jobs: Sequence[list[Row]], settings: int) -> list[Row]:
+    """The rows of jobs, each of which has as many for every setting, one setting after the other."""
+    each = [len(rows) // settings for rows in of_jobs]
+    return [row for k in range(settings) for rows, n in zip(of_jobs, each, strict=True) for row in rows[k * n :][:n]]

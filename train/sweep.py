@@ -101,6 +101,7 @@ def sweep(
                 done += part.runs
                 on_progress(done, total)
             check_chosen(candidates, settings, rows.number)
+            of_settings.sort(key=lambda row: str(row["split"]))  # the same order, whatever the size of the stacks
             _test(rows, candidates, of_settings, data, found)
             chosen = ", ".join(f"{name}{_point(c.setting)} (dev js {c.dev_js:.4f})" for name, c in candidates.items())
             elapsed = time.monotonic() - began
