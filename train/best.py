@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import Tensor
 
 from .grid import Setting
 from .stack import StackedHeads
@@ -57,14 +58,22 @@ class BestHeads:
         if self.patience is not None:
             self._stopped |= epoch - self.epoch >= self.patience
         for head, improved in zip(self.stack.architecture.heads, better, strict=True):
-            runs = np.argwhere(improved).tolist()
+            runs = np.nonzero(improved)  # (seeds, settings)
             for name, rows in self.stack.owned(head):
-                now, kept = self.stack.parameters[name].detach(), self._kept[name]
-                for seed, setting in runs:
-                    kept[seed, setting, rows].copy_(now[seed, setting, rows])
+                _take_over(self._kept[name][:, :, rows], self.stack.parameters[name].detach()[:, :, rows], runs)
 
     @torch.no_grad()
     def restore(self) -> None:
         """Give the stack every head of its best epoch."""
         for name, parameter in self.stack.parameters.items():
             parameter.copy_(self._kept[name])
+
+
+def _take_over(kept: Tensor, now: Tensor, runs: tuple[npt.NDArray[np.intp], ...]) -> None:
+    """Copy some runs' parameters (seeds, settings, …): on a CPU one by one, which takes a fifth of the time there."""
+    if kept.device.type == "cpu":
+        for seed, setting in zip(*runs, strict=True):
+            kept[seed, setting].copy_(now[seed, setting])
+    else:
+        places = tuple(torch.from_numpy(of_axis).to(kept.device) for of_axis in runs)
+        kept[places] = now[places]
