@@ -1,11 +1,12 @@
-"""The paper's whole protocol on a GPU in one number, with its share of what that GPU can do.
+"""The paper's whole protocol on a GPU in one number for each precision, with its share of what that GPU can do.
 
     python benchmarks/stage2_gpu.py
 
 `train-heads --preset paper` on 5,531 utterances of 768 + 768 features in five sessions: 225 fits of AmbER² and 25 of
 the baseline, every dev row scored after every epoch, selection, test and the run folder. The time is that of the
-command, from typing to the last file. Two limits are measured on the same GPU: the rate of a large fp32 product, and
-the bandwidth of a copy within its memory. The sweep's work at these rates is what it cannot be faster than.
+command, from typing to the last file; beside it what the same command needs for one epoch, most of which is starting
+and ending. Two limits are measured on the same GPU: the rate of a large product, and the bandwidth of a copy within its
+memory. The sweep's work at these rates is what it cannot be faster than.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from made_up import write_made_up_cache
 from amber2_core.heads import Architecture, MultimodalHeads
 from amber2_train.grid import Setting
 from amber2_train.presets import PAPER
+from amber2_train.products import PRECISIONS, Precision, products_in
 
 COUNT, FOLDS, SIZE = 5531, 5, 768
 EMOTIONS = ("neutral", "happy", "angry", "sad")
@@ -60,40 +62,53 @@ def seconds_on_gpu(what: Callable[[], object], repeats: int = 20) -> float:
     return best
 
 
-def limits() -> tuple[float, float]:
-    """Operations per second of a large fp32 product, and bytes per second of a copy, both read and written ones."""
-    side = 8192
-    a, b = (torch.randn(side, side, device="cuda") for _ in range(2))
+def product_rate(precision: Precision) -> float:
+    """Operations per second of a large product."""
+    side, dtype = 8192, torch.bfloat16 if precision == "bf16" else torch.float32
+    a, b = (torch.randn(side, side, device="cuda", dtype=dtype) for _ in range(2))
     product = torch.empty_like(a)
-    rate = 2 * side**3 / seconds_on_gpu(lambda: torch.mm(a, b, out=product))
+    with products_in(precision, "cuda"):
+        return 2 * side**3 / seconds_on_gpu(lambda: torch.mm(a, b, out=product))
+
+
+def bandwidth() -> float:
+    """Bytes per second of a copy, both those read and those written."""
     source = torch.empty(2**28, device="cuda")  # 1 GiB of fp32
     copy = torch.empty_like(source)
-    return rate, 2 * source.nbytes / seconds_on_gpu(lambda: copy.copy_(source))
+    return 2 * source.nbytes / seconds_on_gpu(lambda: copy.copy_(source))
+
+
+def seconds_of_command(cache: Path, output: Path, *options: str) -> float:
+    """Of `train-heads --preset paper`, from typing to the last file."""
+    command = [sys.executable, "-c", COMMAND, "--preset", "paper", "--device", "cuda", "--quiet", "--cache", str(cache)]
+    began = time.perf_counter()
+    subprocess.run([*command, "--output", str(output), *options], check=True, stdout=subprocess.DEVNULL)
+    return time.perf_counter() - began
 
 
 def measure() -> None:
     if not torch.cuda.is_available():
         print("no GPU: torch finds no CUDA device here, so --preset paper is not measured on one")
         return
-    rate, bandwidth = limits()
     operations, moved = work()
+    at_bandwidth = moved / bandwidth()
+    at_rate = {precision: operations / product_rate(precision) for precision in PRECISIONS}
+    print(f"{torch.cuda.get_device_name()}: train-heads --preset paper on {COUNT:,} utterances; at the limit of its "
+          f"bandwidth the optimizer alone needs {at_bandwidth:.2f} s")  # fmt: skip
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         sizes = {"audio": SIZE, "text": SIZE}
         cache = write_made_up_cache(
             folder / "cache.h5", COUNT, sizes=sizes, emotions=EMOTIONS, raters=3, folds="session"
         )
-        options = ["--preset", "paper", "--device", "cuda", "--quiet", "--cache", str(cache)]
-        times = []
-        for turn in range(2):  # the first finds libraries and kernels not yet in the disk's cache
-            began = time.perf_counter()
-            subprocess.run([sys.executable, "-c", COMMAND, *options, "--output", str(folder / f"{turn}")], check=True,
-                           stdout=subprocess.DEVNULL)  # fmt: skip
-            times.append(time.perf_counter() - began)
-    print(f"{torch.cuda.get_device_name()}: train-heads --preset paper on {COUNT:,} utterances: {times[-1]:.1f} s")
-    print(f"limits: {rate / 1e12:.1f} TFLOP/s in fp32, {bandwidth / 1e12:.2f} TB/s")
-    for what, least in (("arithmetic", operations / rate), ("bandwidth", moved / bandwidth)):
-        print(f"{what}: {least:.2f} s at the limit, {least / times[-1]:.0%} of it reached")
+        seconds_of_command(cache, folder / "first", "--epochs", "1")  # finds what is not yet in the disk's cache
+        short = seconds_of_command(cache, folder / "short", "--epochs", "1")
+        print(f"of one epoch: {short:.1f} s")
+        for precision in PRECISIONS:
+            whole = seconds_of_command(cache, folder / precision, "--precision", precision)
+            print(f"{precision}: {whole:.1f} s; its products need {at_rate[precision]:.2f} s at this GPU's rate "
+                  f"({operations / at_rate[precision] / 1e12:.0f} TFLOP/s): {at_rate[precision] / whole:.0%} of the "
+                  f"arithmetic limit, {at_bandwidth / whole:.0%} of that of bandwidth")  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ import pytest
 import torch
 from synthetic_data import training_data
 
+from amber2_core.errors import SettingError
 from amber2_core.metrics import METRICS
 from amber2_train import jobs as jobs_module
 from amber2_train.folds import make_folds
@@ -45,7 +46,8 @@ def test_jobs_are_every_stack_under_every_seed_on_every_fold() -> None:
     assert found == [(fold.number, stack, [seed]) for fold in folds for stack in (1, 2) for seed in (0, 1)]
     on_cuda = Sweep(settings, 2, 1, device="cuda")
     assert len(list(stacks(settings, "cuda"))) == 2
-    assert lanes(on_cuda, len(folds)) == 1
+    assert lanes(on_cuda, len(folds)) == MOST_LANES["cuda"]
+    assert lanes(Sweep(settings[:1], 5, 1, device="cuda:1"), 1) == 1
 
 
 def test_there_is_a_lane_for_every_core_but_not_for_more_than_there_are_jobs(threads: None) -> None:
@@ -55,7 +57,7 @@ def test_there_is_a_lane_for_every_core_but_not_for_more_than_there_are_jobs(thr
     assert lanes(Sweep(settings[:1], 3, 1), folds=1) == 3
     assert lanes(Sweep(settings[:1], 1, 1), folds=1) == 1
     torch.set_num_threads(64)
-    assert lanes(Sweep(settings, 5, 1), folds=5) == MOST_LANES
+    assert lanes(Sweep(settings, 5, 1), folds=5) == MOST_LANES["cpu"]
 
 
 def test_a_part_has_the_rows_of_its_jobs_in_the_order_of_the_seeds() -> None:
@@ -85,6 +87,18 @@ def test_rows_come_in_one_order_however_runs_are_put_together(monkeypatch: pytes
     for row, other in zip(expected, found(), strict=True):
         assert {**row, **METRICS_LEFT_OUT} == {**other, **METRICS_LEFT_OUT}
         assert row["js"] == pytest.approx(other["js"], abs=1e-4)
+
+
+def test_memory_that_runs_out_on_a_gpu_is_told_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*args: object, **options: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.\nGPU 0 has …")
+
+    data = training_data(48)
+    wanted = Sweep([Setting(hidden=5), Setting(hidden=5, kappa=0.0)], 3, 1)
+    job = next(jobs(data, make_folds("session", data), wanted))
+    monkeypatch.setattr(jobs_module, "fit", full)
+    with pytest.raises(SettingError, match=r"^cpu ran out of memory with 2 runs at once: .* or use --device cpu$"):
+        train(job, wanted)
 
 
 def found_with(threads: int) -> SweepResult:

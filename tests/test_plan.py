@@ -32,7 +32,7 @@ def test_a_plan_counts_the_runs_stacks_and_parameters(monkeypatch: pytest.Monkey
         sizes.append(sum(p.numel() for p in MultimodalHeads(shape).parameters()))
     assert [stack.parameters for stack in plan.stacks] == sizes
     assert plan.seconds > 0
-    assert plan.at_once == min(torch.get_num_threads(), 2 * 3 * 5, jobs_module.MOST_LANES)
+    assert plan.at_once == min(torch.get_num_threads(), 2 * 3 * 5, jobs_module.MOST_LANES["cpu"])
     assert plan.bytes >= plan.feature_bytes + plan.at_once * 4 * 4 * 5 * max(sizes)
 
 
@@ -57,5 +57,5 @@ def test_the_command_shows_the_plan_and_writes_nothing(tmp_path: Path) -> None:
     assert "in all 150 runs of 30 epochs" in shown.stdout
     assert [path.name for path in tmp_path.iterdir()] == ["caches"]
     as_json = json.loads(CliRunner().invoke(train_heads, [*arguments, "--json"]).stdout)
-    assert as_json["at_once"] == min(torch.get_num_threads(), jobs_module.MOST_LANES)
+    assert as_json["at_once"] == min(torch.get_num_threads(), jobs_module.MOST_LANES["cpu"])
     assert (as_json["runs"], as_json["settings"]) == (150, {"amber2": 9, "cb-ce": 1})

@@ -17,7 +17,7 @@ BAD = [
     (Request(patience=0), "Bad patience 0, expected a number of at least 1"),
     (Request(inputs="whitened"), "Bad inputs 'whitened', expected one of ['raw', 'standardized']"),  # type: ignore[arg-type]
     (Request(missing="impute"), "Bad missing 'impute', expected one of ['drop', 'mask']"),  # type: ignore[arg-type]
-    (Request(precision="fp8"), "Bad precision 'fp8', expected one of ['fp32', 'bf16']"),  # type: ignore[arg-type]
+    (Request(precision="fp8"), "Bad precision 'fp8', expected one of ['fp32', 'tf32', 'bf16']"),  # type: ignore[arg-type]
     (Request(device="tpu"), "Bad device 'tpu', expected one of ['auto', 'cpu', 'cuda', 'cuda:N']"),
     (
         Request(Grid(axes={"student": ("video",)})),
@@ -41,6 +41,11 @@ def test_a_modality_that_is_asked_for_may_be_the_student() -> None:
 def test_the_device_is_the_one_that_is_there() -> None:
     assert checked(Request())[1] == ("cuda" if torch.cuda.is_available() else "cpu")
     assert checked(Request(device="cpu"))[1] == "cpu"
+
+
+def test_tensorfloat_is_refused_where_there_is_none() -> None:
+    with pytest.raises(SettingError, match=r"^Bad precision 'tf32' on a CPU: only GPUs have it; use --precision fp32"):
+        checked(Request(precision="tf32", device="cpu"))
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device here")

@@ -11,6 +11,7 @@ import numpy.typing as npt
 import torch
 from torch import Generator, Tensor
 
+from amber2_core.devices import on
 from amber2_core.divergences import js
 from amber2_core.heads import Architecture
 
@@ -23,6 +24,7 @@ from .products import Precision
 from .recording import record_steps
 from .rows import FoldRows, Rows
 from .stack import Dropout, StackedHeads, initial_state
+from .streams import own_stream
 from .systems import registry
 from .systems.system import Loss, TrainingStatistics
 
@@ -63,7 +65,21 @@ def fit(
         settings: of one `Setting.shape`, each system's side by side.
         patience: a head that has not improved for so many epochs is not looked at again; training ends with the last.
         precision: "bf16" computes the largest products in bfloat16; parameters and moments stay in `dtype`.
+            "tf32" is what `products_in` makes of the same products.
     """
+    with own_stream(data.train.targets.device):
+        return _fit(data, settings, seeds, epochs, patience, dtype, precision)
+
+
+def _fit(
+    data: FoldRows,
+    settings: Sequence[Setting],
+    seeds: Sequence[int],
+    epochs: int,
+    patience: int | None,
+    dtype: torch.dtype,
+    precision: Precision,
+) -> Fitted:
     shape, train = settings[0], data.train
     device = train.targets.device
     stack = new_stack(data, settings, seeds, dtype)
@@ -89,15 +105,16 @@ def fit(
 
     take_step = record_steps(step, device)
     for epoch in range(1, epochs + 1):
-        order = torch.stack([torch.randperm(len(train), generator=stream) for stream in orders]).to(device)
+        order = on(device, torch.stack([torch.randperm(len(train), generator=stream) for stream in orders]))
         for rows in torch.split(order, shape.batch_size, dim=1):  # (seeds, batch)
             keep = dropout.draw(rows.shape[1])
-            take_step(rows, keep if keep is None else keep.to(device))
+            take_step(rows, keep if keep is None else on(device, keep))
             check_interrupt()
         best.keep(epoch, dev_js(stack, data.dev, optimizer=optimizer))
         if best.all_stopped:
             break
     best.restore()
+    optimizer.zero_grad()  # the stack goes on without its gradients
     return Fitted(stack, best.epoch, best.dev_js, best.curves, best.epochs)
 
 

@@ -6,6 +6,7 @@ A job is one stack of settings under some seeds on one fold. Jobs share the feat
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,22 +14,25 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from amber2_core.errors import SettingError
+
 from .fit import Fitted, fit
 from .folds import Fold
 from .grid import Setting
 from .parts import Part, Parts
 from .products import Precision
-from .rows import FoldRows, Inputs, fold_rows
+from .rows import FoldRows, Inputs, features_on, fold_rows
 from .scores import Row, scores_of
 from .select import best_settings
 from .targets import TrainingData
 
 # Settings that train in one stack. On a CPU a stack of one loses a quarter of its time between products, and from three
 # to twelve they take equally long (benchmarks/stage2_stacks.py): so rather more stacks, for more cores to share, and
-# less to train again where a sweep is stopped.
-STACKED_SETTINGS = {"cpu": 6, "cuda": 64}
-# Python runs in one thread at a time: of a training step about a fifteenth.
-MOST_LANES = 16
+# less to train again where a sweep is stopped. On a GPU each is for all seeds.
+STACKED_SETTINGS = {"cpu": 6, "cuda": 16}
+# Stacks that train at the same time, at most. On a CPU each has a core, and Python, about a fifteenth of a training
+# step, runs in one thread at a time. On a GPU one trains while another is scored.
+MOST_LANES = {"cpu": 16, "cuda": 2}
 
 
 @dataclass(frozen=True)
@@ -69,8 +73,10 @@ class Trained:
 def jobs(data: TrainingData, folds: Sequence[Fold], sweep: Sweep, finished: Parts | None = None) -> Iterator[Job]:
     """All jobs of a sweep: fold by fold, stack by stack, seed by seed."""
     labels = {setting.labels for setting in sweep.settings}
+    with _memory_for(f"the features of {len(data)} utterances: try another GPU", sweep.device):
+        features = features_on(sweep.device, data)
     for fold in folds:
-        rows = fold_rows(data, fold, inputs=sweep.inputs, labels=labels, device=sweep.device)
+        rows = fold_rows(data, fold, inputs=sweep.inputs, labels=labels, device=sweep.device, features=features)
         for number, settings in enumerate(stacks(sweep.settings, sweep.device), start=1):
             part = None if finished is None else finished.read(fold.number, number)
             for seeds in seed_groups(sweep.seeds, sweep.device):
@@ -94,32 +100,33 @@ def seed_groups(seeds: int, device: str) -> list[list[int]]:
 
 
 def lanes(sweep: Sweep, folds: int) -> int:
-    """How many jobs are trained at the same time: one for each core, as torch counts them; one on an accelerator.
+    """How many jobs are trained at the same time: on a CPU one for each core, as torch counts them.
 
     Two jobs on two cores are done sooner than one after the other with two threads each, which wait for each other at
     every product. How many jobs were finished earlier plays no part: the threads of a job are in its last digits.
     """
-    if sweep.device.startswith("cuda"):
-        return 1
+    kind = sweep.device.split(":")[0]
     of_fold = len(list(stacks(sweep.settings, sweep.device))) * len(seed_groups(sweep.seeds, sweep.device))
-    return min(torch.get_num_threads(), folds * of_fold, MOST_LANES)
+    cores = torch.get_num_threads() if kind == "cpu" else MOST_LANES[kind]
+    return min(cores, folds * of_fold, MOST_LANES[kind])
 
 
 def train(job: Job, sweep: Sweep) -> Trained:
-    """Train a job, and score it."""
-    fitted = fit(
-        job.rows,
-        job.settings,
-        seeds=job.seeds,
-        epochs=sweep.epochs,
-        patience=sweep.patience,
-        precision=sweep.precision,
-    )
-    number = job.rows.number
-    of_dev, dev_js = scores_of(job.rows.dev, "dev", number, job.settings, fitted, job.seeds)
-    of_test: list[Row] = []
-    if sweep.score_all:
-        of_test, _ = scores_of(job.rows.test, "test", number, job.settings, fitted, job.seeds)
+    """Train a job, and score it. SettingError where a GPU's memory is too small."""
+    number, runs = job.rows.number, len(job.settings) * len(job.seeds)
+    with _memory_for(f"{runs} runs at once: ask for fewer --seeds or a smaller --hidden", sweep.device):
+        fitted = fit(
+            job.rows,
+            job.settings,
+            seeds=job.seeds,
+            epochs=sweep.epochs,
+            patience=sweep.patience,
+            precision=sweep.precision,
+        )
+        of_dev, dev_js = scores_of(job.rows.dev, "dev", number, job.settings, fitted, job.seeds)
+        of_test: list[Row] = []
+        if sweep.score_all:
+            of_test, _ = scores_of(job.rows.test, "test", number, job.settings, fitted, job.seeds)
     return Trained(fitted, of_dev, of_test, dev_js)
 
 
@@ -135,6 +142,14 @@ def part_of(settings: Sequence[Setting], trained: Sequence[Trained]) -> Part:
         _by_setting(of_dev, len(settings)) + _by_setting(of_test, len(settings)),
         best_settings(settings, [one.fitted for one in trained], dev_js),
     )
+
+
+@contextmanager
+def _memory_for(what: str, device: str) -> Iterator[None]:
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise SettingError(f"{device} ran out of memory with {what}, or use --device cpu") from None
 
 
 def _by_setting(of_jobs: Sequence[list[Row]], settings: int) -> list[Row]:

@@ -15,7 +15,7 @@ from .grid import Setting
 from .interrupts import in_quiet_thread
 from .jobs import Sweep, lanes, seed_groups, stacks
 from .lanes import in_lanes
-from .products import Precision, try_precision
+from .products import Precision, products_in, try_precision
 from .recording import WARM_UP
 from .rows import FoldRows, Rows, fold_rows
 from .targets import TrainingData
@@ -80,7 +80,8 @@ def plan_sweep(
     planned = []
     for some in stacks(settings, device):
         groups = seed_groups(seeds, device)
-        step, dev_row = _measured(rows, some, groups[0], precision, at_once)
+        with products_in(precision, device):
+            step, dev_row = _measured(rows, some, groups[0], precision, at_once)
         steps = sum(math.ceil(len(fold.train) / some[0].batch_size) for fold in folds)
         scored = sum(len(fold.dev) for fold in folds)
         parameters = sum(p[0, 0].numel() for p in new_stack(rows, some[:1], [0], torch.float32).parameters.values())

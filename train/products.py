@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from functools import cache, partial
 from typing import Any, Literal, get_args
 
@@ -11,7 +12,10 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-Precision = Literal["fp32", "bf16"]
+from amber2_core.devices import exact_fp32, tensor_float_32
+from amber2_core.errors import SettingError
+
+Precision = Literal["fp32", "tf32", "bf16"]
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 _log = logging.getLogger(__name__)
 Learn = Callable[[int, int, Tensor], None]  # (seed, setting, gradient of that run's weight, overwritten thereafter)
@@ -31,6 +35,12 @@ def low_factors(like: Tensor) -> torch.dtype:
     return torch.bfloat16 if like.device.type != "cpu" or _multiplies_bfloat16() else like.dtype
 
 
+def check_precision(precision: Precision, device: str) -> None:
+    """Raises SettingError where a device has no products of that precision."""
+    if precision == "tf32" and device == "cpu":
+        raise SettingError("Bad precision 'tf32' on a CPU: only GPUs have it; use --precision fp32 or --device cuda")
+
+
 def try_precision(precision: Precision, device: str) -> None:
     """Find out how a precision is best computed, before several threads ask; log where it saves no time."""
     if precision == "bf16" and device == "cpu" and not _multiplies_bfloat16():
@@ -38,6 +48,11 @@ def try_precision(precision: Precision, device: str) -> None:
             "this processor does not multiply bfloat16: --precision bf16 rounds like one that does, but is not faster "
             "than fp32"
         )
+
+
+def products_in(precision: Precision, device: str) -> AbstractContextManager[None]:
+    """On CUDA, all products within keep the digits of fp32, unless TensorFloat-32 was asked for."""
+    return (tensor_float_32 if precision == "tf32" else exact_fp32)(torch.device(device))
 
 
 @cache
@@ -66,13 +81,12 @@ class WideProduct(torch.autograd.Function):
         factors, x = weight if low is None else low, to_low(x)
         ctx.save_for_backward(x)
         ctx.learn, ctx.to_low, ctx.shape, ctx.dtype = learn, to_low, weight.shape, weight.dtype
-        if len(x) == 1:  # a product of two matrices is faster than a batch of one
-            product = (x[0] @ factors.flatten(0, 2).mT).unsqueeze(0)
+        if len(x) == 1:  # one product of two matrices, (batch, D) and (D, settings·Σ outputs)
+            product = to_low(x[0] @ factors.flatten(0, 2).mT).to(weight.dtype)
+            by_run = product.view(len(product), weight.shape[1], -1).transpose(0, 1).unsqueeze(0)
         else:
-            product = torch.bmm(x, factors.flatten(1, 2).mT)  # (seeds, batch, settings·Σ outputs)
-        product = to_low(product).to(weight.dtype)
-        by_run = product.view(*product.shape[:2], weight.shape[1], -1).transpose(1, 2)
-        return torch.split(by_run, list(sizes), dim=-1)
+            by_run = to_low(x.unsqueeze(1) @ factors.mT).to(weight.dtype)
+        return torch.split(by_run, list(sizes), dim=-1)  # (seeds, settings, batch, Σ outputs)
 
     @staticmethod
     @once_differentiable

@@ -12,7 +12,7 @@ from amber2_core.heads import FUSION_HEAD
 
 from .grid import Setting
 from .presets import Grid
-from .products import PRECISIONS, Precision
+from .products import PRECISIONS, Precision, check_precision
 from .rows import Inputs
 from .targets import MISSING, Missing
 
@@ -61,7 +61,9 @@ def checked(request: Request) -> tuple[tuple[Setting, ...], str]:
     for setting in settings:
         if setting.student not in heads:
             raise SettingError(bad_choice("student", setting.student, heads))
-    return settings, str(choose_device(request.device, ("cpu", "cuda")))
+    device = str(choose_device(request.device, ("cpu", "cuda")))
+    check_precision(request.precision, device)
+    return settings, device
 
 
 def options_of(request: Request, device: str) -> dict[str, Any]:

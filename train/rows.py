@@ -89,12 +89,13 @@ def fold_rows(
     inputs: Inputs = "raw",
     labels: Collection[Labels] = LABEL_KINDS[:1],
     device: str = "cpu",
+    features: Mapping[str, Tensor] | None = None,
 ) -> FoldRows:
     """A fold's parts as tensors; standardised by the mean and sd of its train rows where that is asked for.
 
-    On a CPU the features are not copied, whatever the number of folds.
+    `features` are the data's `features_on` the device, where several folds share them.
     """
-    features = {name: torch.from_numpy(x).to(device) for name, x in data.features.items()}
+    features = features_on(device, data) if features is None else features
     train_index = torch.from_numpy(fold.train).to(device)
     standardisation = {}
     if inputs == "standardized":
@@ -111,6 +112,11 @@ def fold_rows(
         kind: TrainingStatistics(class_balanced_weights(LABELS[kind](train.targets))) for kind in sorted(labels)
     }
     return FoldRows(fold.number, train, part(fold.dev), part(fold.test), statistics)
+
+
+def features_on(device: str, data: TrainingData) -> dict[str, Tensor]:
+    """The features of all utterances, (N, D_m) by modality; on a CPU they are not copied."""
+    return {name: torch.from_numpy(x).to(device) for name, x in data.features.items()}
 
 
 def train_statistics(

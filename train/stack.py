@@ -58,10 +58,9 @@ class StackedHeads:
         starts = [self._packed(state) for state in initial]
         self.parameters: StateDict = {
             name: torch.stack([start[name] for start in starts])
+            .to(device=device, dtype=dtype)
             .unsqueeze(1)
             .repeat(1, settings, *[1] * starts[0][name].ndim)
-            .to(device=device, dtype=dtype)
-            .contiguous()
             .requires_grad_()
             for name in starts[0]
         }

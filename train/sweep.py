@@ -21,7 +21,7 @@ from .interrupts import in_quiet_thread
 from .jobs import Job, Sweep, Trained, jobs, lanes, part_of, train
 from .lanes import in_lanes
 from .parts import Part, Parts
-from .products import Precision, try_precision
+from .products import Precision, products_in, try_precision
 from .rows import FoldRows, Inputs
 from .scores import Row, curve_rows, mark_selected, score_on_test, trained_heads
 from .select import Candidate, check_chosen, compete
@@ -91,7 +91,7 @@ def sweep(
     total, done = len(folds) * len(settings) * seeds, 0
     found = _Found()
     began = time.monotonic()
-    with closing(_parts(data, folds, wanted, parts)) as finished:
+    with products_in(precision, device), closing(_parts(data, folds, wanted, parts)) as finished:
         for rows, of_fold in groupby(finished, key=lambda pair: pair[0]):
             candidates: dict[str, Candidate] = {}
             of_settings: list[Row] = []
