@@ -80,13 +80,9 @@ class WideProduct(torch.autograd.Function):
         to_low = _as_it_is if low is None else partial(rounded, factors=low.dtype)
         factors, x = weight if low is None else low, to_low(x)
         ctx.save_for_backward(x)
-        ctx.learn, ctx.to_low, ctx.shape, ctx.dtype = learn, to_low, weight.shape, weight.dtype
-        if len(x) == 1:  # one product of two matrices, (batch, D) and (D, settings·Σ outputs)
-            product = to_low(x[0] @ factors.flatten(0, 2).mT).to(weight.dtype)
-            by_run = product.view(len(product), weight.shape[1], -1).transpose(0, 1).unsqueeze(0)
-        else:
-            by_run = to_low(x.unsqueeze(1) @ factors.mT).to(weight.dtype)
-        return torch.split(by_run, list(sizes), dim=-1)  # (seeds, settings, batch, Σ outputs)
+        ctx.learn, ctx.to_low, ctx.sizes, ctx.shape, ctx.dtype = learn, to_low, sizes, weight.shape, weight.dtype
+        parts = _run_by_run(x, factors, sizes) if x.device.type == "cpu" else _all_at_once(x, factors, sizes)
+        return tuple(to_low(part).to(weight.dtype) for part in parts)
 
     @staticmethod
     @once_differentiable
@@ -96,15 +92,49 @@ class WideProduct(torch.autograd.Function):
         if ctx.learn is None:
             joined = ctx.to_low(torch.cat(gradients, dim=-1))  # (seeds, settings, batch, Σ outputs)
             return None, ctx.to_low(joined.mT @ x.unsqueeze(1)).to(ctx.dtype), None, None, None
-        joined = torch.empty(x.shape[1], outputs, dtype=ctx.dtype)
         piece, full = (torch.empty(outputs, size, dtype=dtype) for dtype in (x.dtype, ctx.dtype))
+        places = torch.split(piece, list(ctx.sizes))
         for seed in range(seeds):
             for setting in range(settings):
-                torch.cat([part[seed, setting] for part in gradients], dim=-1, out=joined)
-                torch.mm(ctx.to_low(joined).mT, x[seed], out=piece)
+                for part, place in zip(gradients, places, strict=True):
+                    torch.mm(ctx.to_low(part[seed, setting]).mT, x[seed], out=place)
                 gradient = ctx.to_low(piece)
                 ctx.learn(seed, setting, gradient if gradient.dtype == ctx.dtype else full.copy_(gradient))
         return None, None, None, None, None
+
+
+def _run_by_run(x: Tensor, factors: Tensor, sizes: Sequence[int]) -> Sequence[Tensor]:
+    """The wide product's parts, each as one piece of memory: what a processor computes then stays in its cache."""
+    seeds, settings = factors.shape[:2]
+    parts = [torch.empty(seeds, settings, x.shape[1], size, dtype=x.dtype) for size in sizes]
+    for seed in range(seeds):
+        for setting in range(settings):
+            for part, layer in zip(parts, torch.split(factors[seed, setting], list(sizes)), strict=True):
+                torch.mm(x[seed], layer.mT, out=part[seed, setting])
+    return parts
+
+
+def _all_at_once(x: Tensor, factors: Tensor, sizes: Sequence[int]) -> Sequence[Tensor]:
+    """The same with one call."""
+    return torch.split(x.unsqueeze(1) @ factors.mT, list(sizes), dim=-1)
+
+
+class RunLinear(torch.autograd.Function):
+    """h Wᵀ of every run, h (…, batch, inputs) and W (…, outputs, inputs) → (…, batch, outputs).
+
+    autograd's own gradient of W would come transposed, and be turned round once more to lie as W does.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor) -> Tensor:
+        ctx.save_for_backward(hidden, weight)
+        return hidden @ weight.mT
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:
+        hidden, weight = ctx.saved_tensors
+        return gradient @ weight, gradient.mT @ hidden
 
 
 class ClassScores(torch.autograd.Function):

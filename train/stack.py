@@ -17,7 +17,7 @@ from amber2_core.fusion import Masks, gmu, self_gate, softmax_gate
 from amber2_core.heads import FUSION_HEAD, Architecture, MultimodalHeads
 
 from .optimizer import StackedAdamW
-from .products import ClassScores, WideProduct
+from .products import ClassScores, RunLinear, WideProduct
 
 StateDict = dict[str, Tensor]
 
@@ -144,17 +144,22 @@ class StackedHeads:
         name = f"heads.{FUSION_HEAD}.hidden.weight"
         if kind == "concat":
             return _sum(pieces[m][name] for m in modalities)
-        weight = self.parameters[name].mT  # (seeds, settings, width, hidden)
+        fused = self._fused(vectors, pieces, present)
+        hidden: Tensor = RunLinear.apply(fused, self.parameters[name])  # type: ignore[no-untyped-call]
+        return hidden
+
+    def _fused(self, vectors: Mapping[str, Tensor], pieces: Mapping[str, StateDict], present: Masks | None) -> Tensor:
+        """The fused vector (seeds, settings, batch, width)."""
+        kind, modalities = self.architecture.fusion, self.architecture.modalities
         if kind == "self-gate":
             gates = _sum(pieces[m]["fusion.gate.weight"] for m in modalities)
-            joined = torch.cat([vectors[m] for m in modalities], dim=-1).unsqueeze(1)
-            return self_gate(gates, joined) @ weight
+            return self_gate(gates, torch.cat([vectors[m] for m in modalities], dim=-1).unsqueeze(1))
         projections = [pieces[m][f"fusion.projection.{m}.weight"] for m in modalities]
         if kind == "gmu":
-            return gmu(_sum(pieces[m]["fusion.gate.weight"] for m in modalities), projections, present) @ weight
+            return gmu(_sum(pieces[m]["fusion.gate.weight"] for m in modalities), projections, present)
         values = [projection.tanh() for projection in projections]
         scores = [value @ self.parameters["fusion.score.weight"].mT for value in values]
-        return softmax_gate(scores, values, present) @ weight
+        return softmax_gate(scores, values, present)
 
     def _head(self, name: str, hidden: Tensor, keep: Tensor | None) -> Tensor:
         """A head from its hidden layer before bias (seeds, settings, batch, hidden) to (seeds, settings, batch, C)."""
