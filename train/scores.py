@@ -136,7 +136,7 @@ def _gaps(fold: FoldRows, modalities: Iterable[str]) -> dict[str, Any]:
 def _test_probs(model: MultimodalHeads, fold: FoldRows) -> dict[str, npt.NDArray[np.float32]]:
     """Probabilities (n, C) on test by head, on the CPU, where anybody else will compute them."""
     parts: dict[str, list[npt.NDArray[np.float32]]] = {}
-    for rows in torch.split(torch.arange(len(fold.test), device=fold.test.index.device), SCORED_ROWS):
+    for rows in torch.split(torch.arange(len(fold.test), device=fold.test.index.device), SCORED_ROWS["cpu"]):
         vectors = {name: x.cpu() for name, x in fold.test.vectors(rows).items()}
         present = fold.test.presence(rows)
         masks = None if present is None else dict(zip(vectors, present.cpu(), strict=False))
