@@ -146,12 +146,13 @@ def _floor_of_lane(_: int, dtype: torch.dtype) -> tuple[float, float]:
     weight = torch.randn(SETTINGS * 3 * WIDTH, SIZE)
     moments = [torch.zeros_like(weight) for _ in range(3)]
     step = torch.zeros(())
-    x, gradient = torch.randn(BATCH, SIZE, dtype=dtype), torch.randn(BATCH, len(weight), dtype=dtype)
-    factors, held = weight.to(dtype), torch.empty(len(weight), SIZE, dtype=dtype)
+    x, gradients = torch.randn(BATCH, SIZE, dtype=dtype), torch.randn(SETTINGS * 3, BATCH, WIDTH, dtype=dtype)
+    layers, held = weight.to(dtype).view(-1, WIDTH, SIZE), torch.empty(SETTINGS * 3, WIDTH, SIZE, dtype=dtype)
 
     def products() -> None:
-        torch.mm(x, factors.T)
-        torch.mm(gradient.T, x, out=held)
+        for layer, gradient, place in zip(layers, gradients, held, strict=True):
+            torch.mm(x, layer.T)
+            torch.mm(gradient.T, x, out=place)
 
     def optimizer() -> None:
         adamw([weight], moments[:1], moments[1:2], moments[2:], [], [step], fused=True, amsgrad=False, beta1=0.9,
