@@ -21,8 +21,10 @@ from .rows import FoldRows, Rows, fold_rows
 from .targets import TrainingData
 
 MEASURED_STEPS = 4
-# per run: parameters, two moments, the best epoch's parameters, gradients (on a CPU those of one run at a time)
-COPIES = 5
+# Memory of a run, in sizes of its parameters. On a CPU: they, two moments, the best epoch's parameters, and gradients,
+# though of one run at a time. On a GPU the steps recorded for full batches and for the last one keep what they compute,
+# too: measured with heads of the default size and batches of 128.
+COPIES = {"cpu": 5, "cuda": 10}
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,7 @@ class Plan:
     epochs: int
     stacks: tuple[StackPlan, ...]
     at_once: int  # stacks, each under its seeds, that train at the same time
+    copies: int  # of its parameters, for which a run that trains needs memory
     feature_bytes: int
 
     @property
@@ -58,7 +61,8 @@ class Plan:
     @property
     def bytes(self) -> int:
         """Of features and of the largest stacks that train at the same time, with their optimizers."""
-        largest = max(s.settings * s.parameters * (COPIES * s.seeds * self.at_once + self.seeds) for s in self.stacks)
+        copies = [self.copies * stack.seeds * self.at_once + self.seeds for stack in self.stacks]
+        largest = max(s.settings * s.parameters * n for s, n in zip(self.stacks, copies, strict=True))
         return self.feature_bytes + 4 * largest
 
 
@@ -95,6 +99,7 @@ def plan_sweep(
         epochs=epochs,
         stacks=tuple(planned),
         at_once=at_once,
+        copies=COPIES[device.split(":")[0]],
         feature_bytes=sum(x.nbytes for x in data.features.values()),
     )
 
