@@ -64,7 +64,9 @@ class _Recorded(click.Command):
 @click.option("--seeds", type=int, help="Number of seeds. [default: 5]")
 @click.option("--epochs", type=int, help="Epochs; the best one on dev is kept. [default: 30]")
 @click.option("--patience", type=int, help="Stop after so many epochs without a better one. [default: never]")
-@click.option("--precision", default="fp32", help="Of the largest products; weights and scores are fp32: fp32, bf16.")
+@click.option(
+    "--precision", default="fp32", help="Of the largest products: fp32, bf16; tf32 on a GPU. Weights stay fp32."
+)
 @click.option("--score-all", is_flag=True, help="Score every setting on test, not only what dev chose.")
 @click.option(
     "--plan", "only_plan", is_flag=True, help="Say what would be trained and how long it takes; train nothing."
