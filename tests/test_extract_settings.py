@@ -16,8 +16,8 @@ import torch
 from small_corpus import with_utterance, write_corpus, write_recording
 from small_models import save_speech, save_text
 
+import amber2_core.devices
 import amber2_extract.encoders
-import amber2_extract.loading
 from amber2_core.cache import FeatureCache, read_cache
 from amber2_core.errors import CacheError, CorpusError, ModelError
 from amber2_core.utterance import Corpus, Rating
@@ -247,7 +247,7 @@ def test_an_utterance_too_long_for_the_device_ends_the_call_and_what_is_encoded_
 def test_several_devices_share_one_queue(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     place.extract(output=place.folder / "one.h5", effort=Effort(batch_seconds=1, batch_tokens=20))
     several = (torch.device("cpu"), torch.device("cpu"), torch.device("cpu"))
-    monkeypatch.setattr(amber2_extract.loading, "choose_devices", lambda name: several)
+    monkeypatch.setattr(amber2_core.devices, "choose_devices", lambda name: several)
     summary = place.extract(effort=Effort(device="a,b,c", batch_seconds=1, batch_tokens=20))
     assert [features.device for features in summary.features] == ["cpu,cpu,cpu"] * 2
     one, three = place.cache("one.h5"), place.cache()
@@ -256,7 +256,7 @@ def test_several_devices_share_one_queue(place: Place, monkeypatch: pytest.Monke
 
 
 def test_a_failure_of_one_of_several_devices_ends_the_call(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(amber2_extract.loading, "choose_devices", lambda name: (torch.device("cpu"),) * 2)
+    monkeypatch.setattr(amber2_core.devices, "choose_devices", lambda name: (torch.device("cpu"),) * 2)
     _narrow(monkeypatch, 4_000)
     with pytest.raises(ModelError, match="too little memory for one utterance alone"):
         place.extract()
