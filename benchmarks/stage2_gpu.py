@@ -24,8 +24,8 @@ from made_up import write_made_up_cache
 
 from amber2_core.heads import Architecture, MultimodalHeads
 from amber2_train.grid import Setting
+from amber2_train.precision import PRECISIONS, Precision, products_in
 from amber2_train.presets import PAPER
-from amber2_train.products import PRECISIONS, Precision, products_in
 
 COUNT, FOLDS, SIZE = 5531, 5, 768
 EMOTIONS = ("neutral", "happy", "angry", "sad")

@@ -15,12 +15,13 @@ from pathlib import Path
 
 from amber2_core.summary import Summary
 from amber2_extract.imported import Wanted, import_features
+from amber2_train.precision import Precision
 from amber2_train.presets import Grid
-from amber2_train.products import PRECISIONS
 from amber2_train.request import Request
 from amber2_train.run import train
 
 FEATURES = "crema_d_features.npz"
+OF_CPUS: tuple[Precision, ...] = ("fp32", "bf16")
 
 
 def print_differences(fp32: Summary, bf16: Summary) -> None:
@@ -54,7 +55,7 @@ def main() -> None:
         wanted = [Wanted("audio", "logmel", "audio_logmel_stats"), Wanted("text", "minilm", "text_minilm")]
         import_features(source, wanted, cache, name="crema_d")
         tables = []
-        for precision in PRECISIONS:
+        for precision in OF_CPUS:
             grid = Grid(seeds=options.seeds, epochs=options.epochs)
             request = Request(grid, folds="speaker", precision=precision, device="cpu")
             tables.append(train(cache, folder / precision, request).table)

@@ -37,8 +37,8 @@ from amber2_train.best import BestHeads
 from amber2_train.interrupts import in_quiet_thread
 from amber2_train.lanes import in_lanes
 from amber2_train.parts import Parts
+from amber2_train.precision import Precision, low_factors
 from amber2_train.presets import Grid
-from amber2_train.products import Precision, low_factors
 from amber2_train.request import Request
 
 # what is not training: group → the calls

@@ -17,7 +17,7 @@ from amber2_core.errors import SettingError
 from amber2_train import jobs as jobs_module
 from amber2_train.folds import make_folds
 from amber2_train.grid import expand
-from amber2_train.products import PRECISIONS, products_in
+from amber2_train.precision import PRECISIONS, products_in
 from amber2_train.sweep import sweep
 
 DEVICE = "cuda"

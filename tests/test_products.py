@@ -6,9 +6,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from amber2_train import products
+from amber2_train import precision as precisions
 from amber2_train.optimizer import StackedAdamW
-from amber2_train.products import ClassScores, WideProduct, rounded
+from amber2_train.precision import rounded
+from amber2_train.products import ClassScores, RunLinear, WideProduct, _all_at_once, _run_by_run
 
 SIZES = [3, 2, 4]
 
@@ -84,11 +85,28 @@ def test_a_precision_that_saves_no_time_is_told_of(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     for native, precision, lines in ((True, "bf16", 0), (False, "fp32", 0), (False, "bf16", 1)):
-        monkeypatch.setattr(products, "_multiplies_bfloat16", lambda native=native: native)
+        monkeypatch.setattr(precisions, "_multiplies_bfloat16", lambda native=native: native)
         caplog.clear()
-        products.try_precision(precision, "cpu")  # type: ignore[arg-type]
+        precisions.warn_of_precision(precision, "cpu")  # type: ignore[arg-type]
         assert len(caplog.messages) == lines
     assert "--precision bf16 rounds like one that does, but is not faster than fp32" in caplog.text
+
+
+@pytest.mark.parametrize("seeds", [1, 2])
+def test_a_gpu_multiplies_at_once_what_a_processor_does_run_by_run(seeds: int) -> None:
+    x, weight = random(seeds, 7, 5), random(seeds, 3, 9, 5, seed=1)
+    for part, other in zip(_all_at_once(x, weight, SIZES), _run_by_run(x, weight, SIZES), strict=True):
+        torch.testing.assert_close(part, other)
+        assert other.is_contiguous()
+
+
+def test_a_linear_layer_of_every_run_gives_its_gradient_as_the_weight_lies() -> None:
+    hidden, weight = random(2, 3, 7, 6).requires_grad_(), random(2, 3, 4, 6, seed=1).requires_grad_()
+    found = RunLinear.apply(hidden, weight)  # type: ignore[no-untyped-call]
+    torch.testing.assert_close(found, torch.einsum("skbh,skch->skbc", hidden, weight))
+    (gradient,) = torch.autograd.grad(found.sum(), weight)
+    assert gradient.is_contiguous()
+    assert torch.autograd.gradcheck(RunLinear.apply, [hidden, weight])
 
 
 def test_class_scores_are_a_linear_layer_with_classes_first() -> None:
@@ -132,7 +150,7 @@ def stepped(precision: str, steps: int = 5) -> tuple[dict[str, Tensor], StackedA
 def test_the_optimizer_is_torchs_adamw_whether_whole_or_in_pieces(
     precision: str, native: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(products, "_multiplies_bfloat16", lambda: native)
+    monkeypatch.setattr(precisions, "_multiplies_bfloat16", lambda: native)
     ours, optimizer, torchs = stepped(precision)
     for name, parameter in torchs.items():
         torch.testing.assert_close(ours[name], parameter, rtol=1e-6, atol=1e-6)

@@ -17,7 +17,7 @@ from amber2_train import fit as fitting
 from amber2_train.fit import Fitted, fit
 from amber2_train.folds import make_folds
 from amber2_train.grid import Setting
-from amber2_train.products import Precision
+from amber2_train.precision import Precision
 from amber2_train.recording import WARM_UP, RecordedStep, Step, cuda_graph
 from amber2_train.rows import FoldRows, Rows, fold_rows
 

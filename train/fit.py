@@ -20,7 +20,7 @@ from .grid import Setting
 from .interrupts import check_interrupt
 from .labels import LABELS, Labels
 from .optimizer import StackedAdamW
-from .products import Precision
+from .precision import Precision
 from .recording import record_steps
 from .rows import FoldRows, Rows
 from .stack import Dropout, StackedHeads, initial_state

@@ -20,7 +20,7 @@ from .fit import Fitted, fit
 from .folds import Fold
 from .grid import Setting
 from .parts import Part, Parts
-from .products import Precision
+from .precision import Precision
 from .rows import FoldRows, Inputs, features_on, fold_rows
 from .scores import Row, scores_of
 from .select import best_settings
@@ -31,7 +31,7 @@ from .targets import TrainingData
 # less to train again where a sweep is stopped. On a GPU each is for all seeds.
 STACKED_SETTINGS = {"cpu": 6, "cuda": 16}
 # Stacks that train at the same time, at most. On a CPU each has a core, and Python, about a fifteenth of a training
-# step, runs in one thread at a time. On a GPU one trains while another is scored.
+# step, runs in one thread at a time. On a GPU one trains while another is scored; more are no faster.
 MOST_LANES = {"cpu": 16, "cuda": 2}
 
 

@@ -9,7 +9,8 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from .products import Learn, Precision, low_factors, rounded
+from .precision import Precision, low_factors, rounded
+from .products import Learn
 
 BETAS = (0.9, 0.999)
 EPSILON = 1e-8

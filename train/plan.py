@@ -15,7 +15,7 @@ from .grid import Setting
 from .interrupts import in_quiet_thread
 from .jobs import Sweep, lanes, seed_groups, stacks
 from .lanes import in_lanes
-from .products import Precision, products_in, try_precision
+from .precision import Precision, products_in, warn_of_precision
 from .recording import WARM_UP
 from .rows import FoldRows, Rows, fold_rows
 from .targets import TrainingData
@@ -78,7 +78,7 @@ def plan_sweep(
     device: str = "cpu",
 ) -> Plan:
     """Count the runs of a sweep, and train a few steps of every stack to tell how long it would take."""
-    try_precision(precision, device)
+    warn_of_precision(precision, device)
     rows = fold_rows(data, folds[0], labels={setting.labels for setting in settings}, device=device)
     at_once = lanes(Sweep(settings, seeds, epochs, device=device), len(folds))
     planned = []

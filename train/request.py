@@ -11,8 +11,8 @@ from amber2_core.errors import SettingError, bad_choice
 from amber2_core.heads import FUSION_HEAD
 
 from .grid import Setting
+from .precision import PRECISIONS, Precision, check_precision
 from .presets import Grid
-from .products import PRECISIONS, Precision, check_precision
 from .rows import Inputs
 from .targets import MISSING, Missing
 

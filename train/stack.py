@@ -1,8 +1,8 @@
 """Many models as one: the heads of all runs of a fold, stacked along a seed axis and a setting axis.
 
-Runs of one seed read the same rows, so all linear layers that read one modality (its own head, the fusion's projection,
-the modality's half of the gate), of all settings, are one product: `wide.<modality>` (seeds, settings, outputs, D_m).
-What follows differs by run and is a batched product. Each run computes what `amber2_core.heads.MultimodalHeads` does.
+Runs of one seed read the same rows. All linear layers of a run that read one modality (its own head, the fusion's
+projection, the modality's half of the gate) lie side by side in one weight: `wide.<modality>` (seeds, settings,
+outputs, D_m). What follows reads what differs by run. Each computes what `amber2_core.heads.MultimodalHeads` does.
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ from .interrupts import in_quiet_thread
 from .jobs import Job, Sweep, Trained, jobs, lanes, part_of, train
 from .lanes import in_lanes
 from .parts import Part, Parts
-from .products import Precision, products_in, try_precision
+from .precision import Precision, products_in, warn_of_precision
 from .rows import FoldRows, Inputs
 from .scores import Row, curve_rows, mark_selected, score_on_test, trained_heads
 from .select import Candidate, check_chosen, compete
@@ -86,7 +86,7 @@ def sweep(
     Raises:
         SettingError: under all settings of a system training diverged.
     """
-    try_precision(precision, device)
+    warn_of_precision(precision, device)
     wanted = Sweep(settings, seeds, epochs, patience, inputs, precision, score_all, device)
     total, done = len(folds) * len(settings) * seeds, 0
     found = _Found()
