@@ -17,6 +17,7 @@ from amber2_core.errors import SettingError
 from amber2_train import jobs as jobs_module
 from amber2_train.folds import make_folds
 from amber2_train.grid import expand
+from amber2_train.plan import plan_sweep
 from amber2_train.precision import PRECISIONS, products_in
 from amber2_train.sweep import sweep
 
@@ -93,6 +94,14 @@ def test_stacks_that_train_side_by_side_do_not_touch_one_another(monkeypatch: py
     for lanes in (2, 5):
         monkeypatch.setattr(jobs_module, "MOST_LANES", {DEVICE: lanes})
         _assert_near(_rows(), expected, 1e-6)
+
+
+def test_a_plan_measures_on_the_gpu() -> None:
+    data = training_data(48)
+    settings = expand(["amber2", "cb-ce"], {"kappa": (2.0, 4.0), "hidden": (5, 7)})
+    plan = plan_sweep(data, make_folds("session", data), settings, seeds=2, epochs=2, device=DEVICE)
+    assert (plan.runs, plan.at_once) == (6 * 3 * 2, jobs_module.MOST_LANES[DEVICE])
+    assert plan.seconds > 0
 
 
 def test_memory_that_runs_out_is_told_in_one_line() -> None:
