@@ -105,16 +105,14 @@ def test_a_plan_measures_on_the_gpu() -> None:
 
 
 def test_memory_that_runs_out_is_told_in_one_line() -> None:
+    data, settings = training_data(48), expand(["amber2"], {"hidden": (4096,)})
     torch.cuda.empty_cache()
     torch.cuda.set_per_process_memory_fraction(1e-4)
     try:
-        with pytest.raises(SettingError, match=rf"^{DEVICE} ran out of memory with \d+ runs at once: ask for fewer"):
-            _sweep_of_large_heads()
+        for act in (sweep, plan_sweep):
+            with pytest.raises(
+                SettingError, match=rf"^{DEVICE} ran out of memory with \d+ runs at once: ask for fewer"
+            ):
+                act(data, make_folds("session", data), settings, seeds=2, epochs=1, device=DEVICE)
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)
-
-
-def _sweep_of_large_heads() -> None:
-    data = training_data(48)
-    settings = expand(["amber2"], {"hidden": (4096,)})
-    sweep(data, make_folds("session", data), settings, seeds=2, epochs=1, device=DEVICE)

@@ -99,6 +99,9 @@ def test_memory_that_runs_out_on_a_gpu_is_told_in_one_line(monkeypatch: pytest.M
     monkeypatch.setattr(jobs_module, "fit", full)
     with pytest.raises(SettingError, match=r"^cpu ran out of memory with 2 runs at once: .* or use --device cpu$"):
         train(job, wanted)
+    monkeypatch.setattr(jobs_module, "features_on", full)
+    with pytest.raises(SettingError, match=r"^cpu ran out of memory with the features of 48 utterances: .*$"):
+        next(jobs(data, make_folds("session", data), wanted))
 
 
 def found_with(threads: int) -> SweepResult:

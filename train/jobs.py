@@ -6,7 +6,6 @@ A job is one stack of settings under some seeds on one fold. Jobs share the feat
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,11 +13,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from amber2_core.errors import SettingError
-
 from .fit import Fitted, fit
 from .folds import Fold
 from .grid import Setting
+from .memory import memory_for_features, memory_for_runs
 from .parts import Part, Parts
 from .precision import Precision
 from .rows import FoldRows, Inputs, features_on, fold_rows
@@ -73,7 +71,7 @@ class Trained:
 def jobs(data: TrainingData, folds: Sequence[Fold], sweep: Sweep, finished: Parts | None = None) -> Iterator[Job]:
     """All jobs of a sweep: fold by fold, stack by stack, seed by seed."""
     labels = {setting.labels for setting in sweep.settings}
-    with _memory_for(f"the features of {len(data)} utterances: try another GPU", sweep.device):
+    with memory_for_features(len(data), sweep.device):
         features = features_on(sweep.device, data)
     for fold in folds:
         rows = fold_rows(data, fold, inputs=sweep.inputs, labels=labels, device=sweep.device, features=features)
@@ -113,8 +111,8 @@ def lanes(sweep: Sweep, folds: int) -> int:
 
 def train(job: Job, sweep: Sweep) -> Trained:
     """Train a job, and score it. SettingError where a GPU's memory is too small."""
-    number, runs = job.rows.number, len(job.settings) * len(job.seeds)
-    with _memory_for(f"{runs} runs at once: ask for fewer --seeds or a smaller --hidden", sweep.device):
+    number = job.rows.number
+    with memory_for_runs(len(job.settings) * len(job.seeds), sweep.device):
         fitted = fit(
             job.rows,
             job.settings,
@@ -142,14 +140,6 @@ def part_of(settings: Sequence[Setting], trained: Sequence[Trained]) -> Part:
         _by_setting(of_dev, len(settings)) + _by_setting(of_test, len(settings)),
         best_settings(settings, [one.fitted for one in trained], dev_js),
     )
-
-
-@contextmanager
-def _memory_for(what: str, device: str) -> Iterator[None]:
-    try:
-        yield
-    except torch.OutOfMemoryError:
-        raise SettingError(f"{device} ran out of memory with {what}, or use --device cpu") from None
 
 
 def _by_setting(of_jobs: Sequence[list[Row]], settings: int) -> list[Row]:

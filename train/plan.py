@@ -15,6 +15,7 @@ from .grid import Setting
 from .interrupts import in_quiet_thread
 from .jobs import Sweep, lanes, seed_groups, stacks
 from .lanes import in_lanes
+from .memory import memory_for_features, memory_for_runs
 from .precision import Precision, products_in, warn_of_precision
 from .recording import WARM_UP
 from .rows import FoldRows, Rows, fold_rows
@@ -77,14 +78,19 @@ def plan_sweep(
     precision: Precision = "fp32",
     device: str = "cpu",
 ) -> Plan:
-    """Count the runs of a sweep, and train a few steps of every stack to tell how long it would take."""
+    """Count the runs of a sweep, and train a few steps of every stack to tell how long it would take.
+
+    Raises:
+        SettingError: a GPU's memory is too small.
+    """
     warn_of_precision(precision, device)
-    rows = fold_rows(data, folds[0], labels={setting.labels for setting in settings}, device=device)
+    with memory_for_features(len(data), device):
+        rows = fold_rows(data, folds[0], labels={setting.labels for setting in settings}, device=device)
     at_once = lanes(Sweep(settings, seeds, epochs, device=device), len(folds))
     planned = []
     for some in stacks(settings, device):
         groups = seed_groups(seeds, device)
-        with products_in(precision, device):
+        with products_in(precision, device), memory_for_runs(len(some) * len(groups[0]), device):
             step, dev_row = _measured(rows, some, groups[0], precision, at_once)
         steps = sum(math.ceil(len(fold.train) / some[0].batch_size) for fold in folds)
         scored = sum(len(fold.dev) for fold in folds)

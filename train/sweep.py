@@ -84,7 +84,7 @@ def sweep(
         on_progress: called with the runs done and the runs in all.
 
     Raises:
-        SettingError: under all settings of a system training diverged.
+        SettingError: under all settings of a system training diverged, or a GPU's memory is too small.
     """
     warn_of_precision(precision, device)
     wanted = Sweep(settings, seeds, epochs, patience, inputs, precision, score_all, device)
