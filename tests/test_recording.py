@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import replace
 
 import numpy as np
@@ -124,8 +123,7 @@ def test_a_step_on_cuda_waits_for_nothing_and_mixes_no_devices(
         return take
 
     monkeypatch.setattr(fitting, "record_steps", counted)
-    # there is no queue, and no memory to pin
-    monkeypatch.setattr(fitting, "own_stream", lambda device: nullcontext())
+    # there is no memory to pin
     monkeypatch.setattr(fitting, "on", lambda device, tensor: tensor.to(device))
     monkeypatch.setattr(torch.Tensor, "backward", lambda self: None)
     monkeypatch.setattr(fitting, "dev_js", lambda *args, **options: np.zeros((3, 1, len(SETTINGS))))

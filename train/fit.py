@@ -24,7 +24,6 @@ from .precision import Precision
 from .recording import record_steps
 from .rows import FoldRows, Rows
 from .stack import Dropout, StackedHeads, initial_state
-from .streams import own_stream
 from .systems import registry
 from .systems.system import Loss, TrainingStatistics
 
@@ -68,19 +67,6 @@ def fit(
         precision: "bf16" computes the largest products in bfloat16; parameters and moments stay in `dtype`.
             "tf32" is what `products_in` makes of the same products.
     """
-    with own_stream(data.train.targets.device):
-        return _fit(data, settings, seeds, epochs, patience, dtype, precision)
-
-
-def _fit(
-    data: FoldRows,
-    settings: Sequence[Setting],
-    seeds: Sequence[int],
-    epochs: int,
-    patience: int | None,
-    dtype: torch.dtype,
-    precision: Precision,
-) -> Fitted:
     shape, train = settings[0], data.train
     device = train.targets.device
     stack = new_stack(data, settings, seeds, dtype)

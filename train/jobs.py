@@ -22,6 +22,7 @@ from .precision import Precision
 from .rows import FoldRows, Inputs, features_on, fold_rows
 from .scores import Row, scores_of
 from .select import best_settings
+from .streams import own_stream
 from .targets import TrainingData
 
 # Settings that train in one stack. On a CPU a stack of one loses a quarter of its time between products, and from three
@@ -112,7 +113,7 @@ def lanes(sweep: Sweep, folds: int) -> int:
 def train(job: Job, sweep: Sweep) -> Trained:
     """Train a job, and score it. SettingError where a GPU's memory is too small."""
     number = job.rows.number
-    with memory_for_runs(len(job.settings) * len(job.seeds), sweep.device):
+    with memory_for_runs(len(job.settings) * len(job.seeds), sweep.device), own_stream(torch.device(sweep.device)):
         fitted = fit(
             job.rows,
             job.settings,

@@ -19,6 +19,7 @@ from .memory import memory_for_features, memory_for_runs
 from .precision import Precision, products_in, warn_of_precision
 from .recording import WARM_UP
 from .rows import FoldRows, Rows, fold_rows
+from .streams import own_stream
 from .targets import TrainingData
 
 MEASURED_STEPS = 4
@@ -122,7 +123,8 @@ def _measured(
         short = replace(rows, train=_first(rows.train, count), dev=_first(rows.dev, scored))
 
         def train(_: int) -> None:
-            fit(short, settings, seeds=seeds, epochs=1, precision=precision)
+            with own_stream(rows.train.targets.device):
+                fit(short, settings, seeds=seeds, epochs=1, precision=precision)
 
         began = time.perf_counter()
         list(in_lanes(train, range(at_once), at_once))

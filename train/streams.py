@@ -1,4 +1,4 @@
-"""A lane's work goes in; on CUDA it has a queue of its own, so that kernels of several lanes run side by side."""
+"""A lane's work goes in; on CUDA it has a queue of its own, so that no lane waits for another's work."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _of_thread = threading.local()
 def own_stream(device: torch.device) -> Iterator[None]:
     """On CUDA, what is begun within goes into this thread's own stream, after what the default one was given before.
 
-    At the end it is done. One stack's small kernels leave most of a GPU idle, which another stack's can use meanwhile.
+    At the end it is done. In one stream for all, who asks for a result would wait for what other lanes put there first.
     """
     if device.type != "cuda":
         yield
