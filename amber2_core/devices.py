@@ -1,4 +1,4 @@
-"""Devices by name: the one that is meant, tensors on their way to it, and in how many digits it multiplies."""
+"""Devices by name: the one that is meant, tensors on their way to it, memory, and in how many digits it multiplies."""
 
 from __future__ import annotations
 
@@ -15,6 +15,15 @@ from .errors import SettingError, bad_choice
 
 KINDS = ("cpu", "cuda", "mps")
 _WORDS = {"cpu": ("cpu",), "cuda": ("cuda", "cuda:N"), "mps": ("mps",)}
+# What torch and the libraries below it say where there is no exception of its own for it.
+_OUT_OF_MEMORY = (
+    "out of memory",
+    "not enough memory",
+    "can't allocate memory",
+    "STATUS_ALLOC_FAILED",
+    # cuDNN's, where none of its ways finds room to work in
+    "unable to find an engine",
+)
 
 
 def choose_device(name: str, kinds: Sequence[str] = KINDS) -> torch.device:
@@ -58,6 +67,11 @@ def on(device: torch.device, tensor: Tensor) -> Tensor:
         # torch keeps pinned memory from being used again until the copy out of it is done.
         return tensor.pin_memory().to(device, non_blocking=True)
     return tensor.to(device)
+
+
+def is_out_of_memory(problem: RuntimeError) -> bool:
+    """Whether an error of torch's says that memory has run out."""
+    return isinstance(problem, torch.OutOfMemoryError) or any(words in str(problem) for words in _OUT_OF_MEMORY)
 
 
 @contextmanager

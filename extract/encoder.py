@@ -12,10 +12,11 @@ from typing import Any
 import numpy as np
 import torch
 
+from amber2_core.devices import is_out_of_memory
+
 from .checkpoint import Checkpoint
 from .encoded import Encoded, Pooled, join
 from .loading import load_model
-from .memory import is_out_of_memory
 from .pooling import binned, mask_of, masked_mean
 from .recipe import Layers, Precision
 

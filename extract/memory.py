@@ -11,19 +11,10 @@ from typing import Any, Protocol
 
 import torch
 
+from amber2_core.devices import is_out_of_memory
 from amber2_core.errors import ModelError
 
 from .encoded import Encoded, join
-
-# What torch and the libraries below it say where there is no exception of its own for it.
-_WORDS = (
-    "out of memory",
-    "not enough memory",
-    "can't allocate memory",
-    "STATUS_ALLOC_FAILED",
-    # cuDNN's, where none of its ways finds room to work in
-    "unable to find an engine",
-)
 
 _log = logging.getLogger(__name__)
 
@@ -98,11 +89,6 @@ def give_back() -> None:
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
     if trim is not None:
         trim(ctypes.c_size_t(0))
-
-
-def is_out_of_memory(problem: RuntimeError) -> bool:
-    """Whether an error of torch's says that memory has run out."""
-    return isinstance(problem, torch.OutOfMemoryError) or any(words in str(problem) for words in _WORDS)
 
 
 def _size(inputs: Sequence[Any]) -> int:

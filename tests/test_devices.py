@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from amber2_core.devices import choose_device, choose_devices, on
+from amber2_core.devices import choose_device, choose_devices, is_out_of_memory, on
 from amber2_core.errors import SettingError
 
 
@@ -42,6 +42,13 @@ def test_several_devices_are_gpus_each_named_once(monkeypatch: pytest.MonkeyPatc
         choose_devices("cuda:0,cpu")
     with pytest.raises(SettingError, match="one is named twice"):
         choose_devices("cuda:1,cuda:1")
+
+
+def test_memory_that_ran_out_is_told_from_other_errors() -> None:
+    assert is_out_of_memory(RuntimeError("MPS backend out of memory (MPS allocated: 9 GB)"))
+    assert is_out_of_memory(RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried"))
+    assert is_out_of_memory(RuntimeError("GET was unable to find an engine to execute this computation"))
+    assert not is_out_of_memory(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
 
 
 # However the user has given the permission: in the words of before torch 2.9, or in those of since, or in both.

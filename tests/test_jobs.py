@@ -7,7 +7,8 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, nullcontext
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -89,19 +90,42 @@ def test_rows_come_in_one_order_however_runs_are_put_together(monkeypatch: pytes
         assert row["js"] == pytest.approx(other["js"], abs=1e-4)
 
 
-def test_memory_that_runs_out_on_a_gpu_is_told_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "problem",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.\nGPU 0 has …"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+    ],
+)
+def test_memory_that_runs_out_on_a_gpu_is_told_in_one_line(
+    monkeypatch: pytest.MonkeyPatch, problem: RuntimeError
+) -> None:
     def full(*args: object, **options: object) -> None:
-        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.\nGPU 0 has …")
+        raise problem
 
     data = training_data(48)
-    wanted = Sweep([Setting(hidden=5), Setting(hidden=5, kappa=0.0)], 3, 1)
-    job = next(jobs(data, make_folds("session", data), wanted))
+    here = Sweep([Setting(hidden=5), Setting(hidden=5, kappa=0.0)], 3, 1)
+    there = replace(here, device="cuda")
+    job = next(jobs(data, make_folds("session", data), here))
     monkeypatch.setattr(jobs_module, "fit", full)
-    with pytest.raises(SettingError, match=r"^cpu ran out of memory with 2 runs at once: .* or use --device cpu$"):
-        train(job, wanted)
     monkeypatch.setattr(jobs_module, "features_on", full)
-    with pytest.raises(SettingError, match=r"^cpu ran out of memory with the features of 48 utterances: .*$"):
-        next(jobs(data, make_folds("session", data), wanted))
+    monkeypatch.setattr(jobs_module, "own_stream", lambda device: nullcontext())
+    with pytest.raises(SettingError, match=r"^cuda ran out of memory with 2 runs at once: .* or use --device cpu$"):
+        train(job, there)
+    with pytest.raises(SettingError, match=r"^cuda ran out of memory with the features of 48 utterances: .*$"):
+        next(jobs(data, make_folds("session", data), there))
+    with pytest.raises(type(problem)):  # there is no other device to go to
+        train(job, here)
+
+
+def test_other_errors_on_a_gpu_are_no_matter_of_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*args: object, **options: object) -> None:
+        raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+
+    data = training_data(48)
+    monkeypatch.setattr(jobs_module, "features_on", broken)
+    with pytest.raises(RuntimeError, match="mat1 and mat2"):
+        next(jobs(data, make_folds("session", data), Sweep([Setting(hidden=5)], 3, 1, device="cuda")))
 
 
 def found_with(threads: int) -> SweepResult:

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 
-import torch
-
+from amber2_core.devices import is_out_of_memory
 from amber2_core.errors import SettingError
 
 
@@ -24,5 +23,7 @@ def memory_for_features(utterances: int, device: str) -> AbstractContextManager[
 def _memory_for(what: str, device: str) -> Iterator[None]:
     try:
         yield
-    except torch.OutOfMemoryError:
+    except RuntimeError as problem:
+        if device == "cpu" or not is_out_of_memory(problem):
+            raise
         raise SettingError(f"{device} ran out of memory with {what}, or use --device cpu") from None
