@@ -15,6 +15,7 @@ from .errors import SettingError, bad_choice
 
 KINDS = ("cpu", "cuda", "mps")
 _WORDS = {"cpu": ("cpu",), "cuda": ("cuda", "cuda:N"), "mps": ("mps",)}
+_SEVERAL = "cuda:0,cuda:1,…"
 # What torch and the libraries below it say where there is no exception of its own for it.
 _OUT_OF_MEMORY = (
     "out of memory",
@@ -26,8 +27,10 @@ _OUT_OF_MEMORY = (
 )
 
 
-def choose_device(name: str, kinds: Sequence[str] = KINDS) -> torch.device:
+def choose_device(name: str, kinds: Sequence[str] = KINDS, *, or_else: Sequence[str] = ()) -> torch.device:
     """The device of that name, of one of the kinds; ``auto`` is a GPU of theirs where there is one, else the CPU.
+
+    `or_else` are other words that whoever calls understands, for the error's line.
 
     Raises:
         SettingError: no such device exists, here or at all, or it is of another kind.
@@ -37,7 +40,8 @@ def choose_device(name: str, kinds: Sequence[str] = KINDS) -> torch.device:
         return accelerator if accelerator is not None and accelerator.type in kinds else torch.device("cpu")
     kind, _, number = name.partition(":")
     if kind not in kinds or not re.fullmatch(r"(cpu|mps|cuda(:\d+)?)", name):
-        raise SettingError(bad_choice("device", name, ("auto", *(word for each in kinds for word in _WORDS[each]))))
+        words = ("auto", *(word for each in kinds for word in _WORDS[each]), *or_else)
+        raise SettingError(bad_choice("device", name, words))
     count = torch.cuda.device_count() if kind == "cuda" else 0
     if kind == "cuda" and int(number or 0) >= count:
         found = f"{count} CUDA device{'s' * (count > 1)}" if count else "no CUDA device"
@@ -53,7 +57,7 @@ def choose_devices(names: str) -> tuple[torch.device, ...]:
     Raises:
         SettingError: no such device exists, one is named twice, or several are not all GPUs.
     """
-    devices = tuple(choose_device(name.strip()) for name in names.split(","))
+    devices = tuple(choose_device(name.strip(), or_else=(_SEVERAL,)) for name in names.split(","))
     if len(devices) > 1 and any(device.type != "cuda" or device.index is None for device in devices):
         raise SettingError(f"Bad device {names!r}: several must be GPUs with their numbers, as in cuda:0,cuda:1")
     if len(set(devices)) < len(devices):

@@ -36,6 +36,8 @@ def test_several_devices_are_gpus_each_named_once(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     assert choose_devices("cuda:0, cuda:1") == (torch.device("cuda:0"), torch.device("cuda:1"))
     assert choose_devices("cpu") == (torch.device("cpu"),)
+    with pytest.raises(SettingError, match=r"Bad device 'gpu', expected one of \[.*'cuda:0,cuda:1,…'\]"):
+        choose_devices("gpu")
     with pytest.raises(SettingError, match="torch finds 2 CUDA devices here"):
         choose_devices("cuda:0,cuda:2")
     with pytest.raises(SettingError, match="several must be GPUs with their numbers"):
