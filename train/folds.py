@@ -1,4 +1,4 @@
-"""Fold protocols as named functions: who said what goes in, rows of train, dev and test come out.
+"""Fold protocols as named functions: which rows train, which choose, which test.
 
 `session` and `speaker` never part a speaker and are refused where they would. `stratified`, `official` and
 `column:NAME` do not look at speakers; how many stand in more than one part of a fold is counted.
@@ -17,9 +17,9 @@ import numpy.typing as npt
 from amber2_core.errors import SettingError, bad_choice
 from amber2_core.votes import codes
 
-from .targets import TrainingData
+from .training_data import TrainingData
 
-Rows = npt.NDArray[np.intp]
+RowNumbers = npt.NDArray[np.intp]
 FOLD_COUNT = 5
 ENTROPY_BINS = 5
 STRATIFIED_SEED = 20_260
@@ -34,30 +34,30 @@ class Fold:
     """Rows of the training data in the three parts of one fold; fold k is tested once, by its own models."""
 
     number: int  # 1, 2, …
-    train: Rows
-    dev: Rows
-    test: Rows
+    train: RowNumbers
+    dev: RowNumbers
+    test: RowNumbers
     # speakers who stand in more than one part; 0 unless the protocol's name says otherwise
     shared_speakers: int
 
 
-def session_folds(data: TrainingData) -> Sequence[Rows]:
+def session_folds(data: TrainingData) -> Sequence[RowNumbers]:
     """One fold per session, in the order of their names."""
     return _groups(data.session, "session")
 
 
-def speaker_folds(data: TrainingData) -> Sequence[Rows]:
+def speaker_folds(data: TrainingData) -> Sequence[RowNumbers]:
     """Five folds of about equal size in which no speaker stands twice: the largest speakers are dealt out first."""
     by_speaker = _groups(data.speaker, "speaker")
     largest_first = sorted(range(len(by_speaker)), key=lambda k: (-len(by_speaker[k]), k))
-    folds: list[list[Rows]] = [[] for _ in range(min(FOLD_COUNT, len(by_speaker)))]
+    folds: list[list[RowNumbers]] = [[] for _ in range(min(FOLD_COUNT, len(by_speaker)))]
     for k in largest_first:
         lightest = min(folds, key=lambda fold: sum(map(len, fold)))
         lightest.append(by_speaker[k])
     return [np.sort(np.concatenate(fold)) for fold in folds]
 
 
-def stratified_folds(data: TrainingData) -> Sequence[Rows]:
+def stratified_folds(data: TrainingData) -> Sequence[RowNumbers]:
     """Five equal folds with the same share of every (largest class × entropy bin); speakers may stand in several.
 
     Entropy is binned in five equal widths of [0, log2 C] bits. The draw is fixed, and depends on the ids alone: not on
@@ -74,7 +74,7 @@ def stratified_folds(data: TrainingData) -> Sequence[Rows]:
     return [np.sort(dealt[k::FOLD_COUNT]) for k in range(min(FOLD_COUNT, len(dealt)))]
 
 
-def column_folds(data: TrainingData, name: str) -> Sequence[Rows]:
+def column_folds(data: TrainingData, name: str) -> Sequence[RowNumbers]:
     """One fold per value of a column or attribute of the cache, in their order ("2" before "10")."""
     if name not in data.columns:
         raise SettingError(bad_choice("column of --folds", name, data.columns))
@@ -103,7 +103,7 @@ def official_fold(data: TrainingData, split: str = "") -> Fold:
     return Fold(1, train, dev, test, _shared_speakers(data, *parts))
 
 
-PROTOCOLS: Mapping[str, Callable[[TrainingData], Sequence[Rows]]] = {
+PROTOCOLS: Mapping[str, Callable[[TrainingData], Sequence[RowNumbers]]] = {
     "session": session_folds,
     "speaker": speaker_folds,
     "stratified": stratified_folds,
@@ -147,7 +147,7 @@ def make_folds(protocol: str, data: TrainingData) -> tuple[Fold, ...]:
     return tuple(folds)
 
 
-def _groups(column: npt.NDArray[np.object_], name: str) -> list[Rows]:
+def _groups(column: npt.NDArray[np.object_], name: str) -> list[RowNumbers]:
     unknown = int((column == "").sum())
     if unknown:
         raise SettingError(
@@ -163,6 +163,20 @@ def _natural(name: str) -> list[tuple[int, str]]:
     return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d{1,18})", name) if part]
 
 
-def _shared_speakers(data: TrainingData, *parts: Rows) -> int:
+def _shared_speakers(data: TrainingData, *parts: RowNumbers) -> int:
     speakers = [set(data.speaker[part]) - {""} for part in parts]
     return len((speakers[0] & speakers[1]) | (speakers[0] & speakers[2]) | (speakers[1] & speakers[2]))
+
+
+def presence(data: TrainingData, fold: Fold) -> npt.NDArray[np.bool_] | None:
+    """(heads, K) which utterances have which head in a fold, the fusion last; None where nothing is missing.
+
+    A modality that no train row has is missing from the whole fold, since nothing could be learnt of it; who has no
+    other has no fusion either.
+    """
+    if not data.present:
+        return None
+    every = np.ones(len(data), dtype=bool)
+    masks = np.stack([data.present.get(name, every) for name in data.inputs])  # (modalities, K)
+    masks &= masks[:, fold.train].any(axis=1, keepdims=True)
+    return np.concatenate([masks, masks.any(axis=0, keepdims=True)])

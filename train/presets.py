@@ -1,4 +1,4 @@
-"""Grids that are named, or written in a file: a name or a TOML file goes in, what to train comes out."""
+"""Grids that are named, or written in a TOML file."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 from amber2_core.errors import SettingError, bad_choice
 
-from .grid import AXES, Setting, Value, Variant, check_axis, expand
+from .grid import Setting, Value, Variant, axes_of, check_axis, expand
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,12 @@ class Grid:
     @property
     def varied(self) -> list[str]:
         """The settings that have several values on the grid."""
-        return [axis for axis in AXES if len(self.axes.get(axis, ())) > 1]
+        return [axis for axis in self.columns if len(self.axes.get(axis, ())) > 1]
+
+    @property
+    def columns(self) -> list[str]:
+        """The axes of all its systems: the columns of settings in results.csv."""
+        return [*axes_of([*self.systems, *(variant.system for variant in self.variants)])]
 
 
 # The paper's protocol: 9 × 5 folds × 5 seeds = 225 fits of AmbER², 25 of the baseline.
@@ -79,16 +84,19 @@ def read_grid(path: Path) -> Grid:
         raise SettingError(f"Cannot read the grid {path}: {problem.strerror}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as problem:
         raise SettingError(f"{path} is not a TOML file: {problem}") from None
-    known = ("system", "seeds", "epochs", "variant", *AXES)
-    for key in record:
-        if _name(key) not in known:
-            raise SettingError(f"{path}: {bad_choice('key', key, known)}")
     values = {_name(key): value for key, value in record.items()}
     try:
+        systems = tuple(map(str, _list(values.get("system", Grid.systems))))
+        variants = tuple(_variant(some) for some in _list(values.get("variant", [])))
+        axes = axes_of([*systems, *(variant.system for variant in variants)])
+        known = ("system", "seeds", "epochs", "variant", *axes)
+        for key in values:
+            if key not in known:
+                raise SettingError(bad_choice("key", key, known))
         return Grid(
-            systems=tuple(map(str, _list(values.get("system", Grid.systems)))),
-            axes={axis: check_axis(axis, _list(values[axis])) for axis in AXES if axis in values},
-            variants=tuple(_variant(some) for some in _list(values.get("variant", []))),
+            systems=systems,
+            axes={name: check_axis(name, axis, _list(values[name])) for name, axis in axes.items() if name in values},
+            variants=variants,
             seeds=_count("seeds", values.get("seeds", Grid.seeds)),
             epochs=_count("epochs", values.get("epochs", Grid.epochs)),
         )
@@ -100,11 +108,13 @@ def _variant(record: Any) -> Variant:
     if not isinstance(record, dict) or not isinstance(record.get("name"), str):
         raise SettingError("a variant is a table [[variant]] with a name")
     changes = {_name(key): value for key, value in record.items() if key not in ("name", "system")}
+    system = str(record.get("system", "amber2"))
+    axes = axes_of([system])
     for key in changes:
-        if key not in AXES:
-            raise SettingError(bad_choice(f"key of variant {record['name']}", key, AXES))
-    values = {key: check_axis(key, [value])[0] for key, value in changes.items()}
-    return Variant(record["name"], values, str(record.get("system", "amber2")))
+        if key not in axes:
+            raise SettingError(bad_choice(f"key of variant {record['name']}", key, axes))
+    values = {key: check_axis(key, axes[key], [value])[0] for key, value in changes.items()}
+    return Variant(record["name"], values, system)
 
 
 def _list(value: Any) -> list[Any]:

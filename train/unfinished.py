@@ -1,44 +1,30 @@
-"""A sweep that can be stopped: what is asked for goes in, the folder with its finished stacks comes out.
+"""A sweep that can be stopped: the folder beside the run folder that is to be, in which finished tasks are kept.
 
-Beside the run folder `NAME` that is to be, `NAME.unfinished` holds `unfinished.json` (the run folder's path, how many
-stacks of how many are done, and all that the results depend on), the stacks (`train.parts`) and `log.txt`. The same
+Beside the run folder `NAME` there is `NAME.unfinished` with `unfinished.json` (the run folder's path, how many tasks of
+how many are done, and all that the results depend on), the tasks (`train.tasks`), `log.txt` and a lock. The same
 command finds it and goes on; when the run folder is complete, it is removed.
 """
 
 from __future__ import annotations
 
-import fcntl
 import glob
 import itertools
 import json
-import os
 import shutil
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from amber2_core.errors import RunFolderError, SettingError
+from amber2_core.files import lock, write_json
 
-from .parts import Parts
+from .tasks import FinishedTasks
 
 SUFFIX = ".unfinished"
+LOG = "log.txt"
 Identity = Mapping[str, Any]  # what is asked for by the name that the user knows it by; JSON values only
-
-
-@dataclass(frozen=True)
-class Unfinished:
-    """A sweep under way."""
-
-    output: Path  # the run folder that is to be
-    folder: Path
-    parts: Parts
-
-    @property
-    def log(self) -> Path:
-        return self.folder / "log.txt"
 
 
 def earlier_output(folder: Path, name: str, identity: Identity) -> Path | None:
@@ -62,64 +48,62 @@ def new_output(folder: Path, name: str) -> Path:
     return output
 
 
+def check_free(output: Path) -> None:
+    """Raises RunFolderError where something is called so already."""
+    if output.exists():
+        raise RunFolderError(f"{output} exists already: name another folder with --output, or remove that one")
+
+
 @contextmanager
-def unfinished_sweep(output: Path, identity: Identity, *, stacks: int) -> Iterator[Unfinished]:
-    """A folder for the finished stacks of a sweep; gone when the block ends well, or before any was finished.
+def unfinished_sweep(output: Path, identity: Identity, *, tasks: int) -> Iterator[FinishedTasks]:
+    """The finished tasks of a sweep; their folder is gone when the block ends well, or before any was finished.
 
     Args:
         output: the run folder that is to be.
         identity: all that the results depend on.
-        stacks: how many there are in all.
+        tasks: how many there are in all.
 
     Raises:
         RunFolderError: the run folder exists, the place cannot be written, another sweep lies there, or is running; and
-            for a KeyboardInterrupt after the first stack, to say how to go on.
+            for a KeyboardInterrupt after the first task, to say how to go on.
     """
-    if output.exists():
-        raise RunFolderError(f"{output} exists already: name another folder with --output, or remove that one")
+    check_free(output)
     folder = output.with_name(output.name + SUFFIX)
     with _locked(output, folder):
-        parts = Parts(folder)
-        if any(folder.iterdir()):
+        finished = FinishedTasks(folder)
+        if (folder / "unfinished.json").exists() or finished.count:
             _check_same(folder, identity)
-        _write(folder, output, identity, stacks)
+        _write(finished, output, identity, tasks)
         hopeless = False
         try:
-            yield Unfinished(output, folder, parts)
+            yield finished
         except SettingError:
             hopeless = True  # the same command would end in the same way
             raise
         except KeyboardInterrupt:
-            if not parts.count:
+            if not finished.count:
                 raise
             raise RunFolderError(
-                f"Stopped: {folder} holds {parts.count} of {stacks} stacks; the same command goes on from there"
+                f"Stopped: {folder} holds {finished.count} of {tasks} tasks; the same command goes on from there"
             ) from None
         finally:
-            if hopeless or not parts.count or output.exists():
+            if hopeless or not finished.count or output.exists():
                 shutil.rmtree(folder, ignore_errors=True)
             else:
-                _write(folder, output, identity, stacks)
+                _write(finished, output, identity, tasks)
 
 
 @contextmanager
 def _locked(output: Path, folder: Path) -> Iterator[None]:
     """One writer at a time."""
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(folder, os.O_RDONLY)
+        with lock(folder / "lock"):
+            yield
+    except BlockingIOError as problem:
+        line = f"{folder} is {problem.strerror}: wait for it, or name another --output"
+        raise RunFolderError(line) from None
     except OSError as problem:
         raise RunFolderError(f"Cannot write {output}: {problem.strerror}; choose another place with --output") from None
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(descriptor)
-        line = f"{folder} is being written by another train-heads: wait for it, or name another --output"
-        raise RunFolderError(line) from None
-    try:
-        yield
-    finally:
-        os.close(descriptor)
 
 
 def _check_same(folder: Path, identity: Identity) -> None:
@@ -144,15 +128,6 @@ def _read(folder: Path) -> dict[str, Any]:
     return record
 
 
-def _write(folder: Path, output: Path, identity: Identity, stacks: int) -> None:
-    record = {
-        "what": f"an unfinished sweep: {Parts(folder).count} of {stacks} stacks are done; the same command goes on",
-        "run folder": str(output),
-        "identity": identity,
-    }
-    writing = folder / "unfinished.json.writing"
-    try:
-        writing.write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-        os.replace(writing, folder / "unfinished.json")
-    except OSError as problem:
-        raise RunFolderError(f"Cannot write {output}: {problem.strerror}; choose another place with --output") from None
+def _write(finished: FinishedTasks, output: Path, identity: Identity, tasks: int) -> None:
+    what = f"an unfinished sweep: {finished.count} of {tasks} tasks are done; the same command goes on"
+    write_json(finished.folder / "unfinished.json", {"what": what, "run folder": str(output), "identity": identity})

@@ -1,59 +1,104 @@
-"""AmbER²: the student learns from the raters and from the experts, each weighed by its agreement with the raters."""
+"""AmbER²: a student that learns from the raters and from experts, each weighed by its agreement with the raters."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from itertools import groupby
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
-import torch
-from torch import Tensor
+from amber2_core.distributions import expert_weights, utterance_js
+from amber2_core.errors import SettingError, bad_choice
 
-from amber2_core.losses import amber_loss
-
-from .system import Loss, TrainingStatistics
+from ..stacked.system import Loss, StackedSettings, StackedSystem
+from .system import FUSION_HEAD, Floats, option
 
 if TYPE_CHECKING:
-    from ..grid import Setting
+    from torch import Tensor
+
+    from ..fold_data import FoldData
+
+Distance = Literal["js", "kl", "soft-ce"]
+WeightGradient = Literal["detach", "flow"]
+ExpertGradient = Literal["all", "own"]
 
 
-class Amber2:
+@dataclass(frozen=True)
+class Amber2Settings(StackedSettings):
+    """λ_RAI, λ_MAI, λ_E and κ of Eqs. 5 and 6, and what ablations change; the defaults are the paper's."""
+
+    lambda_rai: float = option(1.0, "Weight of the rater-ambiguity loss.", least=0)
+    lambda_mai: float = option(0.5, "Weight of the modality-ambiguity loss.", least=0)
+    lambda_expert: float = option(0.0, "Weight of the experts' own rater loss; 0 is the paper's Eq. 6.", least=0)
+    kappa: float = option(4.0, "Sharpness of the expert weights; 0 weighs all alike.", least=0)
+    student: str = option(FUSION_HEAD, "The head that the others teach: fusion, audio, text.")
+    loss: Distance = option("js", "Distance in the rater-ambiguity loss", choices=get_args(Distance))
+    weight_gradient: WeightGradient = option(
+        "detach", "Expert weights as constants, or with their gradient", choices=get_args(WeightGradient)
+    )
+    expert_gradient: ExpertGradient = option(
+        "all", "What experts learn from: all terms, or their own rater loss alone", choices=get_args(ExpertGradient)
+    )
+
+
+class Amber2(StackedSystem):
     """λ_RAI·RAI + λ_MAI·MAI + λ_E·Σ JS(y‖p_m), Eqs. 3–6; the student's dev JS decides everything."""
 
     name = "amber2"
-    uses = frozenset(
-        {
-            "lambda_rai", "lambda_mai", "lambda_expert", "kappa", "student", "loss", "weight_gradient",
-            "expert_gradient",
-        }
-    )  # fmt: skip
+    Settings = Amber2Settings
 
-    def loss(self, settings: Sequence[Setting], *, heads: tuple[str, ...], statistics: TrainingStatistics) -> Loss:
-        """See `System.loss`. Settings of one student, distance and gradient are computed together."""
+    def loss(self, settings: Sequence[Any], *, heads: Sequence[str], fold: FoldData) -> Loss:
+        """See `StackedSystem.loss`. Settings of one student, distance and gradient are computed together."""
+        import torch
+
         groups = [list(alike) for _, alike in groupby(settings, key=_kind)]
-        parts = [_loss_of(some, heads, statistics.class_weights) for some in groups]
+        parts = [_loss_of(some, heads, fold.train.targets) for some in groups]
         sizes = [len(some) for some in groups]
 
-        def losses(logits: Tensor, target: Tensor, present: Tensor | None) -> Tensor:
-            of_parts = torch.split(logits, sizes, dim=2)
+        def losses(outputs: Tensor, target: Tensor, present: Tensor | None, epoch: Tensor) -> Tensor:
+            of_parts = torch.split(outputs, sizes, dim=2)
             return torch.cat([part(some, target, present) for part, some in zip(parts, of_parts, strict=True)], dim=-1)
 
         return losses
 
-    def judge(self, head: str, setting: Setting) -> str:
+    def judge(self, head: str, setting: Amber2Settings) -> str:
         return setting.student
 
-    def decider(self, setting: Setting) -> str:
+    def chooses(self, setting: Amber2Settings) -> str:
         return setting.student
 
+    def check(self, setting: Amber2Settings, heads: Sequence[str]) -> None:
+        if setting.student not in heads:
+            raise SettingError(bad_choice("student", setting.student, heads))
+        if setting.expert_gradient == "own":
+            if setting.lambda_expert == 0:
+                raise SettingError("expert-gradient own with lambda-expert 0: the experts would never train")
+            if setting.weight_gradient == "flow":
+                raise SettingError(
+                    "expert-gradient own with weight-gradient flow: the weights' gradient runs into them"
+                )
+        if setting.lambda_rai == setting.lambda_mai == setting.lambda_expert == 0:
+            raise SettingError("lambda-rai, lambda-mai and lambda-expert are all 0: nothing would be trained")
 
-def _kind(setting: Setting) -> tuple[str, ...]:
+    def expert_weights(
+        self, setting: Amber2Settings, probs: Mapping[str, Floats], target: Floats
+    ) -> Mapping[str, Floats]:
+        """u_m = softmax_m(−κ JS(p_m‖y)) of every expert (Eq. 5)."""
+        experts = {head: utterance_js(target, some) for head, some in probs.items() if head != setting.student}
+        return dict(zip(experts, expert_weights(list(experts.values()), setting.kappa), strict=True))
+
+
+def _kind(setting: Amber2Settings) -> tuple[str, ...]:
     """What runs must have in common to be computed together; all else is a number per run."""
     return (setting.student, setting.loss, setting.weight_gradient, setting.expert_gradient)
 
 
-def _loss_of(settings: Sequence[Setting], heads: tuple[str, ...], like: Tensor) -> Loss:
+def _loss_of(settings: Sequence[Amber2Settings], heads: Sequence[str], like: Tensor) -> Any:
     """The loss of runs of one kind; `like` tells device and precision."""
+    import torch
+
+    from amber2_core.losses import amber_loss
+
     first = settings[0]
 
     def column(name: str) -> Tensor:
@@ -65,7 +110,7 @@ def _loss_of(settings: Sequence[Setting], heads: tuple[str, ...], like: Tensor) 
         return amber_loss(
             logits,
             target,
-            student=heads.index(first.student),
+            student=list(heads).index(first.student),
             lambda_rai=rai,
             lambda_mai=mai,
             lambda_expert=expert,

@@ -1,9 +1,11 @@
-"""From a feature cache to what a sweep trains on: the kept utterances with their targets and features."""
+"""From a feature cache to what a sweep trains on: the kept utterances with their targets, their features on the disk."""
 
 from __future__ import annotations
 
+import hashlib
 import os
-from collections.abc import Mapping
+import zlib
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -11,7 +13,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 import numpy.typing as npt
 
-from amber2_core.cache import FeatureCache, read_feature_headers
+from amber2_core.cache import FeatureCache, StoredArray, StoredFeatures, mapped_features, read_cache
 from amber2_core.errors import CacheError
 from amber2_core.tables import Texts, take, texts
 from amber2_core.votes import LabelPolicy, label_distributions
@@ -24,6 +26,19 @@ Missing = Literal["drop", "mask"]
 MISSING: tuple[Missing, ...] = get_args(Missing)
 # why an utterance was dropped
 LACKING: Mapping[Missing, str] = {"drop": "features missing", "mask": "no features of any modality"}
+Numbers = npt.NDArray[np.floating[Any]]
+
+
+@dataclass(frozen=True, eq=False)
+class Inputs:
+    """What one modality's systems read, of all N utterances of the cache: in memory, or where it lies on the disk."""
+
+    name: str  # of the feature set
+    fingerprint: str
+    values: Numbers | StoredArray  # (N, D) or (N, layers, D), NaN rows where nothing was encoded
+    recipe: Mapping[str, Any] = field(default_factory=dict)
+    frames: Numbers | StoredArray | None = None  # (ΣT, D)
+    offsets: npt.NDArray[np.int64] = field(default_factory=lambda: np.zeros(1, np.int64))  # (N + 1,)
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,15 +49,14 @@ class TrainingData:
     speaker: Texts
     session: Texts
     split: Texts
-    features: Mapping[str, npt.NDArray[np.float32]]  # modality → (K, D_m), NaN rows where `present` is False
+    inputs: Mapping[str, Inputs]  # by modality
+    rows: npt.NDArray[np.int64]  # (K,) ascending, which of the N utterances of the cache they are
     targets: npt.NDArray[np.float32]  # (K, C)
     emotions: tuple[str, ...]
-    # modality → (name, fingerprint) of the feature set used
-    feature_sets: Mapping[str, tuple[str, str]]
     # utterances left out, and ratings ignored, by reason
     dropped: Mapping[str, int]
     ignored: Mapping[str, int]
-    # what folds may go by: the columns of the utterance table and the attributes, each (K,) as text
+    # what folds and reports may go by: the columns of the utterance table and the attributes, each (K,) as text
     columns: Mapping[str, Texts] = field(default_factory=dict)
     # modality → (K,) who has features of it, of the modalities that some lack; empty where all have all
     present: Mapping[str, npt.NDArray[np.bool_]] = field(default_factory=dict)
@@ -100,43 +114,7 @@ def feature_keys(path: Path, names: Mapping[str, str | None]) -> list[tuple[str,
     return keys
 
 
-def training_data(cache: FeatureCache, policy: LabelPolicy, *, missing: Missing = "drop") -> TrainingData:
-    """Apply a label policy to a cache and keep what has features of every modality of the cache.
-
-    With `missing` "mask", keep what has features of any, and tell in `present` which. Features of several layers give
-    their last one.
-
-    Raises:
-        LabelError: as `label_distributions`.
-        CacheError: nothing has features of every modality, or, with "mask", nothing has features of one of them; or a
-            feature is not finite.
-    """
-    count = len(cache.utterances)
-    labelled = label_distributions(cache.ratings, cache.attributes, count, policy)
-    encoded = {features.modality: features.encoded[labelled.rows] for features in cache.features}
-    kept = _kept(encoded, missing)
-    rows = labelled.rows[kept]
-    table = take(cache.utterances, rows)
-    present = {modality: mask[kept] for modality, mask in encoded.items() if not mask[kept].all()}
-    return TrainingData(
-        id=table.id,
-        speaker=table.speaker,
-        session=table.session,
-        split=table.split,
-        features={f.modality: _vectors(f.modality, f.values, rows, present.get(f.modality)) for f in cache.features},
-        targets=labelled.soft_labels[kept].astype(np.float32),
-        emotions=labelled.emotions,
-        feature_sets={f.modality: (f.name, f.fingerprint) for f in cache.features},
-        dropped={**labelled.dropped, LACKING[missing]: int((~kept).sum())},
-        ignored=labelled.ignored,
-        columns={
-            **{name: _as_text(column[rows]) for name, column in cache.attributes.items()},
-            **{name: getattr(table, name) for name in FOLD_COLUMNS},
-        },
-        present=present,
-    )
-
-
+def training_data(path: Path, cache: FeatureCache, policy: LabelPolicy, keys, *, missing: Missing = "drop") -> TrainingData:
 def _kept(encoded: Mapping[str, npt.NDArray[np.bool_]], missing: Missing) -> npt.NDArray[np.bool_]:
     """Which labelled utterances have features enough, from who has features of each modality, all (labelled,)."""
     see = "see inspect-cache for the failures"

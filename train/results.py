@@ -1,0 +1,177 @@
+"""The tables of a run folder: from a sweep's runs to the rows of results.csv, curves.csv and experts.csv."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from amber2_core.distributions import ambiguity_bins, js, label
+from amber2_core.metrics import METRICS, evaluate
+from amber2_core.run_folder import Predictions
+
+from .folds import Fold, presence
+from .selection import Selection
+from .systems.system import FUSION_HEAD, Floats
+from .tasks import Run, Scores
+from .training_data import TrainingData
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True, eq=False)
+class Results:
+    """What a sweep found."""
+
+    rows: list[Row]  # of results.csv
+    curves: list[Row]
+    experts: list[Row]
+    predictions: Predictions
+    selected: Mapping[str, Mapping[int, int]]  # system → fold → place of the setting
+
+
+def results_of(
+    selection: Selection, data: TrainingData, folds: Sequence[Fold], columns: Sequence[str]
+) -> Results:
+    """All tables of a complete sweep; here, and only for what dev chose, the targets of test are looked at.
+
+    `columns` are the settings' names in results.csv.
+    """
+    rows, curves, chosen_probs = list[Row](), list[Row](), dict[str, list[npt.NDArray[np.float32]]]()
+    selected: dict[str, dict[int, int]] = {}
+    for fold in folds:
+        chosen = selection.chosen(fold.number)
+        target, tests = data.targets[fold.test], list[Row]()
+        for name, place in chosen.items():
+            selected.setdefault(name, {})[fold.number] = place
+            runs = selection.of(fold.number, place)
+            probs = [selection.finished.probs(run) for run in runs]
+            for run, predicted in zip(runs, probs, strict=True):
+                tested = {
+                    head: scores_of(target, some, _having(data, fold, head) & (head not in run.history.unjudged))
+                    for head, some in predicted.items()
+                }
+                tests += _rows(selection, run, "test", tested, columns, chosen=True)
+                curves += _curve_rows(name, run)
+            for head in probs[0]:
+                chosen_probs.setdefault(f"{name}/{head}", []).append(np.stack([some[head] for some in probs]))
+        for place in range(len(selection.settings)):
+            is_chosen = place in chosen.values()
+            for run in selection.of(fold.number, place):
+                rows += _rows(selection, run, "dev", run.dev, columns, chosen=is_chosen)
+        for place in set(range(len(selection.settings))) - set(chosen.values()):
+            for run in selection.of(fold.number, place):
+                rows += _rows(selection, run, "test", run.test, columns, chosen=False)
+        rows += tests
+    predictions = _predictions(data, folds, chosen_probs)
+    return Results(rows, curves, _expert_rows(selection, predictions, selected), predictions, selected)
+
+
+def scores_of(target: Floats, probs: Floats, having: npt.NDArray[np.bool_]) -> Scores:
+    """`n`, how many utterances have a head, and its metrics over those for which it predicts something.
+
+    NaN for a head that no utterance has, and for one of which no epoch was kept, since it diverged at once.
+    """
+    there = having & ~np.isnan(probs).any(axis=-1)
+    metrics = evaluate(target[there], probs[there])
+    return {"n": int(having.sum()), **{name: float(metrics[name]) for name in METRICS}}
+
+
+def _rows(
+    selection: Selection, run: Run, split: str, scores: Mapping[str, Scores], columns: Sequence[str], *, chosen: bool
+) -> Iterator[Row]:
+    setting = selection.settings[run.setting]
+    values = setting.row()
+    for head, own in scores.items():
+        key = {"system": setting.name, "head": head, "split": split, "fold": run.fold, "seed": run.seed}
+        settings = {name: values.get(name) for name in columns}
+        yield {**key, "selected": int(chosen), **settings, "epoch": run.history.epoch.get(head, 0), **own}
+
+
+def _curve_rows(name: str, run: Run) -> Iterator[Row]:
+    """The dev JS of every head after every epoch."""
+    for head, curve in run.history.dev_js.items():
+        for epoch, value in enumerate(curve, start=1):
+            yield {"system": name, "head": head, "fold": run.fold, "seed": run.seed, "epoch": epoch, "dev_js": value}
+
+
+def _having(data: TrainingData, fold: Fold, head: str) -> npt.NDArray[np.bool_]:
+    """Which of a fold's test utterances have a head: the modality's of that name, or any modality."""
+    masks = presence(data, fold)
+    if masks is None:
+        return np.ones(len(fold.test), dtype=bool)
+    return np.asarray(dict(zip(data.inputs, masks, strict=False)).get(head, masks[-1])[fold.test])
+
+
+def _predictions(
+    data: TrainingData, folds: Sequence[Fold], probs: Mapping[str, Sequence[npt.NDArray[np.float32]]]
+) -> Predictions:
+    tested = np.concatenate([fold.test for fold in folds])
+    return Predictions(
+        id=data.id[tested],
+        fold=np.concatenate([np.full(len(fold.test), fold.number, dtype=np.int64) for fold in folds]),
+        target=data.targets[tested],
+        emotions=data.emotions,
+        probs={name: np.concatenate(parts, axis=1) for name, parts in probs.items()},
+    )
+
+
+def _expert_rows(
+    selection: Selection, predictions: Predictions, selected: Mapping[str, Mapping[int, int]]
+) -> list[Row]:
+    """The rows of experts.csv (see `amber2_core.run_folder`), from the selected settings' predictions on test.
+
+    Weights are those of each utterance (Eq. 5), with the κ and the student of the setting, then their mean.
+    """
+    heads = tuple(dict.fromkeys(name.partition("/")[2] for name in predictions.probs))
+    rows = []
+    for system, fold, place in ((s, fold, place) for s, folds in selected.items() for fold, place in folds.items()):
+        setting = selection.settings[place]
+        here = predictions.fold == fold
+        target = predictions.target[here]
+        groups = dict(_groups(target, predictions.emotions))
+        own = [head for head in heads if f"{system}/{head}" in predictions.probs]
+        probs = {head: predictions.probs[f"{system}/{head}"][:, here] for head in own}  # (seeds, n, C)
+        weights = setting.system.expert_weights(setting.values, probs, target)
+        disagreement = modality_disagreement(probs)
+        for seed, (by, members) in itertools.product(range(selection.seeds), groups.items()):
+            key = {"system": system, "fold": fold, "seed": seed, "by": by[0], "group": by[1], "n": int(members.sum())}
+            means = {
+                f"weight_{head}": _mean(weights[head][seed, members]) if head in weights else None for head in heads
+            }
+            rows.append({**key, **means, "disagreement": _mean(disagreement[seed, members])})
+    return rows
+
+
+def modality_disagreement(probs: Mapping[str, Floats]) -> Floats:
+    """JS(p_A‖p_T) (seeds, n); with more modalities the mean over the pairs that an utterance has, NaN without any."""
+    modalities = [head for head in probs if head != FUSION_HEAD]
+    if len(modalities) < 2:
+        return np.full(next(iter(probs.values())).shape[:-1], np.nan)
+    pairs = np.stack([js(probs[a], probs[b]) for a, b in itertools.combinations(modalities, 2)])
+    there = ~np.isnan(pairs)  # (pairs, seeds, n)
+    with np.errstate(invalid="ignore"):  # 0 / 0
+        return np.asarray(np.where(there, pairs, 0.0).sum(axis=0) / there.sum(axis=0))
+
+
+def _groups(target: Floats, emotions: Sequence[str]) -> Iterator[tuple[tuple[str, str], npt.NDArray[np.bool_]]]:
+    """(by, group) and who is in it, (n,), for every group that somebody is in."""
+    yield ("all", ""), np.ones(len(target), dtype=bool)
+    labels = label(target)
+    for c, emotion in enumerate(emotions):
+        if (labels == c).any():
+            yield ("class", emotion), labels == c
+    bins, edges = ambiguity_bins(target)
+    for b, (low, high) in enumerate(itertools.pairwise(edges)):
+        if (bins == b).any():
+            yield ("ambiguity", f"{low:.2f}-{high:.2f}"), bins == b
+
+
+def _mean(values: Floats) -> float | None:
+    """Over the utterances (n,) that have a value; None where none has."""
+    known = values[~np.isnan(values)]
+    return float(known.mean()) if len(known) else None

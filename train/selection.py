@@ -1,0 +1,114 @@
+"""Selection on dev: of each system in each fold the setting whose runs score best, as the runs come in."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from amber2_core.errors import SettingError
+
+from .folds import Fold
+from .grid import Setting
+from .tasks import FinishedTasks, Run
+from .training_data import TrainingData
+
+_log = logging.getLogger(__name__)
+
+
+class Selection:
+    """The best setting of each system in each fold so far, and all runs' scores.
+
+    Args:
+        settings: of the sweep.
+        seeds: how many runs each setting has on a fold.
+        finished: where the runs' files are; those of settings that were not chosen are removed.
+    """
+
+    def __init__(self, settings: Sequence[Setting], seeds: int, finished: FinishedTasks) -> None:
+        self.settings, self.seeds, self.finished = settings, seeds, finished
+        # (fold, setting) → its runs, by seed
+        self.runs: dict[tuple[int, int], dict[int, Run]] = {}
+        # (fold, name of the system) → place of the setting, and its dev JS, averaged over seeds
+        self.best: dict[tuple[int, str], tuple[int, float]] = {}
+
+    def add(self, run: Run) -> None:
+        """Take in a run; with a setting's last one it competes.
+
+        The lowest dev JS of the head that the system names wins, the earlier setting on a tie. A setting of which a
+        run never had a dev JS that is a number does not compete.
+        """
+        runs = self.runs.setdefault((run.fold, run.setting), {})
+        runs[run.seed] = run
+        if len(runs) < self.seeds:
+            return
+        setting = self.settings[run.setting]
+        head = setting.system.chooses(setting.values)
+        score = float(np.mean([each.dev[head]["js"] for each in runs.values()]))
+        if not np.isfinite(score):
+            _log.warning("%s: the dev JS of a run is not a number from the first epoch on: left out", setting.point)
+            self._drop(run.fold, run.setting)
+            return
+        key = (run.fold, setting.name)
+        held = self.best.get(key)
+        if held is None or (score, run.setting) < held[::-1]:
+            self.best[key] = (run.setting, score)
+            if held is not None:
+                self._drop(run.fold, held[0])
+        else:
+            self._drop(run.fold, run.setting)
+
+    def is_complete(self, fold: int) -> bool:
+        """Whether all runs of a fold are there."""
+        return all(len(self.runs.get((fold, place), ())) == self.seeds for place in range(len(self.settings)))
+
+    def chosen(self, fold: int) -> dict[str, int]:
+        """Name of the system → place of its setting.
+
+        Raises:
+            SettingError: a system has no setting that could be chosen.
+        """
+        names = dict.fromkeys(setting.name for setting in self.settings)
+        for name in names:
+            if (fold, name) not in self.best:
+                raise SettingError(f"{name} diverged in fold {fold}: no dev JS is a number; try a smaller --lr")
+        return {name: self.best[fold, name][0] for name in names}
+
+    def of(self, fold: int, place: int) -> list[Run]:
+        """A setting's runs on a fold, seed by seed."""
+        runs = self.runs[fold, place]
+        return [runs[seed] for seed in sorted(runs)]
+
+    def _drop(self, fold: int, place: int) -> None:
+        self.finished.remove(self.of(fold, place))
+
+
+def check_deciders(data: TrainingData, folds: Sequence[Fold], settings: Sequence[Setting]) -> None:
+    """Raises SettingError where dev could choose no setting of a system: in a fold nobody has a head to decide by."""
+    for fold in folds:
+        parts = (fold.train, fold.dev)
+        lacking = {name for name, having in data.present.items() if not all(having[rows].any() for rows in parts)}
+        for name, heads in _deciders(settings).items():
+            if heads <= lacking:
+                raise SettingError(
+                    f"{name} is chosen by the dev JS of its {' or '.join(sorted(heads))} head, and in fold "
+                    f"{fold.number} no utterance of train or none of dev has it: choose another --student, other "
+                    "--folds or --missing drop"
+                )
+
+
+def warn_of_deciders(data: TrainingData, settings: Sequence[Setting]) -> None:
+    """Log where settings of a system are compared by heads that not the same utterances have."""
+    for name, heads in _deciders(settings).items():
+        if len(heads) > 1 and heads & data.present.keys():
+            words = " or ".join(sorted(heads))
+            _log.warning("%s: the dev JS of %s, by which it is chosen, is over different utterances", name, words)
+
+
+def _deciders(settings: Sequence[Setting]) -> Mapping[str, set[str]]:
+    """The heads by whose dev JS the settings of each system are compared."""
+    deciders: dict[str, set[str]] = {}
+    for setting in settings:
+        deciders.setdefault(setting.name, set()).add(setting.system.chooses(setting.values))
+    return deciders

@@ -1,0 +1,120 @@
+"""What a worker process of stage 2 does: one task after the other, on the fold's features."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from amber2_core.devices import compute_as_wanted, is_out_of_memory
+from amber2_core.errors import SettingError
+
+from .folds import Fold
+from .options import TrainOptions
+from .results import scores_of
+from .systems import registry
+from .systems.system import Fitted
+from .tasks import FinishedTasks, Probs, Run, Scores, Task
+from .training_data import TrainingData
+
+if TYPE_CHECKING:  # the process that plans a sweep never loads torch
+    from .fold_data import FoldData, Rows
+
+
+@dataclass(frozen=True, eq=False)
+class Sweep:
+    """All that the workers of a sweep are told."""
+
+    data: TrainingData
+    folds: Mapping[int, Fold]  # by number
+    # (system, its settings as plain values): classes of a user's own file are not known to a worker before it loads it
+    settings: tuple[tuple[str, Mapping[str, Any]], ...]
+    names: tuple[str, ...]  # of the settings, as results have them
+    options: TrainOptions
+    device: str
+    # what the files of weights tell beside their runs: emotions, label policy, features
+    origin: Mapping[str, Any] = field(default_factory=dict)
+    # where finished tasks are kept
+    folder: Path = Path()
+
+
+class Worker:
+    """A process that trains tasks of one sweep."""
+
+    def __init__(self, threads: int, sweep: Sweep) -> None:
+        from .fold_data import features_on
+
+        compute_as_wanted(sweep.device, tf32=sweep.options.precision == "tf32", threads=threads)
+        self.sweep = sweep
+        with _memory_for(f"the features of {len(sweep.data)} utterances: try another GPU", sweep.device):
+            self.features = features_on(sweep.device, sweep.data)
+        self._fold: FoldData | None = None
+
+    def fold(self, number: int) -> FoldData:
+        """A fold's rows, kept until another one is asked for."""
+        from .fold_data import fold_data
+
+        if self._fold is None or self._fold.number != number:
+            sweep = self.sweep
+            standardise = sweep.options.inputs == "standardized"
+            self._fold = fold_data(sweep.data, sweep.folds[number], self.features, standardise=standardise)
+        return self._fold
+
+    def fitted(self, task: Task, fold: FoldData, options: Any) -> Iterator[tuple[int, Fitted]]:
+        """Every run of a task, trained, with the place of its setting."""
+        systems = [self.sweep.settings[place] for place in task.settings]
+        system = registry.system(systems[0][0])
+        values = [system.Settings(**some) for _, some in systems]
+        runs = len(values) * len(task.seeds)
+        with _memory_for(f"{runs} runs at once: ask for fewer --seeds or a smaller --hidden", self.sweep.device):
+            for one in system.fit(fold, values, task.seeds, options):
+                yield task.settings[values.index(one.setting)], one
+
+
+def train(worker: Worker, task: Task) -> list[Run]:
+    """Train a task, score it, and keep it; what there is to know of its runs."""
+    sweep, fold = worker.sweep, worker.fold(task.fold)
+    found = []
+    for place, one in worker.fitted(task, fold, sweep.options.fit):
+        on_test = one.probs(fold.test)
+        test = scores(fold.test, on_test) if sweep.options.score_all else {}
+        run = Run(task.fold, place, one.seed, one.history, scores(fold.dev, one.probs(fold.dev)), test)
+        found.append((run, one, on_test))
+    if len(found) != len(task.settings) * len(task.seeds):
+        name = sweep.settings[task.settings[0]][0]
+        raise SettingError(f"The system {name!r} gave {len(found)} runs for {len(task.settings)} settings under "
+                           f"{len(task.seeds)} seeds: its fit must yield one for each")
+    FinishedTasks(sweep.folder).write(task, found, [_origin(sweep, run) for run, _, _ in found])
+    return [run for run, _, _ in found]
+
+
+def scores(rows: Rows, probs: Probs) -> dict[str, Scores]:
+    """Every metric of every head, over the utterances that have it."""
+    target = rows.targets.cpu().numpy()
+    return {head: scores_of(target, some, rows.having_head(head)) for head, some in probs.items()}
+
+
+def _origin(sweep: Sweep, run: Run) -> dict[str, Any]:
+    _, setting = sweep.settings[run.setting]
+    return {
+        **sweep.origin,
+        "system": sweep.names[run.setting],
+        "setting": dict(setting),
+        "fold": run.fold,
+        "seed": run.seed,
+        "versions": {name: version(name) for name in ("amber2", "numpy", "torch")},
+    }
+
+
+@contextmanager
+def _memory_for(what: str, device: str) -> Iterator[None]:
+    """Raises SettingError where a GPU has too little memory for what is done within."""
+    try:
+        yield
+    except RuntimeError as problem:
+        if device == "cpu" or not is_out_of_memory(problem):
+            raise
+        raise SettingError(f"{device} ran out of memory with {what}, or use --device cpu") from None
