@@ -1,0 +1,408 @@
+"""Worker processes: tasks dealt to them, results as they finish, and no worker left whatever happens.
+
+The conductor, the process that the user started, reads, plans and writes; workers compute. They come from a fork
+server that has loaded torch, where the platform has one, or start afresh. A worker handles no signal: Ctrl-C is the
+conductor's, which ends its workers, and oneDNN, which before 3.11.2 (torch 2.11 brings 3.10) lets its stack pointer
+stray into the heap while it multiplies (https://github.com/uxlfoundation/oneDNN/issues/4845), meets none. A worker
+whose conductor has gone ends itself.
+"""
+
+from __future__ import annotations
+
+import atexit
+import logging
+import multiprocessing
+import os
+import pickle
+import signal
+import sys
+import threading
+import traceback
+import types
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from logging.handlers import QueueHandler
+from multiprocessing.connection import Connection, wait
+from queue import SimpleQueue
+from typing import Any, TypeVar
+
+from .errors import Amber2Error, SettingError, WorkerError, bad_choice
+
+State = TypeVar("State")
+Shared = TypeVar("Shared")
+Task = TypeVar("Task")
+Result = TypeVar("Result")
+
+ENGINES = ("local",)
+# A worker has one task to compute and one to go on with.
+_TASKS_EACH = 2
+# How long a worker that was killed may take to vanish, in seconds.
+_PATIENCE = 5.0
+# macOS has fork, but its libraries do not survive it.
+_HAS_SERVER = "forkserver" in multiprocessing.get_all_start_methods() and sys.platform != "darwin"
+_context: Any = multiprocessing.get_context("forkserver" if _HAS_SERVER else "spawn")
+# What a thread brings on itself, what the fork server waits for, and Ctrl-Z, which no handler of ours meets.
+_UNBLOCKED = ("ABRT", "BUS", "FPE", "ILL", "SEGV", "TRAP", "CHLD", "CONT", "TSTP", "TTIN", "TTOU")
+_starting = threading.RLock()
+_alive: set[_Worker] = set()
+_log = logging.getLogger(__name__)
+
+
+def prepare(*modules: str) -> None:
+    """Start the fork server, with torch and these modules imported in it, and do not wait for it.
+
+    Where it runs already, or where workers come from none, nothing happens. Modules must start no threads.
+    """
+    if not _HAS_SERVER:
+        return
+    from multiprocessing import forkserver, resource_tracker
+
+    with _starting, _clean_start():
+        # This one lets SIGINT and SIGTERM through when it is done.
+        resource_tracker.ensure_running()
+        _block_signals()
+        forkserver.set_forkserver_preload([__name__, "torch", *modules])
+        forkserver.ensure_running()
+
+
+def deal(
+    function: Callable[[State, Task], Result],
+    tasks: Iterable[Task],
+    *,
+    setup: Callable[[Any, Shared], State],
+    workers: Sequence[Any],
+    shared: Shared = None,  # type: ignore[assignment]
+    engine: str = "local",
+) -> Generator[tuple[Task, Result]]:
+    """Results with their tasks, as they finish.
+
+    Closing the generator, or an exception that goes through it, ends all workers.
+
+    Args:
+        function: called in a worker with what `setup` gave there and a task. It and `setup` can be imported by name.
+        tasks: taken as workers get free, at most two for each ahead of who takes the results.
+        setup: called once in each worker, with its entry of `workers` and `shared`.
+        workers: one entry for each worker that may be started: its device, its number of threads, …
+        shared: what all workers need, sent to each once.
+
+    Raises:
+        SettingError: no such engine.
+        WorkerError: a task killed two workers.
+        Exception: what `function` or `setup` raised, with the worker's traceback as a note.
+    """
+    if engine not in ENGINES:
+        raise SettingError(bad_choice("engine", engine, ENGINES))
+    work = pickle.dumps((function, setup, shared), pickle.HIGHEST_PROTOCOL)
+    return _results(iter(tasks), [_Worker(entry, work) for entry in workers])
+
+
+def call(function: Callable[..., Result], *args: Any) -> Result:
+    """What a function gives when a fresh worker calls it once."""
+    ((_, result),) = deal(_apply, [args], setup=_given, workers=[None], shared=function)
+    return result
+
+
+def _apply(function: Callable[..., Result], args: Sequence[Any]) -> Result:
+    return function(*args)
+
+
+def _given(_: object, shared: Shared) -> Shared:
+    return shared
+
+
+# ── in the conductor ──────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@dataclass(slots=True)
+class _Dealt:
+    """A task, and how many workers died of it."""
+
+    task: Any
+    deaths: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class _Made:
+    """A worker's message: what the function gave."""
+
+    result: Any
+
+
+@dataclass(frozen=True, slots=True)
+class _Raised:
+    """A worker's last message: what the function or its setup raised."""
+
+    problem: BaseException
+
+
+def _results(tasks: Iterator[Any], workers: Sequence[_Worker]) -> Generator[tuple[Any, Any]]:
+    again: deque[_Dealt] = deque()
+    heard: dict[tuple[str, int, str], object] = {}
+    try:
+        while True:
+            took = _deal_one(again, tasks, workers)
+            busy = [worker for worker in workers if worker.dealt]
+            if not busy:
+                return
+            for worker in _with_news(busy, timeout=0 if took else None):
+                message = worker.receive()
+                if isinstance(message, _Made):
+                    yield worker.dealt.popleft().task, message.result
+                elif isinstance(message, _Raised):
+                    raise message.problem
+                elif isinstance(message, logging.LogRecord):
+                    _handle_once(message, worker.process, heard)
+                else:
+                    again.extend(_of_the_dead(worker))
+    finally:
+        _end(workers)
+
+
+def _deal_one(again: deque[_Dealt], tasks: Iterator[Any], workers: Sequence[_Worker]) -> bool:
+    """Give a task to the worker that has fewest, if it has room and there is one."""
+    worker = min(workers, key=lambda worker: len(worker.dealt))
+    if len(worker.dealt) == _TASKS_EACH:
+        return False
+    if again:
+        worker.give(again.popleft())
+        return True
+    for task in tasks:
+        worker.give(_Dealt(task))
+        return True
+    return False
+
+
+def _with_news(workers: Sequence[_Worker], timeout: float | None) -> list[_Worker]:
+    ready = wait([of for worker in workers for of in (worker.connection, worker.process.sentinel)], timeout)
+    return [worker for worker in workers if worker.connection in ready or worker.process.sentinel in ready]
+
+
+def _of_the_dead(worker: _Worker) -> list[_Dealt]:
+    """The tasks of a worker that died, to be dealt again; the first of them was its death."""
+    tasks = list(worker.dealt)
+    how = worker.bury()
+    tasks[0].deaths += 1
+    if tasks[0].deaths > 1:
+        raise WorkerError(f"a worker died twice on the same task ({how})")
+    _log.warning("a worker died (%s): its task is dealt again", how)
+    return tasks
+
+
+def _handle_once(record: logging.LogRecord, source: object, heard: dict[tuple[str, int, str], object]) -> None:
+    """Log what a worker logged, unless another one said so before."""
+    logger = logging.getLogger(record.name)
+    first = heard.setdefault((record.name, record.levelno, record.getMessage()), source)
+    if first is source and logger.isEnabledFor(record.levelno):
+        logger.handle(record)
+
+
+class _Worker:
+    """The conductor's side of one worker, which is started with its first task."""
+
+    def __init__(self, entry: Any, work: bytes) -> None:
+        self.dealt: deque[_Dealt] = deque()
+        self.process: Any = None
+        self.connection: Any = None
+        self._entry, self._work = entry, work
+
+    def give(self, dealt: _Dealt) -> None:
+        self.dealt.append(dealt)
+        with suppress(OSError):  # it died: who waits for its messages hears of it
+            if self.process is None:
+                self._start()
+            self._send(dealt.task)
+
+    def receive(self) -> object:
+        """Its next message; None if it died."""
+        try:
+            pickled = self.connection.recv_bytes() if self.connection.poll() else None
+        except (EOFError, OSError):
+            return None
+        return pickle.loads(pickled) if pickled is not None else None
+
+    def kill(self) -> None:
+        if self.connection is not None:
+            self.connection.close()
+        if self.process is not None and self.process.pid is not None and self.process.exitcode is None:
+            self.process.kill()
+
+    def bury(self) -> str:
+        """How it died."""
+        self.kill()
+        code = None
+        if self.process is not None and self.process.pid is not None:
+            self.process.join(_PATIENCE)
+            code = self.process.exitcode
+        self.process = self.connection = None
+        self.dealt.clear()
+        _alive.discard(self)
+        return _in_words(code)
+
+    def _start(self) -> None:
+        self.connection, theirs = _context.Pipe()
+        self.process = _context.Process(target=_work, args=(theirs,), name="amber2 worker", daemon=True)
+        _alive.add(self)
+        _start(self.process, theirs)
+        self._send((dict(os.environ), _levels(), self._entry))
+        self.connection.send_bytes(self._work)
+
+    def _send(self, message: object) -> None:
+        self.connection.send_bytes(pickle.dumps(message, pickle.HIGHEST_PROTOCOL))
+
+
+def _start(process: Any, theirs: Connection) -> None:
+    """Start a process in a thread: Ctrl-C comes through while the fork server loads, and never halfway through."""
+    started: Future[None] = Future()
+
+    def start() -> None:
+        try:
+            prepare()
+            with _starting, _clean_start(), _bare_main():
+                process.start()
+            started.set_result(None)
+        except BaseException as problem:
+            started.set_exception(problem)
+        finally:
+            theirs.close()
+
+    threading.Thread(target=start, daemon=True).start()
+    try:
+        started.result()
+    except (EOFError, ConnectionError) as problem:
+        raise WorkerError("no worker could be started: the fork server has died") from problem
+
+
+@contextmanager
+def _clean_start() -> Iterator[None]:
+    """Processes started within take no signals and import nothing from the folder where the user happens to be."""
+    before = os.environ.get("PYTHONSAFEPATH")
+    os.environ["PYTHONSAFEPATH"] = "1"
+    mask = _block_signals()
+    try:
+        yield
+    finally:
+        if mask is not None:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        if before is None:
+            del os.environ["PYTHONSAFEPATH"]
+        else:
+            os.environ["PYTHONSAFEPATH"] = before
+
+
+@contextmanager
+def _bare_main() -> Iterator[None]:
+    """A worker started within does not run the user's script again; other threads, too, see a bare `__main__`."""
+    main = sys.modules["__main__"]
+    sys.modules["__main__"] = types.ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main
+
+
+def _levels() -> dict[str, int]:
+    """Every logger that has a level of its own, the root as ""."""
+    loggers = logging.root.manager.loggerDict.items()
+    levels = {name: logger.level for name, logger in loggers if isinstance(logger, logging.Logger) and logger.level}
+    return {"": logging.root.level, **levels}
+
+
+def _in_words(code: int | None) -> str:
+    if code is None or code >= 0:
+        return f"exit code {code}"
+    if -code == getattr(signal, "SIGKILL", None):
+        return "killed by SIGKILL: perhaps memory ran out; fewer workers need less"
+    return f"killed by {signal.Signals(-code).name}"
+
+
+@atexit.register
+def _end_all() -> None:
+    """At the end of the process; before multiprocessing's own way, which would wait for them."""
+    _end(list(_alive))
+
+
+def _end(workers: Sequence[_Worker]) -> None:
+    for worker in workers:
+        worker.kill()
+    for worker in workers:
+        worker.bury()
+
+
+# ── in a worker ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _work(connection: Connection) -> None:
+    """A worker's whole life."""
+    _block_signals()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    inbox: SimpleQueue[bytes] = SimpleQueue()
+    threading.Thread(target=_listen, args=(connection, inbox), daemon=True).start()
+    outbox = _Outbox(connection)
+    try:
+        environment, levels, entry = pickle.loads(inbox.get())
+        _settle(environment, levels, outbox)
+        function, setup, shared = pickle.loads(inbox.get())
+        state = setup(entry, shared)
+        del shared
+        while True:
+            outbox.put_nowait(_Made(function(state, pickle.loads(inbox.get()))))
+    except BaseException as problem:
+        outbox.put_nowait(_Raised(_portable(problem)))
+
+
+def _listen(connection: Connection, inbox: SimpleQueue[bytes]) -> None:
+    """Take what the conductor sends at once, so that it never waits for a worker that waits for it; end with it."""
+    try:
+        while True:
+            inbox.put(connection.recv_bytes())
+    except (EOFError, OSError):
+        os._exit(1)
+
+
+class _Outbox:
+    """Messages to the conductor, from any thread; for a log's handler it is a queue."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._lock = threading.Lock()
+
+    def put_nowait(self, message: object) -> None:
+        pickled = pickle.dumps(message, pickle.HIGHEST_PROTOCOL)
+        try:
+            with self._lock:
+                self._connection.send_bytes(pickled)
+        except OSError:  # the conductor has gone
+            os._exit(1)
+
+
+def _settle(environment: Mapping[str, str], levels: Mapping[str, int], outbox: Any) -> None:
+    """Take over what the conductor has now, which the fork server may never have had."""
+    os.environ.clear()
+    os.environ.update(environment)
+    for name, level in levels.items():
+        logging.getLogger(name).setLevel(level)
+    logging.root.handlers = [QueueHandler(outbox)]
+
+
+def _portable(problem: BaseException) -> BaseException:
+    """The problem with its traceback, as an exception that the conductor knows without further libraries."""
+    note = f"in a worker:\n{''.join(traceback.format_exception(problem))}"
+    if isinstance(problem, Amber2Error) or type(problem).__module__ == "builtins":
+        problem.add_note(note)
+        with suppress(Exception):
+            pickle.loads(pickle.dumps(problem))
+            return problem
+    known = RuntimeError(f"{type(problem).__qualname__}: {problem}")
+    known.add_note(note)
+    return known
+
+
+def _block_signals() -> set[Any] | None:
+    """Block signals in this thread and in what it starts; returns what was blocked before."""
+    if not hasattr(signal, "pthread_sigmask"):
+        return None
+    kept = {getattr(signal, f"SIG{name}") for name in _UNBLOCKED}
+    return signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals() - kept)
