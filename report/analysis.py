@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from amber2_core.ambiguity import ambiguity, ambiguity_bins
+from amber2_core.distributions import ambiguity_bins, entropy
 from amber2_core.metrics import METRICS, confusion, utterance_accuracy, utterance_js
 from amber2_core.summary import fold_mean
 from amber2_core.tables import Texts
@@ -80,7 +80,7 @@ def reliability(group: Group, entry: Entry) -> tuple[Floats, Floats, Floats]:
 
 def entropies(group: Group, entry: Entry) -> tuple[Floats, Floats]:
     """Entropy of the raters and of the predictions, averaged over seeds, in bits, of the n predicted → (n,), (n,)."""
-    return ambiguity(group.predictions.target[entry.rows]), ambiguity(entry.probs[:, entry.rows]).mean(0)
+    return entropy(group.predictions.target[entry.rows]), entropy(entry.probs[:, entry.rows]).mean(0)
 
 
 def disagreement(group: Group, main: Entry) -> Floats | None:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from amber2_core.ambiguity import ambiguity_bins
+from amber2_core.distributions import ambiguity_bins
 from amber2_core.heads import FUSION_HEAD
 from amber2_core.metrics import utterance_js
 from amber2_core.run_folder import Predictions
