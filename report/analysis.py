@@ -90,11 +90,7 @@ def disagreement(group: Group, main: Entry) -> Floats | None:
     Over the pairs that an utterance has; NaN where it has none. None for a system without pairs.
     """
     single = [entry.probs for name, entry in group.heads(main).items() if name != FUSION]
-    pairs = [(a, b) for k, a in enumerate(single) for b in single[k + 1 :]]
-    if not pairs:
-        return None
-    found = np.stack([utterance_js(a, b).mean(0) for a, b in pairs])  # (pairs, N)
-    return _shares(np.where(np.isnan(found), 0.0, found).sum(0), np.count_nonzero(~np.isnan(found), axis=0))
+    return distributions.disagreement(single).mean(0) if len(single) > 1 else None
 
 
 def expert_weights(group: Group, main: Entry) -> Mapping[str, Floats] | None:
