@@ -13,14 +13,15 @@ from amber2_core.errors import RunFolderError
 from amber2_core.heads_folder import write_heads
 from amber2_core.label_spaces import policy_with
 from amber2_core.run_folder import (
+    Summary,
     new_run_folder,
+    summarise,
     write_curves,
     write_experts,
     write_json,
     write_predictions,
     write_results,
 )
-from amber2_core.summary import Summary, summarise
 
 from .experts import expert_rows
 from .folds import make_folds
