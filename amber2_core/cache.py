@@ -37,11 +37,10 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 import h5py
 
@@ -59,7 +58,7 @@ from .features import (
     check_fit,
     fingerprint,
 )
-from .sink import Sink
+from .files import Sink, sync, written_whole
 from .tables import RatingTable, UtteranceTable, texts
 from .utterance import LabelDefaults
 
@@ -117,23 +116,19 @@ def write_cache(path: Path, cache: FeatureCache, stored: Sequence[StoredFeatures
         raise CacheError(f"Cannot write {path}: {problem}") from None
     except OSError as problem:
         raise CacheError(f"Cannot read what {path} is made of: {_reason(problem)}") from None
-    temporary = path.with_name(f".{path.name}.{uuid4().hex[:8]}.writing")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with Sink(temporary, "w+") as sink, h5py.File(sink, "w", libver=("v110", "v110")) as file:
+        with (
+            written_whole(path) as writing,
+            Sink(writing, "w+") as sink,
+            h5py.File(sink, "w", libver=("v110", "v110")) as file,
+        ):
             _write(file, cache, stored)
-        sync(temporary)
-        os.replace(temporary, path)
-        sync(path.parent)
     except FileExistsError:
         raise CacheError(f"Cannot write {path}: {path.parent} is a file; choose another place with --output") from None
     except OSError as problem:
         raise CacheError(f"Cannot write {path}: {_reason(problem)}; choose another place with --output") from None
     except (RuntimeError, ValueError) as problem:
         raise CacheError(f"Cannot write {path}: {_reason(problem)}") from None
-    finally:
-        with suppress(OSError):
-            temporary.unlink()
 
 
 def read_cache(path: Path, *, only: Collection[FeatureKey] | None = None) -> FeatureCache:
@@ -183,15 +178,6 @@ def read_feature_headers(path: Path) -> tuple[FeatureHeader, ...]:
                 )
             )
         return tuple(headers)
-
-
-def sync(path: Path) -> None:
-    """Bring a file's bytes, or a folder's entries, to the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _write(file: h5py.File, cache: FeatureCache, stored: Sequence[StoredFeatures]) -> None:

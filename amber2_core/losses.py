@@ -21,9 +21,9 @@ import torch
 from torch import Tensor
 
 from amber2_core import divergences
+from amber2_core.distributions import SHARE_TOLERANCE
 from amber2_core.errors import SettingError, bad_choice
 from amber2_core.fusion import without_score
-from amber2_core.shares import SHARE_TOLERANCE
 
 Distance = Literal["js", "kl", "soft-ce"]
 WeightGradient = Literal["detach", "flow"]

@@ -21,9 +21,10 @@ import numpy as np
 import pytest
 from golden_cache import GOLDEN, contents, golden_cache, tree
 
-import amber2_core.cache
-from amber2_core.cache import FeatureCache, FeatureHeader, read_cache, read_feature_headers, sync, write_cache
+import amber2_core.files
+from amber2_core.cache import FeatureCache, FeatureHeader, read_cache, read_feature_headers, write_cache
 from amber2_core.errors import CacheError
+from amber2_core.files import sync
 from amber2_core.tables import take, texts
 
 AGAIN = "encode the corpus again with extract-features"
@@ -132,7 +133,7 @@ def _fail(number: int) -> Callable[..., None]:
 @pytest.mark.parametrize(
     ("function", "number", "reason"),
     [
-        ("amber2_core.cache.sync", errno.ENOSPC, "No space left on device"),
+        ("amber2_core.files.sync", errno.ENOSPC, "No space left on device"),
         ("amber2_core.cache.write_dataset", errno.EIO, "Input/output error"),
         ("os.replace", errno.EACCES, "Permission denied"),
         ("pathlib.Path.mkdir", errno.EROFS, "Read-only file system"),
@@ -175,7 +176,7 @@ def test_a_cache_takes_its_name_only_when_it_is_complete_and_on_the_disk(
         steps.append(("synced", place == path.parent, path.exists()))
         sync(place)
 
-    monkeypatch.setattr(amber2_core.cache, "sync", synced)
+    monkeypatch.setattr(amber2_core.files, "sync", synced)
     write_cache(path, golden_cache())
     assert steps == [("synced", False, False), ("synced", True, True)]  # the file, then its name
     assert list(path.parent.iterdir()) == [path]
