@@ -2,18 +2,19 @@
 
 ```
 settings.json     the command, corpus and cache (path, feature sets with fingerprints), label policy, utterances kept
-                  and dropped by reason, folds with their sizes, grid, seeds, versions
-results.csv       one row per (system, head, split, fold, seed, setting): `KEY_COLUMNS`, the settings by their names,
-                  `epoch` (from 1) and `n` utterances, then every metric of `amber2_core.metrics`. split is dev for
-                  every setting, test for the selected one (with --score-all for every one); selected is 1 where dev
-                  chose the setting. A head is scored on the utterances that have its modality (with --missing mask
-                  some may lack it), and `n` says how many. Metrics are nan where n is 0, and where epoch is 0, since
-                  no epoch was kept: the run diverged at once, or (n is 0 then on test) no dev utterance has the head.
-                  A setting that a system does not look at is empty.
+                  and dropped by reason, folds with their sizes, grid, seeds, versions; and what the other files hold:
+                  `axes`, the columns of results.csv that are settings, and `metrics`, those that are scores, both in
+                  order; `digest`, one sha256 over the ids, inputs and votes that the run was trained and tested on
+results.csv       one row per (system, head, split, fold, seed, setting): `KEY_COLUMNS`, the axes by their names,
+                  `epoch` (from 1) and `n` utterances, then the metrics. split is dev for every setting, test for the
+                  selected one (with --score-all for every one); selected is 1 where dev chose the setting. A head is
+                  scored on the utterances that have its modality (with --missing mask some may lack it), and `n` says
+                  how many. Metrics are nan where n is 0, and where epoch is 0, since no epoch was kept: the run
+                  diverged at once, or (n is 0 then on test) no dev utterance has the head. A setting that a system does
+                  not look at is empty. Any other column is carried along: it is neither a setting nor a score
 curves.csv        how the selected settings trained: one row per (system, head, fold, seed, epoch), `dev_js` is the JS
                   on dev after that epoch, at the precision of training; nan where no dev utterance has the head. With
-                  --patience a head's rows end where it stopped. The epoch that was kept is in results.csv. Folders of
-                  older versions have no such file
+                  --patience a head's rows end where it stopped. The epoch that was kept is in results.csv
 experts.csv       what the selected settings learnt about modalities, on test: one row per (system, fold, seed, by,
                   group), `by` is all, class (the target's largest share) or ambiguity (its entropy in bits, five
                   bins); `n` utterances; `weight_<head>` the mean expert weight u (Eq. 5), which is 0 for an expert that
@@ -21,40 +22,65 @@ experts.csv       what the selected settings learnt about modalities, on test: o
                   mean JS(p_A‖p_T), of more modalities over their pairs, of the utterances that have both; empty where
                   none has
 predictions.npz   id (N,), fold (N,), target (N, C), emotions (C,), and for every system and head `<system>/<head>`
-                  (seeds, N, C) float32: probabilities of the selected setting on test; N runs over all folds' test
-                  rows. A row is NaN, whole, where the head predicts nothing: the utterance lacks its modality, or no
-                  epoch of it was kept. The test rows of results.csv are the metrics of exactly these numbers.
+                  (seeds, N, C) float32: probabilities of the selected setting on test, seeds ascending; N runs over all
+                  folds' test rows. A row is NaN, whole, where the head predicts nothing: the utterance lacks its
+                  modality, or no epoch of it was kept. The test rows of results.csv are the metrics of exactly these
+                  numbers
+utterances.csv    who and what was tested: one row for each of the N of predictions.npz, in their order:
+                  `UTTERANCE_COLUMNS`, then the corpus's attributes of text by their names; empty where it is unknown
 heads/            <system>-fold<k>-seed<s>.safetensors: the selected heads (`amber2_core.heads_folder`)
-summary.json      table: system → head → metric → mean and sd (`amber2_core.summary`); selected: system → fold → setting
+summary.json      table: system → head → metric → mean and sd (`summarise`); selected: system → fold → setting
 log.txt           what was logged, line by line
 tensorboard/      with --track tensorboard: event files, made from the files above when they were complete
 ```
+CSV is UTF-8 with a header; numbers stand in full, so that they read back as the same, and an empty cell is missing.
 A run folder stands under its name only when it is complete. What is not lies beside it, as NAME.unfinished.
+
+Folders of every earlier version are read. Where `axes` is not declared it is `EARLIER_AXES`; curves.csv, utterances.csv
+and `digest` may be missing; a metric that is younger than the folder is computed from predictions.npz (`load`).
 """
 
 from __future__ import annotations
 
+import csv
+import io
+import itertools
 import json
+import math
 import shutil
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+from uuid import uuid4
 
 import numpy as np
 import numpy.typing as npt
 
 from .cache import sync
-from .csv_rows import Columns, Row, columns_of, read_rows, write_rows
-from .errors import RunFolderError
+from .errors import RunFolderError, parse_problem
 from .metrics import METRICS
-from .tables import Texts
+from .tables import Texts, texts
+
+if TYPE_CHECKING:  # it takes half a second to load, for which no command should wait that does not need it
+    from pandas import DataFrame, Series
 
 KEY_COLUMNS = ("system", "head", "split", "fold", "seed", "selected")
 EXPERT_COLUMNS = ("system", "fold", "seed", "by", "group", "n", "disagreement")
 CURVE_COLUMNS = ("system", "head", "fold", "seed", "epoch", "dev_js")
+UTTERANCE_COLUMNS = ("id", "fold", "speaker", "session", "dialogue", "split", "language")
+# the settings of folders that do not declare theirs
+EARLIER_AXES = (
+    "lambda_rai", "lambda_mai", "lambda_expert", "kappa", "student", "loss", "weight_gradient", "expert_gradient",
+    "labels", "fusion", "hidden", "dropout", "lr", "weight_decay", "batch_size",
+)  # fmt: skip
+
+Row = Mapping[str, Any]  # one row of a table
+Floats = npt.NDArray[np.float64]
+# system → head → metric → {"mean", "sd"}
+Summary = dict[str, dict[str, dict[str, dict[str, float | None]]]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,20 +93,57 @@ class Predictions:
     emotions: tuple[str, ...]  # C
     probs: Mapping[str, npt.NDArray[np.float32]]  # "<system>/<head>" → (seeds, N, C), NaN rows: no prediction
 
+    @cached_property
+    def folds(self) -> dict[int, npt.NDArray[np.intp]]:
+        """The rows of each fold, by its number."""
+        return {int(number): np.flatnonzero(self.fold == number) for number in np.unique(self.fold)}
+
 
 @dataclass(frozen=True, eq=False)
-class RunTables:
-    """A run folder as tidy tables; a number that is missing is NaN, a missing word is ""."""
+class RunFolder:
+    """A run folder as tables of pandas; what is missing in them is NaN, of the words of utterances ""."""
 
+    name: str  # of the folder
+    path: Path
     settings: Mapping[str, Any]  # settings.json
-    results: Columns  # one row per row of results.csv
-    # one row per test utterance: id, fold, and the rated share of each emotion under `rated_<emotion>`
-    utterances: Columns
-    # one row per test utterance, system, head and seed: these and fold, and the shares under `predicted_<emotion>`;
-    # none where the head predicts nothing
-    predictions: Columns
-    experts: Columns  # one row per row of experts.csv; empty where a run has none
-    curves: Columns  # one row per row of curves.csv; empty where a run has none
+    axes: tuple[str, ...]  # the columns of `results` that are settings
+    # one row per row of results.csv; and every metric that can be computed, for the tested rows if the file lacks it
+    results: DataFrame
+    arrays: Predictions  # predictions.npz
+    # one row per row of predictions.npz: id, fold, the rest of utterances.csv where there is such a file, and the rated
+    # share of each emotion under `rated_<emotion>`
+    utterances: DataFrame
+    experts: DataFrame  # one row per row of experts.csv; empty where a run has none
+    curves: DataFrame  # one row per row of curves.csv; empty where a run has none
+
+    @cached_property
+    def tested(self) -> DataFrame:
+        """The test rows of the settings that dev chose; a run may have scored the others on test as well."""
+        return self.results[(self.results["split"] == "test") & (self.results["selected"] == 1)]
+
+    @property
+    def probs(self) -> Iterator[tuple[str, str, Any, npt.NDArray[np.float32]]]:
+        """(system, head, seed, (N, C)) of every head whose predictions fit its tested rows."""
+        for (system, head), rows in self.tested.groupby(["system", "head"], sort=False):
+            seeds, probs = sorted(rows["seed"].unique()), self.arrays.probs.get(f"{system}/{head}", ())
+            if len(seeds) == len(probs):
+                yield from ((str(system), str(head), *pair) for pair in zip(seeds, probs, strict=True))
+
+    @cached_property
+    def predictions(self) -> DataFrame:
+        """One row per test utterance, system, head and seed, with its fold and the shares as `predicted_<emotion>`.
+
+        No row where the head predicts nothing.
+        """
+        import pandas as pd
+
+        p, parts = self.arrays, []
+        columns = [f"predicted_{emotion}" for emotion in p.emotions]
+        for system, head, seed, probs in self.probs:
+            key = {"id": p.id, "fold": p.fold, "system": system, "head": head, "seed": seed}
+            part = pd.DataFrame(key).join(pd.DataFrame(probs, columns=columns))
+            parts.append(part.iloc[np.flatnonzero(~np.isnan(probs).any(axis=-1))])
+        return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
 
 
 @contextmanager
@@ -94,14 +157,14 @@ def new_run_folder(path: Path) -> Iterator[Path]:
         raise RunFolderError(f"{path} exists already: name another folder with --output, or remove that one")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        writing = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".writing", dir=path.parent))
+        writing = path.with_name(f".{path.name}.{uuid4().hex[:8]}.writing")
+        writing.mkdir()
     except OSError as problem:
         raise RunFolderError(f"Cannot write {path}: {problem.strerror}; choose another place with --output") from None
     try:
         yield writing
         for file in [*writing.rglob("*"), writing]:
             sync(file)
-        writing.chmod(0o755)
         writing.rename(path)
         sync(path.parent)
     except OSError as problem:
@@ -116,18 +179,23 @@ def write_json(path: Path, value: Mapping[str, Any]) -> None:
 
 
 def write_results(path: Path, rows: Sequence[Row]) -> None:
-    """Write results.csv; numbers in full, so that they read back as the same."""
-    write_rows(path, rows)
+    """Write results.csv: at least one row, all with the names of the first."""
+    _write_rows(path, rows)
 
 
 def write_curves(path: Path, rows: Sequence[Row]) -> None:
     """Write curves.csv, as `write_results`."""
-    write_rows(path, rows)
+    _write_rows(path, rows)
 
 
 def write_experts(path: Path, rows: Sequence[Row]) -> None:
     """Write experts.csv, as `write_results`."""
-    write_rows(path, rows)
+    _write_rows(path, rows)
+
+
+def write_utterances(path: Path, rows: Sequence[Row]) -> None:
+    """Write utterances.csv, as `write_results`; the rows stand in the order of the predictions."""
+    _write_rows(path, rows)
 
 
 def write_predictions(path: Path, predictions: Predictions) -> None:
@@ -162,7 +230,7 @@ def read_results(folder: Path) -> list[dict[str, Any]]:
     Raises:
         RunFolderError: not a run folder, or the file is damaged.
     """
-    return read_rows(_file(folder / "results.csv"), (*KEY_COLUMNS, "epoch", "n", *METRICS))
+    return _read_rows(_file(folder / "results.csv"), (*KEY_COLUMNS, "epoch", "n"))
 
 
 def read_predictions(folder: Path) -> Predictions:
@@ -187,48 +255,209 @@ def read_predictions(folder: Path) -> Predictions:
 
 def read_experts(folder: Path) -> list[dict[str, Any]]:
     """The rows of experts.csv, values as in `read_results`. RunFolderError: not a run folder, or damaged."""
-    return read_rows(_file(folder / "experts.csv"), EXPERT_COLUMNS)
+    return _read_rows(_file(folder / "experts.csv"), EXPERT_COLUMNS)
 
 
 def read_curves(folder: Path) -> list[dict[str, Any]]:
-    """The rows of curves.csv, values as in `read_results`; none where an older version wrote the folder.
+    """The rows of curves.csv, values as in `read_results`; none where an earlier version wrote the folder.
 
     Raises:
         RunFolderError: the file is damaged.
     """
     path = folder / "curves.csv"
-    return read_rows(path, CURVE_COLUMNS) if path.is_file() else []
+    return _read_rows(path, CURVE_COLUMNS) if path.is_file() else []
 
 
-def load(folder: Path | str) -> RunTables:
-    """A run folder as tables for numpy, pandas or polars.
+def read_utterances(folder: Path) -> DataFrame | None:
+    """utterances.csv: `fold` in whole numbers, all else text, ""; None where an earlier version wrote the folder.
 
     Raises:
-        RunFolderError: not a run folder, or one of its files is damaged.
+        RunFolderError: the file is damaged.
     """
+    import pandas as pd
+
+    path = folder / "utterances.csv"
+    if not path.is_file():
+        return None
+    header, rows = _cells(path, UTTERANCE_COLUMNS)
+    table = pd.DataFrame({name: texts(some) for name, some in zip(header, zip(*rows, strict=True), strict=True)})
+    try:
+        return table.astype({"fold": np.int64}) if rows else table
+    except ValueError as problem:
+        raise RunFolderError(f"{path} is damaged (fold: {problem}): train again") from None
+
+
+def axes_of(settings: Mapping[str, Any], columns: Sequence[str]) -> tuple[str, ...]:
+    """Which columns of results.csv are settings: those that settings.json declares, else those of earlier versions."""
+    declared = settings.get("axes", EARLIER_AXES)
+    return tuple(name for name in columns if name in declared and name not in KEY_COLUMNS)
+
+
+def load(folder: Path | str) -> RunFolder:
+    """A run folder as tables of pandas.
+
+    A metric that results.csv lacks is computed for the tested rows from predictions.npz; where that cannot be, there is
+    no column of it.
+
+    Raises:
+        RunFolderError: not a run folder, one of its files is damaged, or utterances.csv is of another run.
+    """
+    import pandas as pd
+
     folder = Path(folder)
-    predictions, results = read_predictions(folder), read_results(folder)
-    emotions = predictions.emotions
-    seeds = sorted({row["seed"] for row in results})
-    long: dict[str, list[npt.NDArray[Any]]] = {}
-    for (name, probs), k in ((item, k) for item in predictions.probs.items() for k in range(len(item[1]))):
-        system, _, head = name.partition("/")
-        words = {"system": system, "head": head, "seed": seeds[k]}
-        part = {"id": predictions.id, "fold": predictions.fold}
-        part |= {column: np.full(len(predictions.id), value) for column, value in words.items()}
-        part |= {f"predicted_{emotion}": probs[k, :, c] for c, emotion in enumerate(emotions)}
-        there = ~np.isnan(probs[k]).any(axis=-1)
-        for column, values in part.items():
-            long.setdefault(column, []).append(values if there.all() else values[there])
-    rated = {f"rated_{emotion}": predictions.target[:, c] for c, emotion in enumerate(emotions)}
-    return RunTables(
-        settings=read_settings(folder),
-        results=columns_of(results),
-        utterances={"id": predictions.id, "fold": predictions.fold, **rated},
-        predictions={column: np.concatenate(parts) for column, parts in long.items()},
-        experts=columns_of(read_experts(folder)) if (folder / "experts.csv").is_file() else {},
-        curves=columns_of(read_curves(folder)),
+    settings, rows, arrays = read_settings(folder), read_results(folder), read_predictions(folder)
+    found, count = read_utterances(folder), len(arrays.id)
+    if found is None:
+        found = pd.DataFrame({"id": arrays.id, "fold": arrays.fold})
+    elif len(found) != count or (found["id"] != arrays.id).any() or (found["fold"] != arrays.fold).any():
+        raise RunFolderError(f"{folder / 'utterances.csv'} and predictions.npz are not of the same run: train again")
+    if arrays.target.shape == (count, len(arrays.emotions)):  # otherwise they are damaged, which reports tell
+        rated = pd.DataFrame(arrays.target, columns=[f"rated_{emotion}" for emotion in arrays.emotions])
+        found = pd.concat([found, rated], axis=1)
+    results = _table(rows)
+    run = RunFolder(
+        name=folder.resolve().name,
+        path=folder,
+        settings=settings,
+        axes=axes_of(settings, list(results.columns)),
+        results=results,
+        arrays=arrays,
+        utterances=found,
+        experts=_table(read_experts(folder) if (folder / "experts.csv").is_file() else []),
+        curves=_table(read_curves(folder)),
     )
+    _add_younger_metrics(run)
+    return run
+
+
+def scores_again(run: RunFolder, metrics: Sequence[str]) -> DataFrame:
+    """The scores that predictions.npz gives: one row per system, head, fold and seed, with `n` and the metrics."""
+    import pandas as pd
+
+    p, rows = run.arrays, []
+    for (system, head, seed, probs), (fold, members) in itertools.product(run.probs, p.folds.items()):
+        own = members[~np.isnan(probs[members, 0])]
+        scores = {metric: float(METRICS[metric](p.target[own], probs[own])) for metric in metrics}
+        rows.append({"system": system, "head": head, "fold": fold, "seed": seed, "n": len(own), **scores})
+    return pd.DataFrame(rows)
+
+
+def fold_means(rows: DataFrame, metrics: Sequence[str]) -> Floats:
+    """Metrics of rows of results.csv, averaged over the folds of each seed → (metrics, seeds), seeds ascending.
+
+    A fold with nothing to score (n 0) is left out; NaN where no fold had anything.
+    """
+    scores, seed = rows[list(metrics)].to_numpy(np.float64), rows["seed"].to_numpy()
+    scored = rows["n"].to_numpy() > 0
+    of_seeds = [np.ascontiguousarray(scores[scored & (seed == one)].T) for one in np.unique(seed)]  # (metrics, folds)
+    means = [some.mean(-1) if some.size else np.full(len(metrics), np.nan) for some in of_seeds]
+    return np.stack(means, axis=-1)
+
+
+def summarise(rows: Sequence[Row]) -> Summary:
+    """system → head → metric → mean and sd, over the test rows of the selected settings.
+
+    A metric is averaged over the folds of each seed first (`fold_means`); mean and sd (ddof 1, None for a single seed)
+    are over seeds. None for a head that was scored nowhere, or diverged.
+    """
+    table: Summary = {}
+    results = _table([row for row in rows if row["split"] == "test" and row["selected"]])
+    metrics = [name for name in METRICS if name in results]
+    for (system, head), own in results.groupby(["system", "head"], sort=False):
+        scores = fold_means(own, metrics)
+        table.setdefault(str(system), {})[str(head)] = {
+            metric: mean_and_sd(of_seeds) for metric, of_seeds in zip(metrics, scores, strict=True)
+        }
+    return table
+
+
+def mean_and_sd(values: Floats) -> dict[str, float | None]:
+    """Of values (seeds,): mean, and sd with ddof 1; None for what is no number."""
+    mean = float(np.mean(values))
+    sd = float(np.std(values, ddof=1)) if len(values) > 1 else math.nan
+    return {"mean": mean if math.isfinite(mean) else None, "sd": sd if math.isfinite(sd) else None}
+
+
+def _add_younger_metrics(run: RunFolder) -> None:
+    """Fill in what `METRICS` holds and results.csv does not, where the predictions fit the results."""
+    import pandas as pd
+
+    results, p = run.results, run.arrays
+    younger = [name for name in METRICS if name not in results]
+    shape = (len(p.id), len(p.emotions))
+    fits = p.target.shape == shape and p.fold.shape == shape[:1]
+    if not younger or not fits or any(probs.shape[1:] != shape for probs in p.probs.values()):
+        return
+    again = scores_again(run, younger)
+    if again.empty:
+        return
+    key = ["system", "head", "fold", "seed"]
+    in_order = again.set_index(key).reindex(pd.MultiIndex.from_frame(run.tested[key])).set_axis(run.tested.index)
+    for name in younger:
+        results[name] = in_order[name].reindex(results.index)
+
+
+def _write_rows(path: Path, rows: Sequence[Row]) -> None:
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows({name: "" if value is None else value for name, value in row.items()} for row in rows)
+
+
+def _read_rows(path: Path, columns: Sequence[str]) -> list[dict[str, Any]]:
+    header, rows = _cells(path, columns)
+    return [{name: _value(cell) for name, cell in zip(header, row, strict=True)} for row in rows]
+
+
+def _cells(path: Path, columns: Sequence[str]) -> tuple[list[str], list[list[str]]]:
+    """The header and the rows of a file that must have some columns; RunFolderError if it lost anything."""
+    try:  # not pandas, which fills up lines that were cut off
+        text = path.read_bytes().decode("utf-8")
+        header, *rows = list(csv.reader(io.StringIO(text, newline=""), strict=True)) or [[]]
+    except (UnicodeDecodeError, csv.Error) as problem:
+        raise RunFolderError(f"{path} is damaged ({problem}): train again") from None
+    missing = [name for name in columns if name not in header]
+    if missing:
+        raise RunFolderError(f"{path} has no column {missing[0]!r}: it was not written by train-heads")
+    if len(set(header)) < len(header):
+        raise RunFolderError(f"{path} is damaged (two columns of one name): train again")
+    for line, row in enumerate(rows, start=2):
+        if len(row) != len(header):
+            cut_off = parse_problem(path, line, f"expected {len(header)} columns, got {len(row)}")
+            raise RunFolderError(f"{cut_off}: train again")
+    if not text.endswith("\n"):
+        raise RunFolderError(f"{parse_problem(path, len(rows) + 1, 'the line is cut off')}: train again")
+    return header, rows
+
+
+def _value(text: str) -> Any:
+    if not text:
+        return None
+    with suppress(ValueError):
+        if abs(whole := int(text)) < 2**63:  # what tables can hold
+            return whole
+    with suppress(ValueError):
+        return float(text)
+    return text
+
+
+def _table(rows: Sequence[Row]) -> DataFrame:
+    """Rows as a table: whole numbers, else numbers, where all that is there is such, else words."""
+    import pandas as pd
+
+    names = list(rows[0]) if rows else []
+    return pd.DataFrame({name: _column([row[name] for row in rows]) for name in names})
+
+
+def _column(values: Sequence[Any]) -> Series[Any]:
+    import pandas as pd
+
+    there = [value for value in values if value is not None]
+    if there and all(isinstance(value, int) for value in there):
+        return pd.Series(values, dtype="int64" if len(there) == len(values) else "Int64")
+    if all(isinstance(value, int | float) for value in there):
+        return pd.Series([math.nan if value is None else value for value in values], dtype="float64")
+    return pd.Series([value if value is None else str(value) for value in values], dtype="str")
 
 
 def _read_json(path: Path) -> dict[str, Any]:

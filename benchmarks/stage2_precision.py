@@ -13,7 +13,7 @@ import os
 import tempfile
 from pathlib import Path
 
-from amber2_core.summary import Summary
+from amber2_core.run_folder import Summary
 from amber2_extract.imported import Wanted, import_features
 from amber2_train.precision import Precision
 from amber2_train.presets import Grid

@@ -15,11 +15,10 @@ import numpy.typing as npt
 from amber2_core import distributions
 from amber2_core.distributions import ambiguity_bins, entropy
 from amber2_core.metrics import METRICS, confusion, utterance_accuracy, utterance_js
-from amber2_core.summary import fold_mean
 from amber2_core.tables import Texts
 
 from .groups import Entry, Group, dev_rows
-from .runs import Floats, head_of
+from .runs import Floats, fold_mean, head_of
 from .settings import by_setting, setting_of
 
 CONFIDENCE_BINS = 10

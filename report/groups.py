@@ -10,9 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 from amber2_core.run_folder import Predictions
-from amber2_core.summary import fold_mean
 
-from .runs import TOLERANCE, Floats, Row, Run, head_of, tested_rows
+from .runs import TOLERANCE, Floats, Row, Run, fold_mean, head_of, tested_rows
 
 
 @dataclass(frozen=True, eq=False)

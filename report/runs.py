@@ -62,6 +62,12 @@ def tested_rows(rows: Sequence[Row]) -> list[Row]:
     return [row for row in rows if row["split"] == "test" and row["selected"] == 1]
 
 
+def fold_mean(rows: Sequence[Row], metric: str) -> float:
+    """A metric averaged over rows of results.csv, one per fold; NaN where no fold had anything to score."""
+    values = [row[metric] for row in rows if row["n"]]
+    return float(np.mean(np.array(values, dtype=np.float64))) if values else math.nan
+
+
 def head_of(row: Row) -> tuple[Any, Any]:
     """(system, head) of a row."""
     return row["system"], row["head"]

@@ -5,18 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from amber2_core.metrics import METRICS
-from amber2_core.run_folder import KEY_COLUMNS
+from amber2_core.run_folder import EARLIER_AXES
 
 from .groups import Entry
 from .runs import Row, Run
 
-NO_SETTINGS = frozenset({*KEY_COLUMNS, "epoch", "n", *METRICS})
-
 
 def setting_of(row: Row) -> dict[str, Any]:
     """What was set in a run of results.csv, without what the system does not look at."""
-    return {name: value for name, value in row.items() if name not in NO_SETTINGS and value is not None}
+    return {name: value for name, value in row.items() if name in EARLIER_AXES and value is not None}
 
 
 def by_setting(rows: Sequence[Row]) -> dict[tuple[tuple[str, Any], ...], list[Row]]:

@@ -8,13 +8,12 @@ from typing import Any
 import numpy as np
 
 from amber2_core.metrics import METRICS
-from amber2_core.summary import fold_mean
 
 from .analysis import bins_of, scores_by_bin
 from .coverage import coverage_notes
 from .groups import Entry, Group, dev_rows, slug
 from .published import PUBLISHED
-from .runs import Row
+from .runs import Row, fold_mean
 from .settings import by_setting, chosen_settings, setting_of, varied_settings
 from .significance import Comparison
 from .table import METRIC_TITLES, Cell, Column, Interval, Number, PValue, Table, with_best

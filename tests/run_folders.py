@@ -14,16 +14,19 @@ from amber2_core.cache import FeatureCache, write_cache
 from amber2_core.metrics import METRICS, evaluate
 from amber2_core.run_folder import (
     KEY_COLUMNS,
+    UTTERANCE_COLUMNS,
     Predictions,
+    summarise,
     write_curves,
     write_json,
     write_predictions,
     write_results,
+    write_utterances,
 )
-from amber2_core.summary import summarise
 from amber2_core.tables import RatingTable, UtteranceTable, texts
 from amber2_core.utterance import LabelDefaults
 
+AXES = ("lambda_rai", "lambda_mai", "lambda_expert", "kappa", "student", "fusion")
 HEADS = ("audio", "text", "fusion")
 GRID = tuple((mai, kappa) for mai in (0.3, 0.5, 0.7) for kappa in (2.0, 4.0, 8.0))
 
@@ -52,8 +55,9 @@ class Sketch:
     audio: Sequence[str] = ("",)
     # head → the rows of predictions.npz for which it predicts nothing
     lacking: Mapping[str, Sequence[int]] = field(default_factory=dict)
-    # epochs of curves.csv; 0: a folder of an older version, without
     epochs: int = 4
+    # a folder of the first version: it declares nothing, and has neither curves.csv nor utterances.csv
+    earlier: bool = False
     extra: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -82,8 +86,9 @@ def write_run(folder: Path, sketch: Sketch | None = None, *, cache: Path | None 
     write_json(folder / "settings.json", _settings(sketch, cache))
     write_results(folder / "results.csv", rows)
     write_predictions(folder / "predictions.npz", predictions)
-    if sketch.epochs:
+    if not sketch.earlier:
         write_curves(folder / "curves.csv", _curves(sketch))
+        write_utterances(folder / "utterances.csv", _utterances(sketch, predictions))
     write_json(folder / "summary.json", {"table": summarise(rows), "selected": {}})
     if cache is not None:
         write_cache(cache, _cache(sketch, ids, votes))
@@ -158,6 +163,17 @@ def _curves(sketch: Sketch) -> list[dict[str, Any]]:
     ]  # fmt: skip
 
 
+def _utterances(sketch: Sketch, predictions: Predictions) -> list[dict[str, Any]]:
+    """Rows of utterances.csv, with the speakers of the cache."""
+    rows = zip(predictions.id, predictions.fold.tolist(), strict=True)
+    empty = dict.fromkeys(UTTERANCE_COLUMNS, "")
+    return [
+        {**empty, "id": name, "fold": fold, "speaker": f"s{int(name[len(sketch.names) :]) % sketch.speakers}",
+         "style": ("read", "free")[fold % 2]}
+        for name, fold in rows
+    ]  # fmt: skip
+
+
 def _settings(sketch: Sketch, cache: Path | None) -> dict[str, Any]:
     policy = {
         "emotions": list(sketch.emotions), "stimulus": "audio", "raters": "external", "multi_label": "pooled",
@@ -173,6 +189,7 @@ def _settings(sketch: Sketch, cache: Path | None) -> dict[str, Any]:
         "utterances": {"kept": sketch.count, "dropped": {"no counting vote": 0}},
         "folds": {"protocol": "speaker", "sizes": {str(k + 1): {} for k in range(sketch.folds)}},
         "seeds": sketch.seeds,
+        **({} if sketch.earlier else {"axes": [*AXES], "metrics": [*METRICS]}),
         **sketch.extra,
     }
 

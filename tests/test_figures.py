@@ -94,7 +94,7 @@ def test_runs_that_stop_early_leave_the_mean_to_the_others(tmp_path: Path) -> No
 
 
 def test_older_runs_without_curves_have_no_such_panel(tmp_path: Path) -> None:
-    group, facts = group_of(tmp_path, Sketch(epochs=0))
+    group, facts = group_of(tmp_path, Sketch(earlier=True))
     assert figures(group, facts).training == []
 
 

@@ -19,7 +19,7 @@ from synthetic_data import fold_in, training_data
 from amber2_core.errors import SettingError
 from amber2_core.fusion import FUSIONS
 from amber2_core.metrics import METRICS, evaluate
-from amber2_core.summary import summarise
+from amber2_core.run_folder import summarise
 from amber2_train.experts import expert_rows
 from amber2_train.fit import Fitted, fit, predict
 from amber2_train.folds import Fold, make_folds

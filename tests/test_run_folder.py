@@ -1,19 +1,26 @@
-"""The run folder: written whole or not at all, read back as written, and every number of it can be computed again."""
+"""The run folder: written whole or not at all, read back as written, whatever version wrote it, and summed up."""
 
 from __future__ import annotations
 
 import math
 import os
+import statistics
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from run_folders import result_row
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from run_folders import AXES, GRID, Sketch, result_row, write_run
 
 from amber2_core.errors import RunFolderError
+from amber2_core.metrics import METRICS
 from amber2_core.run_folder import (
+    KEY_COLUMNS,
+    UTTERANCE_COLUMNS,
     Predictions,
+    axes_of,
     load,
     new_run_folder,
     read_curves,
@@ -21,10 +28,13 @@ from amber2_core.run_folder import (
     read_results,
     read_settings,
     read_summary,
+    read_utterances,
+    summarise,
     write_curves,
     write_json,
     write_predictions,
     write_results,
+    write_utterances,
 )
 from amber2_core.tables import texts
 
@@ -37,7 +47,17 @@ def test_a_folder_takes_its_name_only_when_it_is_complete(tmp_path: Path) -> Non
         assert not path.exists()
     assert (path / "heads" / "a").read_text() == "a"
     assert list(path.parent.iterdir()) == [path]
-    assert oct(path.stat().st_mode & 0o777) == "0o755"
+
+
+def test_who_may_read_a_run_is_for_the_umask_to_say(tmp_path: Path) -> None:
+    before = os.umask(0o027)
+    try:
+        with new_run_folder(tmp_path / "mine") as folder:
+            write_json(folder / "settings.json", {})
+    finally:
+        os.umask(before)
+    modes = [oct(path.stat().st_mode & 0o777) for path in (tmp_path / "mine", tmp_path / "mine" / "settings.json")]
+    assert modes == ["0o750", "0o640"]
 
 
 @pytest.mark.parametrize("failure", [RuntimeError, KeyboardInterrupt, RunFolderError])
@@ -154,7 +174,10 @@ def test_json_holds_every_letter_and_no_nan(tmp_path: Path) -> None:
         write_json(tmp_path / "settings.json", {"js": math.nan})
 
 
-def test_a_run_is_loaded_as_columns_of_equal_length(tmp_path: Path) -> None:
+# --- the tables of pandas ---
+
+
+def test_a_run_is_loaded_as_tables(tmp_path: Path) -> None:
     probs = np.random.default_rng(0).dirichlet(np.ones(3), size=(2, 4)).astype(np.float32)
     predictions = Predictions(
         texts(["a", "b", "c", "d"]),
@@ -164,18 +187,17 @@ def test_a_run_is_loaded_as_columns_of_equal_length(tmp_path: Path) -> None:
         {"amber2/audio": probs},
     )
     write_predictions(tmp_path / "predictions.npz", predictions)
-    write_results(tmp_path / "results.csv", [result_row(fold, seed, js=math.nan) for fold in (1, 2) for seed in (0, 7)])
+    rows = [result_row(fold, seed, head="audio", js=math.nan) for fold in (1, 2) for seed in (0, 7)]
+    write_results(tmp_path / "results.csv", rows)
     write_json(tmp_path / "settings.json", {"corpus": "x"})
     run = load(tmp_path)
     assert run.settings == {"corpus": "x"}
-    assert run.experts == {}
-    assert run.curves == {}
-    for table, rows in ((run.results, 4), (run.utterances, 4), (run.predictions, 8)):
-        assert {len(column) for column in table.values()} == {rows}
+    assert len(run.experts) == len(run.curves) == 0
+    assert [len(table) for table in (run.results, run.utterances, run.predictions)] == [4, 4, 8]
     assert run.results["seed"].tolist() == [0, 7, 0, 7]
     assert run.results["system"].tolist() == ["amber2"] * 4
-    assert np.isnan(run.results["js"]).all()
-    assert np.isnan(run.results["lambda_rai"]).all()
+    assert run.results["js"].isna().all()
+    assert run.results["lambda_rai"].isna().all()
     assert run.predictions["seed"].tolist() == [0] * 4 + [7] * 4
     assert run.predictions["id"].tolist() == ["a", "b", "c", "d"] * 2
     np.testing.assert_array_equal(run.predictions["predicted_2 sides"], probs[:, :, 2].ravel())
@@ -183,18 +205,163 @@ def test_a_run_is_loaded_as_columns_of_equal_length(tmp_path: Path) -> None:
 
 
 def test_what_a_head_does_not_predict_has_no_row_in_the_loaded_predictions(tmp_path: Path) -> None:
-    probs = np.random.default_rng(0).dirichlet(np.ones(2), size=(2, 3)).astype(np.float32)
-    some = probs.copy()
-    some[:, 1] = np.nan
-    heads = {"amber2/audio": some, "amber2/fusion": probs}
-    predictions = Predictions(texts(["a", "b", "c"]), np.array([1, 1, 2]), probs[0], ("up", "down"), heads)
-    write_predictions(tmp_path / "predictions.npz", predictions)
-    write_results(tmp_path / "results.csv", [result_row(1, seed) for seed in (0, 1)])
+    run = load(write_run(tmp_path / "run", Sketch(count=9, lacking={"text": [1, 4]})))
+    own = run.predictions[(run.predictions["system"] == "cb-ce") & (run.predictions["head"] == "text")]
+    wanted = [name for k, name in enumerate(run.arrays.id) if k not in (1, 4)]
+    assert own["id"].tolist() == wanted * 2
+    assert own["seed"].tolist() == [0] * 7 + [1] * 7
+    assert run.predictions.drop(columns=["id", "system", "head"]).notna().all(axis=None)
+
+
+def test_columns_hold_whole_numbers_numbers_or_words(tmp_path: Path) -> None:
+    row = result_row(1, 0)
+    cells = {"whole": 1, "some": 2, "number": 0.5, "word": "w", "nobody": None}
+    other = {"whole": 3, "some": None, "number": 1, "word": None, "nobody": None}
+    write_results(tmp_path / "results.csv", [{**row, **cells}, {**row, **other}])
     write_json(tmp_path / "settings.json", {})
-    table = load(tmp_path).predictions
-    assert table["id"].tolist() == ["a", "c"] * 2 + ["a", "b", "c"] * 2
-    assert table["head"].tolist() == ["audio"] * 4 + ["fusion"] * 6
-    assert {len(column) for column in table.values()} == {10}
-    np.testing.assert_array_equal(
-        table["predicted_up"], np.concatenate([probs[:, [0, 2], 0].ravel(), probs[..., 0].ravel()])
+    nothing = np.zeros((1, 0, 2), np.float32)
+    empty = Predictions(texts([]), np.array([], int), nothing[0], ("a", "b"), {"amber2/fusion": nothing})
+    write_predictions(tmp_path / "predictions.npz", empty)
+    results = load(tmp_path).results
+    assert {name: str(results[name].dtype) for name in cells} == {
+        "whole": "int64", "some": "Int64", "number": "float64", "word": "str", "nobody": "float64",
+    }  # fmt: skip
+    assert results["some"].isna().tolist() == results["word"].isna().tolist() == [False, True]
+
+
+def test_settings_are_what_a_folder_declares_and_in_folders_of_before_the_known_ones(tmp_path: Path) -> None:
+    columns = [*KEY_COLUMNS, "kappa", "temperature", "seconds", "epoch", "n", *METRICS]
+    assert axes_of({"axes": ["temperature", "kappa", "gone"]}, columns) == ("kappa", "temperature")
+    assert axes_of({}, columns) == ("kappa",)
+    assert axes_of({}, list(result_row(1, 0))) == ("kappa", "student", "lambda_rai")
+
+
+def test_a_column_that_nobody_knows_is_carried_along_and_is_no_setting(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "run")
+    rows = [{**row, "seconds": 1.5 * k, "a retired metric": 0.5} for k, row in enumerate(read_results(folder))]
+    write_results(folder / "results.csv", rows)
+    run = load(folder)
+    assert run.results["seconds"].tolist() == [1.5 * k for k in range(len(rows))]
+    assert "a retired metric" in run.results
+    assert run.axes == AXES
+
+
+def test_a_metric_that_is_younger_than_the_folder_is_computed_as_it_would_have_been_stored(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "run", Sketch(grid=GRID, lacking={"text": [0, 1, 20]}))
+    stored = load(folder).results
+    rows = read_results(folder)
+    write_results(folder / "results.csv", [{k: v for k, v in row.items() if k not in ("js", "ece")} for row in rows])
+    again = load(folder).results
+    tested = stored["split"] == "test"
+    for name in ("js", "ece"):
+        np.testing.assert_allclose(again[name][tested], stored[name][tested], rtol=1e-12)
+        assert again[name][~tested].isna().all()
+        assert name not in read_results(folder)[0]
+    assert again["bc"].equals(stored["bc"])
+
+
+def test_a_younger_metric_that_cannot_be_computed_is_no_column(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "run", Sketch(systems=("amber2",)))
+    rows = [{k: v for k, v in row.items() if k != "js"} for row in read_results(folder)]
+    write_results(folder / "results.csv", [{**row, "head": "another"} for row in rows])
+    assert "js" not in load(folder).results
+    assert "js" not in summarise(rows)["amber2"]["fusion"]
+
+
+def test_utterances_are_read_back_as_they_were_written_and_folders_of_before_have_none(tmp_path: Path) -> None:
+    assert read_utterances(tmp_path) is None
+    rows = [dict.fromkeys(UTTERANCE_COLUMNS, "") | {"id": "007", "fold": 1, "speaker": "1e3", "style": 'ü, "x"\n'}]
+    rows += [dict.fromkeys(UTTERANCE_COLUMNS, "") | {"id": "nan", "fold": 2, "style": ""}]
+    write_utterances(tmp_path / "utterances.csv", rows)
+    table = read_utterances(tmp_path)
+    assert table is not None
+    assert table.to_dict("records") == rows
+    (tmp_path / "utterances.csv").write_text("id,fold,speaker,session,dialogue,split,language\na,first,,,,,\n")
+    with pytest.raises(RunFolderError, match=r"utterances.csv is damaged \(fold: .*\): train again"):
+        read_utterances(tmp_path)
+
+
+def test_a_loaded_run_knows_who_speaks_and_refuses_the_utterances_of_another(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "run")
+    run = load(folder)
+    assert run.utterances["id"].tolist() == list(run.arrays.id)
+    assert run.utterances["speaker"].tolist() == [f"s{int(name[1:]) % 9}" for name in run.arrays.id]
+    assert set(run.utterances["style"]) == {"read", "free"}
+    write_run(tmp_path / "other", Sketch(count=30))
+    (tmp_path / "other" / "utterances.csv").rename(folder / "utterances.csv")
+    with pytest.raises(RunFolderError, match=r"utterances.csv and predictions.npz are not of the same run"):
+        load(folder)
+    before = load(write_run(tmp_path / "before", Sketch(earlier=True)))
+    assert list(before.utterances)[:2] == ["id", "fold"]
+    assert "speaker" not in before.utterances
+    assert before.axes == AXES
+
+
+# --- CSV ---
+
+# text that reads as a number comes back as one, so names start with a letter that no number starts with
+values = st.one_of(
+    st.none(), st.integers(-(10**9), 10**9), st.floats(allow_nan=False), st.from_regex(r"[q-z]\w*", fullmatch=True)
+)
+KEY = result_row(1, 0)
+
+
+@given(st.lists(st.fixed_dictionaries({"a": values, "b, c": values}), min_size=1, max_size=5))
+@settings(max_examples=50)
+def test_cells_are_read_back_as_they_were_written(
+    tmp_path_factory: pytest.TempPathFactory, cells: list[dict[str, object]]
+) -> None:
+    folder = tmp_path_factory.mktemp("rows")
+    rows = [{**KEY, **some} for some in cells]
+    write_results(folder / "results.csv", rows)
+    back = read_results(folder)
+    assert back == rows
+    for found, written in zip(back, rows, strict=True):
+        assert {name: type(value) for name, value in found.items()} == {n: type(v) for n, v in written.items()}
+
+
+CURVES = "system,head,fold,seed,epoch,dev_js\n"
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "system\n", CURVES + 'a,b,1,1,1,"2\n', CURVES + "a,b,1,1,1\n", CURVES + "a,b,1,1,1,0.2,3\n",
+     CURVES + "a,b,1,1,1,0.2", CURVES.replace("\n", ",seed\n")],
+)  # fmt: skip
+def test_a_file_that_lost_something_is_one_line(tmp_path: Path, text: str) -> None:
+    (tmp_path / "curves.csv").write_text(text)
+    with pytest.raises(RunFolderError, match=r"curves\.csv") as error:
+        read_curves(tmp_path)
+    assert "\n" not in str(error.value)
+
+
+# --- the summary ---
+
+
+def test_the_summary_is_mean_and_sd_over_seeds_of_the_mean_over_folds() -> None:
+    rows = [result_row(fold, seed) for fold in (1, 2, 3) for seed in range(4)]
+    rows += [result_row(fold, seed, split="dev", js=99.0) for fold in (1, 2, 3) for seed in range(4)]
+    rows += [result_row(fold, seed, head="audio", js=0.5) for fold in (1, 2, 3) for seed in range(4)]
+    table = summarise(rows)
+    per_seed = [sum(0.1 * fold + 0.013 * seed**2 for fold in (1, 2, 3)) / 3 for seed in range(4)]
+    assert table["amber2"]["fusion"]["js"]["mean"] == pytest.approx(statistics.mean(per_seed))
+    assert table["amber2"]["fusion"]["js"]["sd"] == pytest.approx(statistics.stdev(per_seed))
+    assert table["amber2"]["audio"]["js"] == {"mean": pytest.approx(0.5), "sd": pytest.approx(0)}
+
+
+def test_one_seed_has_no_sd_and_what_is_no_number_has_no_mean() -> None:
+    table = summarise([result_row(1, 0), result_row(2, 0, accuracy_untied=math.nan)])
+    assert table["amber2"]["fusion"]["js"]["sd"] is None
+    assert table["amber2"]["fusion"]["accuracy_untied"] == {"mean": None, "sd": None}
+
+
+def test_a_fold_with_nothing_to_score_is_left_out_of_the_mean_and_a_diverged_one_is_not() -> None:
+    nothing, diverged = dict.fromkeys(METRICS, math.nan), dict.fromkeys(METRICS, math.nan)
+    table = summarise([result_row(1, 0, js=0.2), {**result_row(2, 0), **nothing, "n": 0}, result_row(3, 0, js=0.5)])
+    assert table["amber2"]["fusion"]["js"]["mean"] == pytest.approx(0.35)
+    table = summarise(
+        [result_row(1, 0, js=0.2), {**result_row(2, 0), **diverged, "epoch": 0}, result_row(3, 0, js=0.5)]
     )
+    assert table["amber2"]["fusion"]["js"]["mean"] is None
+    table = summarise([{**result_row(fold, 0), **nothing, "n": 0} for fold in (1, 2)])
+    assert table["amber2"]["fusion"]["js"] == {"mean": None, "sd": None}

@@ -19,7 +19,7 @@ from typing import Any
 
 from amber2_core.errors import SettingError, bad_choice
 from amber2_core.metrics import METRICS
-from amber2_core.run_folder import KEY_COLUMNS, read_curves, read_results, read_settings, read_summary
+from amber2_core.run_folder import axes_of, read_curves, read_results, read_settings, read_summary
 
 EXPERIMENT = "amber2"
 # what MLflow shows beside the metrics: all but weights and predictions
@@ -133,16 +133,17 @@ def trained(folder: Path) -> list[Trained]:
             curves.setdefault(tuple(row[key] for key in keys), []).append(
                 (f"dev_js/{row['head']}", row["epoch"], row["dev_js"])
             )
-    found: dict[tuple[Any, ...], Trained] = {}
-    for row in read_results(folder):
+    rows, found = read_results(folder), dict[tuple[Any, ...], Trained]()
+    axes = axes_of(read_settings(folder), list(rows[0]) if rows else [])
+    for row in rows:
         if row["split"] != "test" or not row["selected"]:
             continue
         key = tuple(row[name] for name in keys)
         if key not in found:
             setting = {name: row[name] for name in keys}
-            setting |= {name: row[name] for name in row if name not in {*KEY_COLUMNS, "epoch", "n", *METRICS}}
+            setting |= {name: row[name] for name in axes}
             found[key] = Trained("{}-fold{}-seed{}".format(*key), setting, {}, curves.get(key, []))
-        scores = {f"test_{name}/{row['head']}": row[name] for name in METRICS}
+        scores = {f"test_{name}/{row['head']}": row[name] for name in METRICS if name in row}
         found[key].scores.update({name: score for name, score in scores.items() if math.isfinite(score)})
         found[key].scores[f"kept_epoch/{row['head']}"] = row["epoch"]
     return list(found.values())

@@ -9,7 +9,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from amber2_core.devices import compute_as_wanted, is_out_of_memory
+from amber2_core.devices import choose_device, is_out_of_memory, set_arithmetic
 from amber2_core.errors import SettingError
 
 from .folds import Fold
@@ -47,7 +47,7 @@ class Worker:
     def __init__(self, threads: int, sweep: Sweep) -> None:
         from .fold_data import features_on
 
-        compute_as_wanted(sweep.device, tf32=sweep.options.precision == "tf32", threads=threads)
+        set_arithmetic(choose_device(sweep.device), tf32=sweep.options.precision == "tf32", threads=threads)
         self.sweep = sweep
         with _memory_for(f"the features of {len(sweep.data)} utterances: try another GPU", sweep.device):
             self.features = features_on(sweep.device, sweep.data)
@@ -72,6 +72,14 @@ class Worker:
         with _memory_for(f"{runs} runs at once: ask for fewer --seeds or a smaller --hidden", self.sweep.device):
             for one in system.fit(fold, values, task.seeds, options):
                 yield task.settings[values.index(one.setting)], one
+
+
+def look_at(device: str) -> tuple[str, bool]:
+    """The device of that name, and whether it multiplies bfloat16. SettingError: there is none."""
+    from .stacked.kernels import multiplies_bfloat16
+
+    found = choose_device(device, ("cpu", "cuda"))
+    return str(found), found.type != "cpu" or multiplies_bfloat16()
 
 
 def train(worker: Worker, task: Task) -> list[Run]:
