@@ -39,18 +39,19 @@ def command_body(callback: Callable[..., int | None]) -> Callable[..., None]:
         try:
             code = callback(*args, **options)
         except Amber2Error as error:
-            _fail(str(error))
+            fail(str(error))
         except BrokenPipeError:
             raise  # click ends quietly when the reader of a pipe has gone
         except OSError as error:
             reason = error.strerror or str(error)
-            _fail(f"{error.filename}: {reason}" if error.filename else reason)
+            fail(f"{error.filename}: {reason}" if error.filename else reason)
         click.get_current_context().exit(code or DONE)
 
     return body
 
 
-def _fail(line: str) -> None:
+def fail(line: str) -> None:
+    """End the command that runs with one line on standard error, and exit code 1."""
     _log.debug("the error came from here", exc_info=True)
     click.echo(f"error: {' '.join(line.split())}", err=True)
     click.get_current_context().exit(FAILED)

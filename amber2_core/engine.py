@@ -37,8 +37,6 @@ Task = TypeVar("Task")
 Result = TypeVar("Result")
 
 ENGINES = ("local",)
-# A worker has one task to compute and one to go on with.
-_TASKS_EACH = 2
 # How long a worker that was killed may take to vanish, in seconds.
 _PATIENCE = 5.0
 # macOS has fork, but its libraries do not survive it.
@@ -75,6 +73,7 @@ def deal(
     setup: Callable[[Any, Shared], State],
     workers: Sequence[Any],
     shared: Shared = None,  # type: ignore[assignment]
+    queued: int = 2,
     engine: str = "local",
 ) -> Generator[tuple[Task, Result]]:
     """Results with their tasks, as they finish.
@@ -83,10 +82,11 @@ def deal(
 
     Args:
         function: called in a worker with what `setup` gave there and a task. It and `setup` can be imported by name.
-        tasks: taken as workers get free, at most two for each ahead of who takes the results.
+        tasks: taken as workers get free, at most `queued` for each ahead of who takes the results.
         setup: called once in each worker, with its entry of `workers` and `shared`.
         workers: one entry for each worker that may be started: its device, its number of threads, …
         shared: what all workers need, sent to each once.
+        queued: how many tasks a worker has at most, one to compute and others to go on with.
 
     Raises:
         SettingError: no such engine.
@@ -96,7 +96,7 @@ def deal(
     if engine not in ENGINES:
         raise SettingError(bad_choice("engine", engine, ENGINES))
     work = pickle.dumps((function, setup, shared), pickle.HIGHEST_PROTOCOL)
-    return _results(iter(tasks), [_Worker(entry, work) for entry in workers])
+    return _results(iter(tasks), [_Worker(entry, work) for entry in workers], queued)
 
 
 def call(function: Callable[..., Result], *args: Any) -> Result:
@@ -138,12 +138,12 @@ class _Raised:
     problem: BaseException
 
 
-def _results(tasks: Iterator[Any], workers: Sequence[_Worker]) -> Generator[tuple[Any, Any]]:
+def _results(tasks: Iterator[Any], workers: Sequence[_Worker], queued: int) -> Generator[tuple[Any, Any]]:
     again: deque[_Dealt] = deque()
     heard: dict[tuple[str, int, str], object] = {}
     try:
         while True:
-            took = _deal_one(again, tasks, workers)
+            took = _deal_one(again, tasks, workers, queued)
             busy = [worker for worker in workers if worker.dealt]
             if not busy:
                 return
@@ -161,10 +161,10 @@ def _results(tasks: Iterator[Any], workers: Sequence[_Worker]) -> Generator[tupl
         _end(workers)
 
 
-def _deal_one(again: deque[_Dealt], tasks: Iterator[Any], workers: Sequence[_Worker]) -> bool:
+def _deal_one(again: deque[_Dealt], tasks: Iterator[Any], workers: Sequence[_Worker], queued: int) -> bool:
     """Give a task to the worker that has fewest, if it has room and there is one."""
     worker = min(workers, key=lambda worker: len(worker.dealt))
-    if len(worker.dealt) == _TASKS_EACH:
+    if len(worker.dealt) >= queued:
         return False
     if again:
         worker.give(again.popleft())

@@ -162,6 +162,12 @@ def class_balanced_weights(target: Tensor) -> Tensor:
     return (classes * weights / weights.sum()).to(target)
 
 
+def one_hot_labels(target: Tensor) -> Tensor:
+    """One-hot of the label of targets (…, classes) → as target: the largest share, the first of equals."""
+    largest = target >= target.amax(-1, keepdim=True) - SHARE_TOLERANCE
+    return torch.nn.functional.one_hot(largest.int().argmax(-1), target.shape[-1]).to(target)
+
+
 def smooth_labels(target: Tensor, epsilon: float) -> Tensor:
     """y' = (1−ε) y + ε (1−y)/(C−1), (…, classes) → as y. SettingError unless 0 ≤ ε < 1."""
     if not 0 <= epsilon < 1:

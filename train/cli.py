@@ -1,40 +1,89 @@
-"""The command `train-heads`: options in, one run folder and one table out."""
+"""The command `train-heads`."""
 
 from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from amber2_core.command import DONE, INCOMPLETE, command_body
+from amber2_core.command import DONE, INCOMPLETE, command_body, fail
+from amber2_core.errors import Amber2Error, SettingError
 
 if TYPE_CHECKING:
+    from .options import TrainOptions
     from .presets import Grid
-    from .request import Request
 
 _WORDS = "amber2.words"
 _log = logging.getLogger(__name__)
-FunctionType = TypeVar("FunctionType", bound=Callable[..., Any])
 
 
-def _axis(flag: str, default: str, what: str) -> Callable[[FunctionType], FunctionType]:
-    return click.option(flag, metavar="LIST", help=f"{what} [default: {default}]")
+class _Command(click.Command):
+    """A command that has the options of the systems' settings, a user's own system's among them.
 
-
-class _Recorded(click.Command):
-    """A command that remembers the words it was given, for settings.json."""
+    It remembers the words it was given, for settings.json.
+    """
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         ctx.meta[_WORDS] = (self.name, *args)
+        try:
+            _settings(_named(ctx))
+        except Amber2Error as error:
+            fail(str(error))
         return super().parse_args(ctx, args)
 
+    def get_params(self, ctx: click.Context) -> list[click.Parameter]:
+        return [*super().get_params(ctx), *(option for _, some in _settings(_named(ctx)) for option in some)]
 
-@click.command(cls=_Recorded, context_settings={"show_default": True, "max_content_width": 110})
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """The options, then the settings of the systems in groups."""
+        for title, some in [("Options", super().get_params(ctx)), *_settings(_named(ctx))]:
+            with formatter.section(title):
+                formatter.write_dl([record for param in some if (record := param.get_help_record(ctx)) is not None])
+
+
+def _named(ctx: click.Context) -> tuple[str, ...]:
+    """The systems that are named by what was typed."""
+    words = [part for word in ctx.meta.get(_WORDS, ()) for part in word.split("=", 1)]
+    places = [k for k, word in enumerate(words[:-1]) if word == "--system"]
+    return tuple(_list(words[places[-1] + 1])) if places else ()
+
+
+@cache
+def _settings(named: tuple[str, ...]) -> list[tuple[str, list[click.Parameter]]]:
+    """The options of all settings of our systems and those that are named, by title: what all have, what some have."""
+    from .grid import axes_of, own_axes
+    from .systems import registry
+
+    references = list(dict.fromkeys((*registry.OURS, *named)))
+    groups: dict[tuple[str, ...], list[click.Parameter]] = {}
+    for name, axis in axes_of(references).items():
+        having = tuple(r for r in references if name in own_axes(registry.system(r)))
+        what, choices = axis.metadata["what"], ", ".join(axis.metadata["choices"])
+        text = f"{what}: {choices}." if choices else what
+        flag = "--" + name.replace("_", "-")
+        option = click.Option([flag], metavar="LIST", help=f"{text} [default: {_shown(axis.default)}]")
+        groups.setdefault(having, []).append(option)
+    return [
+        ("Settings of " + ("all systems" if len(having) == len(references) else ", ".join(having)), some)
+        for having, some in sorted(groups.items(), key=lambda group: len(group[0]))
+    ]
+
+
+def _shown(default: object) -> str:
+    return f"{default:g}" if isinstance(default, float) else str(default)
+
+
+def _list(text: str) -> list[str]:
+    return [part.strip() for part in text.split(",")]
+
+
+@click.command(cls=_Command, context_settings={"show_default": True, "max_content_width": 110})
 @click.option("--cache", type=click.Path(path_type=Path), help="The feature cache. [default: the only one there is]")
 @click.option(
     "--cache-dir", type=click.Path(path_type=Path), help="Where to look for it. [default: $AMBER2_CACHE_DIR or ./cache]"
@@ -45,22 +94,12 @@ class _Recorded(click.Command):
 @click.option(
     "--grid", "grid_file", type=click.Path(path_type=Path), help="The same from a TOML file; see docs/commands.md."
 )
-@click.option("--system", metavar="LIST", help="Systems to train: amber2, cb-ce. [default: both]")
-@_axis("--lambda-mai", "0.5", "Weight of the modality-ambiguity loss.")
-@_axis("--kappa", "4", "Sharpness of the expert weights; 0 weighs all alike.")
-@_axis("--lambda-rai", "1", "Weight of the rater-ambiguity loss.")
-@_axis("--lambda-expert", "0", "Weight of the experts' own rater loss; 0 is the paper's Eq. 6.")
-@_axis("--student", "fusion", "The head that the others teach: fusion, audio, text.")
-@_axis("--loss", "js", "Distance in the rater-ambiguity loss: js, kl, soft-ce.")
-@_axis("--weight-gradient", "detach", "Expert weights as constants, or with their gradient: detach, flow.")
-@_axis("--expert-gradient", "all", "What experts learn from: all terms, or their own rater loss alone: all, own.")
-@_axis("--labels", "soft", "The raters' distribution, or its largest share alone, one-hot: soft, hard.")
-@_axis("--fusion", "gmu", "Fusion layer: gmu, concat, softmax-gate, self-gate.")
-@_axis("--hidden", "256", "Units of each head's hidden layer and of the fused vector.")
-@_axis("--dropout", "0", "Share of hidden units dropped in training.")
-@_axis("--lr", "3e-4", "Learning rate of AdamW.")
-@_axis("--weight-decay", "1e-2", "Weight decay of AdamW.")
-@_axis("--batch-size", "128", "Utterances in a step.")
+@click.option(
+    "--system",
+    metavar="LIST",
+    help="Systems to train: amber2, cb-ce, one of another package, or your own, path/to/my_system.py:MySystem. "
+    "[default: amber2,cb-ce]",
+)
 @click.option("--seeds", type=int, help="Number of seeds. [default: 5]")
 @click.option("--epochs", type=int, help="Epochs; the best one on dev is kept. [default: 30]")
 @click.option("--patience", type=int, help="Stop after so many epochs without a better one. [default: never]")
@@ -131,63 +170,64 @@ def train_heads(
     on from there.
     """
     from . import run, tracking
-    from .table import print_plan, print_table, progress
-    from .targets import find_cache
+    from .show import print_plan, print_table, progress
+    from .training_data import find_cache
 
-    wanted = tracking.trackers(track)
+    trackers = tracking.trackers(track)
     source = find_cache(cache, cache_dir)
-    request = _request(options, click.get_current_context().meta[_WORDS])
+    wanted = _options(options, click.get_current_context().meta[_WORDS])
     if only_plan:
-        print_plan(run.plan(source, request), as_json=as_json)
+        print_plan(run.plan(source, wanted), as_json=as_json)
         return DONE
     with progress() as on_progress:
-        report = run.train(source, output, request, name=name, on_progress=on_progress)
+        report = run.train(source, output, wanted, name=name, on_progress=on_progress)
     if as_json:
         shown = {"table": report.table, "selected": report.selected, "weights": report.weights}
         click.echo(json.dumps({"run": str(report.folder), **shown}))
     else:
         print_table(report)
-    failures = tracking.track(report.folder, wanted)
+    failures = tracking.track(report.folder, trackers)
     for line in failures:
         _log.warning(line)
     return INCOMPLETE if failures else DONE
 
 
-def _request(options: Mapping[str, Any], words: Sequence[str]) -> Request:
+def _options(typed: Mapping[str, Any], words: Sequence[str]) -> TrainOptions:
     """What was typed, and what it means."""
     from amber2_core.label_spaces import policy_changes
 
-    from .request import Request
+    from .options import TrainOptions
 
-    modalities = {name: options[name] for name in ("audio", "text")}
-    if options["video"]:
-        modalities["video"] = options["video"]
-    as_typed = ("folds", "patience", "inputs", "missing", "precision", "score_all", "device")  # `run` checks them
-    return Request(
-        grid=_grid(options),
-        policy=policy_changes(options),
+    modalities = {name: typed[name] for name in ("audio", "text")}
+    if typed["video"]:
+        modalities["video"] = typed["video"]
+    as_typed = ("folds", "patience", "inputs", "missing", "precision", "score_all", "device")
+    return TrainOptions(
+        grid=_grid(typed),
+        policy=policy_changes(typed),
         modalities=modalities,
         command=words,
-        **{name: options[name] for name in as_typed},
+        **{name: typed[name] for name in as_typed},
     )
 
 
-def _grid(options: Mapping[str, Any]) -> Grid:
+def _grid(typed: Mapping[str, Any]) -> Grid:
     """The preset's or the file's grid, changed by what else was typed."""
-    from amber2_core.errors import SettingError
-
-    from .grid import AXES, parse_axis
+    from .grid import axes_of, parse_axis
     from .presets import Grid, preset, read_grid
+    from .systems import registry
 
-    if options["preset"] and options["grid_file"]:
+    if typed["preset"] and typed["grid_file"]:
         raise SettingError("--preset and --grid are both a grid to start from: give one of them")
     grid = Grid()
-    if options["preset"]:
-        grid = preset(options["preset"])
-    elif options["grid_file"]:
-        grid = read_grid(options["grid_file"])
-    typed = {axis: parse_axis(axis, text) for axis in AXES if (text := options[axis]) is not None}
-    changes = {key: value for key in ("seeds", "epochs") if (value := options[key]) is not None}
-    if (systems := options["system"]) is not None:
-        changes["systems"] = tuple(part.strip() for part in systems.split(","))
-    return replace(grid, axes={**grid.axes, **typed}, **changes)
+    if typed["preset"]:
+        grid = preset(typed["preset"])
+    elif typed["grid_file"]:
+        grid = read_grid(typed["grid_file"])
+    changes = {key: value for key in ("seeds", "epochs") if (value := typed[key]) is not None}
+    if typed["system"] is not None:
+        changes["systems"] = tuple(_list(typed["system"]))
+        registry.systems(changes["systems"])
+    axes = axes_of(list(dict.fromkeys((*registry.OURS, *changes.get("systems", ())))))
+    values = {name: parse_axis(name, axis, text) for name, axis in axes.items() if (text := typed[name]) is not None}
+    return replace(grid, axes={**grid.axes, **values}, **changes)

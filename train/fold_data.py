@@ -73,11 +73,11 @@ class Rows:
         return vectors if present is None else only_present(vectors, dict(zip(vectors, present, strict=False)))
 
     def layers(self, modality: str, rows: Tensor) -> Tensor:
-        """All layers' vectors as the cache holds them, (…, batch) → (…, batch, layers, D_m); NaN where there are none."""
+        """All layers' vectors as cached, (…, batch) → (…, batch, layers, D_m), NaN where there are none."""
         return _taken(self.features[modality], self.index[rows]).to(self.targets.dtype)
 
     def frames(self, modality: str, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """Sequences of some of these utterances (batch,), padded with 0: (batch, T, D), and which frames are (batch, T)."""
+        """Sequences of some utterances (batch,), padded with 0: (batch, T, D), and which are frames (batch, T)."""
         held, chosen = self.sequences[modality], self.index[rows]
         start, lengths = held.offsets[chosen], held.offsets[chosen + 1] - held.offsets[chosen]
         steps = torch.arange(max(1, int(lengths.max())), device=chosen.device)
@@ -140,7 +140,7 @@ def features_on(device: str, data: TrainingData) -> Features:
     """The data's features; an accelerator gets a copy of the rows that are the training data's."""
     values = {name: _tensor(some.values) for name, some in data.inputs.items()}
     frames = {
-        name: Sequences(_tensor(some.frames), torch.from_numpy(some.offsets))
+        name: Sequences(_tensor(some.frames.values), torch.from_numpy(some.frames.offsets))
         for name, some in data.inputs.items()
         if some.frames is not None
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import itertools
 import math
 import re
@@ -78,7 +79,7 @@ def axes_of(references: Sequence[str]) -> dict[str, Field[Any]]:
 
 def own_axes(system: System) -> dict[str, Field[Any]]:
     """A system's axes, those that its `Settings` add to what they derive from first."""
-    own = system.Settings.__dict__.get("__annotations__", {})
+    own = inspect.get_annotations(system.Settings)
     return {f.name: f for f in sorted(fields(system.Settings), key=lambda f: f.name not in own)}
 
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from amber2_core.metrics import METRICS
 
-from .request import Request
+from .request import Request, feature_record
 from .selection import Selection
 from .training_data import TrainingData
 
@@ -33,7 +33,7 @@ def settings_record(request: Request) -> dict[str, Any]:
         "corpus": cache.corpus,
         "corpus_version": cache.corpus_version,
         "cache": str(material.path),
-        "features": {m: some.record for m, some in data.inputs.items()},
+        "features": {m: feature_record(some) for m, some in data.inputs.items()},
         "policy": json.loads(json.dumps(asdict(material.policy))),
         "emotions": list(data.emotions),
         "utterances": {
@@ -66,9 +66,9 @@ def _feature_set(some: Any) -> dict[str, Any]:
 def _digest(data: TrainingData) -> str:
     """sha256 over what the numbers rest on: every kept utterance's id, what its features were made of, its target."""
     digest = hashlib.sha256()
-    for k, name in enumerate(data.id):
-        inputs = [some.digests[data.rows[k]] for some in data.inputs.values() if len(some.digests)]
-        digest.update("\0".join([name, *inputs]).encode() + data.targets[k].tobytes())
+    for name, row, target in zip(data.id, data.rows, data.targets, strict=True):
+        inputs = [some.inputs[row] for some in data.inputs.values()]
+        digest.update("\0".join([name, *inputs]).encode() + target.tobytes())
     return digest.hexdigest()
 
 

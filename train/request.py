@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from amber2_core import engine
+from amber2_core.cache import Features, MappedFeatures
 from amber2_core.errors import SettingError
 
 from . import tasks
@@ -22,7 +23,7 @@ from .folds import Fold, make_folds
 from .grid import Setting
 from .options import TrainOptions
 from .selection import check_deciders
-from .training_data import Material, TrainingData, read_material
+from .training_data import Material, TrainingData, check_reads, read_material
 from .worker import Sweep, look_at
 
 _log = logging.getLogger(__name__)
@@ -50,7 +51,7 @@ class Request:
         origin = {
             "emotions": list(material.data.emotions),
             "policy": json.loads(json.dumps(asdict(material.policy))),
-            "features": {m: some.record for m, some in material.data.inputs.items()},
+            "features": {m: feature_record(some) for m, some in material.data.inputs.items()},
         }
         settings = tuple((setting.reference, setting.row()) for setting in self.settings)
         names = tuple(setting.name for setting in self.settings)
@@ -83,7 +84,7 @@ def prepared(cache_path: Path, options: TrainOptions) -> Request:
     check_deciders(material.data, folds, settings)
     for setting in settings:
         for modality, inputs in material.data.inputs.items():
-            inputs.check_need(setting.system.reads(setting.values, modality), setting.name, modality)
+            check_reads(inputs, setting.system.reads(setting.values, modality), setting.name)
     device, has_bfloat16 = engine.call(look_at, options.device)
     if options.precision == "tf32" and device == "cpu":
         raise SettingError("Bad precision 'tf32' on a CPU: only GPUs have it; use --precision fp32 or --device cuda")
@@ -136,3 +137,8 @@ def cores() -> int:
     if wanted.isdecimal() and int(wanted):
         return int(wanted)
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def feature_record(features: Features | MappedFeatures) -> dict[str, Any]:
+    """What a run folder and its heads tell of a feature set that they expect."""
+    return {"name": features.name, "fingerprint": features.fingerprint, "recipe": features.recipe}

@@ -10,17 +10,18 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from amber2_core.distributions import ambiguity_bins, js, label
+from amber2_core.distributions import ambiguity_bins, disagreement, label
+from amber2_core.heads import FUSION_HEAD
 from amber2_core.metrics import METRICS, evaluate
 from amber2_core.run_folder import Predictions
 
 from .folds import Fold, presence
 from .selection import Selection
-from .systems.system import FUSION_HEAD, Floats
 from .tasks import Run, Scores
 from .training_data import TrainingData
 
 Row = dict[str, Any]
+Floats = npt.NDArray[np.floating[Any]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,9 +35,7 @@ class Results:
     selected: Mapping[str, Mapping[int, int]]  # system → fold → place of the setting
 
 
-def results_of(
-    selection: Selection, data: TrainingData, folds: Sequence[Fold], columns: Sequence[str]
-) -> Results:
+def results_of(selection: Selection, data: TrainingData, folds: Sequence[Fold], columns: Sequence[str]) -> Results:
     """All tables of a complete sweep; here, and only for what dev chose, the targets of test are looked at.
 
     `columns` are the settings' names in results.csv.
@@ -137,25 +136,22 @@ def _expert_rows(
         own = [head for head in heads if f"{system}/{head}" in predictions.probs]
         probs = {head: predictions.probs[f"{system}/{head}"][:, here] for head in own}  # (seeds, n, C)
         weights = setting.system.expert_weights(setting.values, probs, target)
-        disagreement = modality_disagreement(probs)
+        apart = _disagreement(probs)
         for seed, (by, members) in itertools.product(range(selection.seeds), groups.items()):
             key = {"system": system, "fold": fold, "seed": seed, "by": by[0], "group": by[1], "n": int(members.sum())}
             means = {
                 f"weight_{head}": _mean(weights[head][seed, members]) if head in weights else None for head in heads
             }
-            rows.append({**key, **means, "disagreement": _mean(disagreement[seed, members])})
+            rows.append({**key, **means, "disagreement": _mean(apart[seed, members])})
     return rows
 
 
-def modality_disagreement(probs: Mapping[str, Floats]) -> Floats:
+def _disagreement(probs: Mapping[str, Floats]) -> Floats:
     """JS(p_A‖p_T) (seeds, n); with more modalities the mean over the pairs that an utterance has, NaN without any."""
-    modalities = [head for head in probs if head != FUSION_HEAD]
+    modalities = [some for head, some in probs.items() if head != FUSION_HEAD]
     if len(modalities) < 2:
         return np.full(next(iter(probs.values())).shape[:-1], np.nan)
-    pairs = np.stack([js(probs[a], probs[b]) for a, b in itertools.combinations(modalities, 2)])
-    there = ~np.isnan(pairs)  # (pairs, seeds, n)
-    with np.errstate(invalid="ignore"):  # 0 / 0
-        return np.asarray(np.where(there, pairs, 0.0).sum(axis=0) / there.sum(axis=0))
+    return disagreement(modalities)
 
 
 def _groups(target: Floats, emotions: Sequence[str]) -> Iterator[tuple[tuple[str, str], npt.NDArray[np.bool_]]]:

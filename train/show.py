@@ -57,9 +57,9 @@ def print_table(report: Report) -> None:
 
 
 def print_plan(plan: Plan, *, as_json: bool) -> None:
-    """What would be trained, in how many stacks, and what it would cost here."""
+    """What would be trained, in how many tasks, and what it would cost here."""
     if as_json:
-        counts = {"runs": plan.runs, "stacks": len(plan.stacks), "at_once": plan.at_once}
+        counts = {"runs": plan.runs, "tasks": plan.tasks, "at_once": plan.at_once}
         costs = {**counts, "bytes": plan.bytes, "seconds": plan.seconds}
         click.echo(json.dumps({**costs, "settings": plan.systems}))
         return
@@ -67,19 +67,12 @@ def print_plan(plan: Plan, *, as_json: bool) -> None:
     for system, count in plan.systems.items():
         times = f"{count} settings x {plan.folds} folds x {plan.seeds} seeds = {count * plan.folds * plan.seeds} runs"
         _print_plainly(console, f"{system}: {times}")
-    for stack in plan.stacks:
-        size = f"{stack.settings} settings x {stack.seeds} seeds at a time, {stack.parameters:,} parameters a run"
-        _print_plainly(console, f"stack of {size}: about {_duration(stack.seconds)}")
     _print_plainly(
         console,
-        f"in all {plan.runs} runs of {plan.epochs} epochs, {_stacks(plan.at_once)}: "
+        f"in all {plan.runs} runs of {plan.epochs} epochs in {plan.tasks} tasks, {plan.at_once} at a time: "
         f"about {_duration(plan.seconds)} and {plan.bytes / 2**30:.1f} GiB of memory here (measured over a few steps); "
         "nothing was trained",
     )
-
-
-def _stacks(at_once: int) -> str:
-    return "one stack at a time" if at_once == 1 else f"{at_once} stacks at a time"
 
 
 def _duration(seconds: float) -> str:

@@ -7,6 +7,7 @@ last: a task is there as a whole or not at all. The files of runs that dev did n
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -75,7 +76,9 @@ class FinishedTasks:
     def count(self) -> int:
         return len(list(self.folder.glob("fold*-task*.json")))
 
-    def write(self, task: Task, fitted: Sequence[tuple[Run, Fitted, Probs]], origins: Sequence[Mapping[str, Any]]) -> None:
+    def write(
+        self, task: Task, fitted: Sequence[tuple[Run, Fitted, Probs]], origins: Sequence[Mapping[str, Any]]
+    ) -> None:
         """Keep a finished task; `origins` are what `Fitted.save` is to write down of each run.
 
         Raises:
@@ -83,8 +86,7 @@ class FinishedTasks:
         """
         try:
             for (run, model, probs), origin in zip(fitted, origins, strict=True):
-                with written_whole(self.weights(run)) as path:
-                    model.save(path, origin)
+                model.save(self.weights(run), origin)
                 with written_whole(self._probs(run)) as path, path.open("wb") as file:
                     np.savez(file, **probs)  # type: ignore[arg-type]
             record = [_record(run) for run, _, _ in fitted]
@@ -147,4 +149,4 @@ def _parts(things: Sequence[int], most: int) -> list[Sequence[int]]:
     """Pieces of at most so many, about equally long."""
     count = -(-len(things) // most)
     edges = [round(k * len(things) / count) for k in range(count + 1)]
-    return [things[a:b] for a, b in zip(edges, edges[1:], strict=False)]
+    return [things[a:b] for a, b in itertools.pairwise(edges)]

@@ -1,4 +1,4 @@
-"""Trackers: a finished run folder goes in, and its settings, metrics and curves stand where people already look.
+"""Trackers: a finished run folder's settings, metrics and curves where people already look.
 
 csv needs nothing: `curves.csv` is in every run folder. tensorboard writes event files into the run folder. mlflow logs
 to MLflow's own default store, or to where its variables (MLFLOW_TRACKING_URI, MLFLOW_EXPERIMENT_NAME) point.

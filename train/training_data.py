@@ -1,11 +1,10 @@
-"""From a feature cache to what a sweep trains on: the kept utterances with their targets, their features on the disk."""
+"""What a sweep trains on: kept utterances of a feature cache with their targets, their features left on the disk."""
 
 from __future__ import annotations
 
-import hashlib
 import os
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -13,12 +12,22 @@ from typing import Any, Literal, get_args
 import numpy as np
 import numpy.typing as npt
 
-from amber2_core.cache import FeatureCache, StoredArray, StoredFeatures, mapped_features, read_cache
+from amber2_core.cache import (
+    FeatureCache,
+    Features,
+    MappedFeatures,
+    mapped_features,
+    read_cache,
+    read_feature_headers,
+)
 from amber2_core.errors import CacheError
+from amber2_core.features import blocks
+from amber2_core.label_spaces import policy_with
 from amber2_core.tables import Texts, take, texts
 from amber2_core.votes import LabelPolicy, label_distributions
 
-CHECKED_ROWS = 4096  # looked at together for numbers that are not finite: bounds memory
+from .systems.system import Need
+
 CACHE_DIR_VARIABLE = "AMBER2_CACHE_DIR"
 FOLD_COLUMNS = ("speaker", "session", "dialogue", "split", "language")
 # an utterance without features of some modality is left out, or kept with those that it has
@@ -26,19 +35,6 @@ Missing = Literal["drop", "mask"]
 MISSING: tuple[Missing, ...] = get_args(Missing)
 # why an utterance was dropped
 LACKING: Mapping[Missing, str] = {"drop": "features missing", "mask": "no features of any modality"}
-Numbers = npt.NDArray[np.floating[Any]]
-
-
-@dataclass(frozen=True, eq=False)
-class Inputs:
-    """What one modality's systems read, of all N utterances of the cache: in memory, or where it lies on the disk."""
-
-    name: str  # of the feature set
-    fingerprint: str
-    values: Numbers | StoredArray  # (N, D) or (N, layers, D), NaN rows where nothing was encoded
-    recipe: Mapping[str, Any] = field(default_factory=dict)
-    frames: Numbers | StoredArray | None = None  # (ΣT, D)
-    offsets: npt.NDArray[np.int64] = field(default_factory=lambda: np.zeros(1, np.int64))  # (N + 1,)
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,7 +45,8 @@ class TrainingData:
     speaker: Texts
     session: Texts
     split: Texts
-    inputs: Mapping[str, Inputs]  # by modality
+    # by modality, of all N utterances of the cache: in memory, or where they lie on the disk
+    inputs: Mapping[str, Features | MappedFeatures]
     rows: npt.NDArray[np.int64]  # (K,) ascending, which of the N utterances of the cache they are
     targets: npt.NDArray[np.float32]  # (K, C)
     emotions: tuple[str, ...]
@@ -60,6 +57,8 @@ class TrainingData:
     columns: Mapping[str, Texts] = field(default_factory=dict)
     # modality → (K,) who has features of it, of the modalities that some lack; empty where all have all
     present: Mapping[str, npt.NDArray[np.bool_]] = field(default_factory=dict)
+    # of the features
+    checksum: str = ""
 
     def __len__(self) -> int:
         return len(self.id)
@@ -114,7 +113,89 @@ def feature_keys(path: Path, names: Mapping[str, str | None]) -> list[tuple[str,
     return keys
 
 
-def training_data(path: Path, cache: FeatureCache, policy: LabelPolicy, keys, *, missing: Missing = "drop") -> TrainingData:
+@dataclass(frozen=True, eq=False)
+class Material:
+    """What was read of a cache to train on."""
+
+    path: Path
+    cache: FeatureCache  # without its features, which `data` knows the places of
+    policy: LabelPolicy
+    data: TrainingData
+
+
+def read_material(
+    path: Path, names: Mapping[str, str | None], changes: Mapping[str, Any], *, missing: Missing = "drop"
+) -> Material:
+    """Read a cache: the tables as they are, the features checked and left where they lie.
+
+    Args:
+        names: modality → name of the feature set, None where there is one.
+        changes: fields of the label policy that replace the corpus's own.
+        missing: utterances without features of some modality.
+
+    Raises:
+        CacheError: as `amber2_core.cache.read_cache`, `feature_keys` and `training_data`.
+        LabelError: as `amber2_core.label_spaces.policy_with` and `label_distributions`.
+    """
+    cache, sets = read_cache(path, only=()), mapped_features(path, only=feature_keys(path, names))
+    policy = policy_with(cache.defaults, changes)
+    held = {some.modality: some for some in sets}
+    return Material(
+        path, cache, policy, training_data(cache, {name: held[name] for name in names}, policy, missing=missing)
+    )
+
+
+def training_data(
+    cache: FeatureCache,
+    inputs: Mapping[str, Features | MappedFeatures],
+    policy: LabelPolicy,
+    *,
+    missing: Missing = "drop",
+) -> TrainingData:
+    """Apply a label policy to a cache and keep what has features of every modality.
+
+    With `missing` "mask", keep what has features of any, and tell in `present` which.
+
+    Raises:
+        LabelError: as `label_distributions`.
+        CacheError: nothing has features of every modality, or, with "mask", nothing has features of one of them; or a
+            feature is not finite.
+    """
+    count = len(cache.utterances)
+    labelled = label_distributions(cache.ratings, cache.attributes, count, policy)
+    encoded = {modality: some.encoded[labelled.rows] for modality, some in inputs.items()}
+    kept = _kept(encoded, missing)
+    rows = labelled.rows[kept]
+    table = take(cache.utterances, rows)
+    return TrainingData(
+        id=table.id,
+        speaker=table.speaker,
+        session=table.session,
+        split=table.split,
+        inputs=inputs,
+        rows=rows.astype(np.int64),
+        targets=labelled.soft_labels[kept].astype(np.float32),
+        emotions=labelled.emotions,
+        dropped={**labelled.dropped, LACKING[missing]: int((~kept).sum())},
+        ignored=labelled.ignored,
+        columns={
+            **{name: getattr(table, name) for name in FOLD_COLUMNS},
+            **{name: _as_text(column[rows]) for name, column in cache.attributes.items() if name not in FOLD_COLUMNS},
+        },
+        present={modality: mask[kept] for modality, mask in encoded.items() if not mask[kept].all()},
+        checksum="".join(_checked(some) for some in inputs.values()),
+    )
+
+
+def check_reads(features: Features | MappedFeatures, need: Need, system: str) -> None:
+    """Raises CacheError where a feature set lacks what a system reads of it."""
+    place = f"{features.modality}/{features.name}"
+    if need == "layers" and len(features.values.shape) < 3:
+        raise CacheError(f"{system} reads all layers, and {place} has one: encode with extract-features --layers all")
+    if need == "frames" and features.frames is None:
+        raise CacheError(f"{system} reads frames, and {place} has none: encode with extract-features --frames")
+
+
 def _kept(encoded: Mapping[str, npt.NDArray[np.bool_]], missing: Missing) -> npt.NDArray[np.bool_]:
     """Which labelled utterances have features enough, from who has features of each modality, all (labelled,)."""
     see = "see inspect-cache for the failures"
@@ -136,18 +217,18 @@ def _as_text(column: npt.NDArray[Any]) -> Texts:
     return texts(["" if np.isnan(value) else f"{value:g}" for value in column])
 
 
-def _vectors(
-    modality: str,
-    values: npt.NDArray[np.floating],
-    rows: npt.NDArray[np.intp],
-    present: npt.NDArray[np.bool_] | None,
-) -> npt.NDArray[np.float32]:
-    """The last layer of some rows, checked where they are present."""
-    last_layer = values if values.ndim == 2 else values[:, -1]
-    chosen = last_layer if len(rows) == len(values) else last_layer[rows]  # rows ascend
-    vectors = np.ascontiguousarray(chosen, dtype=np.float32)
-    for first in range(0, len(vectors), CHECKED_ROWS):
-        some = slice(first, first + CHECKED_ROWS)
-        if not np.isfinite(vectors[some] if present is None else vectors[some][present[some]]).all():
-            raise CacheError(f"The {modality} features hold a number that is not finite: encode the corpus again")
-    return vectors
+def _checked(features: Features | MappedFeatures) -> str:
+    """A checksum of a feature set's numbers, which are finite wherever something was encoded.
+
+    Raises:
+        CacheError: one is not.
+    """
+    values, encoded, checksum = features.values, features.encoded, 0
+    for rows in blocks(values):
+        block = np.ascontiguousarray(values[rows])
+        checksum = zlib.crc32(block.reshape(-1).view(np.uint8).data, checksum)
+        if not np.isfinite(block[encoded[rows]]).all():
+            raise CacheError(
+                f"The {features.modality} features hold a number that is not finite: encode the corpus again"
+            )
+    return f"{checksum:08x}"

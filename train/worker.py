@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
-from importlib.metadata import version
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -93,8 +92,10 @@ def train(worker: Worker, task: Task) -> list[Run]:
         found.append((run, one, on_test))
     if len(found) != len(task.settings) * len(task.seeds):
         name = sweep.settings[task.settings[0]][0]
-        raise SettingError(f"The system {name!r} gave {len(found)} runs for {len(task.settings)} settings under "
-                           f"{len(task.seeds)} seeds: its fit must yield one for each")
+        raise SettingError(
+            f"The system {name!r} gave {len(found)} runs for {len(task.settings)} settings under "
+            f"{len(task.seeds)} seeds: its fit must yield one for each"
+        )
     FinishedTasks(sweep.folder).write(task, found, [_origin(sweep, run) for run, _, _ in found])
     return [run for run, _, _ in found]
 
@@ -113,7 +114,6 @@ def _origin(sweep: Sweep, run: Run) -> dict[str, Any]:
         "setting": dict(setting),
         "fold": run.fold,
         "seed": run.seed,
-        "versions": {name: version(name) for name in ("amber2", "numpy", "torch")},
     }
 
 

@@ -16,7 +16,7 @@ from amber2_core.divergences import js
 from amber2_core.heads import Architecture, initial_parameters
 
 from ..systems.system import FitOptions
-from .best_epochs import BestEpochs
+from .best_epochs import BestHeads
 from .cuda_graph import record_steps
 from .optimizer import StackedAdamW
 from .parameters import Dropout, StackedHeads
@@ -32,7 +32,7 @@ class Trained:
     """A trained stack, each head at its best epoch, and which that was."""
 
     stack: StackedHeads
-    best: BestEpochs
+    best: BestHeads
 
 
 def train(
@@ -57,7 +57,7 @@ def train(
     )
     loss = system.loss(settings, heads=heads, fold=fold)
     judges = np.array([[heads.index(system.judge(head, setting)) for setting in settings] for head in heads])
-    best = BestEpochs(stack, judges, patience=options.patience)
+    best = BestHeads(stack, judges, patience=options.patience)
     targets, epoch = system.learnt(first, data.targets), torch.zeros((), device=device)
 
     def step(rows: Tensor, keep: Tensor | None) -> None:  # (seeds, batch), (heads, seeds, batch, hidden)

@@ -7,14 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
-import numpy as np
-import numpy.typing as npt
-
 from amber2_core.fusion import FUSIONS
 
 from ..systems.system import FitOptions, Fitted, History, System, option
 
 if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
     from torch import Tensor
 
     from amber2_core.heads import Architecture
@@ -111,21 +110,23 @@ class FittedHeads:
 
         from amber2_core.heads import Heads
 
-        model = Heads(self.architecture, self.state)
-        index = torch.arange(len(rows), device=rows.index.device)
+        model, names = Heads(self.architecture, self.state), self.architecture.heads
+        index, parts = torch.arange(len(rows), device=rows.index.device), []
         with torch.no_grad():
-            parts = [
-                self.system.log_probs_of(model.logits(rows.vectors(some), present=rows.presence(some))).exp().float().cpu()
-                for some in torch.split(index, SCORED_ROWS[index.device.type])
-            ]
+            for some in torch.split(index, SCORED_ROWS[index.device.type]):
+                present = rows.presence(some)
+                masks = None if present is None else dict(zip(names[:-1], present, strict=False))
+                log_probs = self.system.log_probs_of(model.logits(rows.vectors(some), present=masks))
+                parts.append(log_probs.exp().float().cpu())
         probs = torch.cat(parts, dim=1).numpy()  # (heads, n, C)
-        for head, own, having in zip(self.architecture.heads, probs, rows.having(), strict=True):
-            own[~having | (self.history.epoch[head] == 0)] = np.nan
-        return dict(zip(self.architecture.heads, probs, strict=True))
+        for head, own, having in zip(names, probs, rows.having(), strict=True):
+            own[~having | (self.history.epoch[head] == 0)] = float("nan")
+        return dict(zip(names, probs, strict=True))
 
     def save(self, path: Path, origin: Mapping[str, Any]) -> None:
         """See `Fitted`."""
-        from amber2_core.heads_folder import write_heads
+        from amber2_core.heads import Heads
+        from amber2_core.heads_folder import TrainedHeads
 
         having = dict(zip(self.architecture.modalities, self.fold.train.having(), strict=False))
         record = {
@@ -135,5 +136,4 @@ class FittedHeads:
             "untrained": [name for name, own in having.items() if not own.any()],
         }
         statistics = {m: (mean.cpu(), sd.cpu()) for m, (mean, sd) in self.fold.train.standardisation.items()}
-        state = {name: tensor.cpu() for name, tensor in self.state.items()}
-        write_heads(path, self.architecture, state, standardisation=statistics, origin=record)
+        TrainedHeads(Heads(self.architecture, self.state), tuple(origin["emotions"]), statistics, record).write(path)

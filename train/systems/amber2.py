@@ -7,16 +7,17 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from amber2_core.distributions import expert_weights, utterance_js
 from amber2_core.errors import SettingError, bad_choice
+from amber2_core.heads import FUSION_HEAD
 
 from ..stacked.system import Loss, StackedSettings, StackedSystem
-from .system import FUSION_HEAD, Floats, option
+from .system import option
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from ..fold_data import FoldData
+    from .system import Floats
 
 Distance = Literal["js", "kl", "soft-ce"]
 WeightGradient = Literal["detach", "flow"]
@@ -84,7 +85,9 @@ class Amber2(StackedSystem):
         self, setting: Amber2Settings, probs: Mapping[str, Floats], target: Floats
     ) -> Mapping[str, Floats]:
         """u_m = softmax_m(−κ JS(p_m‖y)) of every expert (Eq. 5)."""
-        experts = {head: utterance_js(target, some) for head, some in probs.items() if head != setting.student}
+        from amber2_core.distributions import expert_weights, js
+
+        experts = {head: js(target, some) for head, some in probs.items() if head != setting.student}
         return dict(zip(experts, expert_weights(list(experts.values()), setting.kappa), strict=True))
 
 

@@ -12,17 +12,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
-import numpy as np
-import numpy.typing as npt
+from amber2_core.heads import FUSION_HEAD
 
 if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
     from ..fold_data import FoldData, Rows
 
-FUSION_HEAD = "fusion"
+    Floats = npt.NDArray[np.floating[Any]]
+
 # What a system reads of a modality: one vector of an utterance, all layers' vectors, or the sequence of its frames.
 Need = Literal["vector", "layers", "frames"]
 Precision = Literal["fp32", "tf32", "bf16"]
-Floats = npt.NDArray[np.floating[Any]]
 
 
 def option(
