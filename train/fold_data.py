@@ -101,7 +101,8 @@ class Rows:
 
     def having_head(self, head: str) -> npt.NDArray[np.bool_]:
         """Which of these utterances have the head (n,): the modality's of that name, or any modality."""
-        return dict(zip(self.features, self.having(), strict=False)).get(head, self.having()[-1])
+        having = self.having()
+        return np.asarray(dict(zip(self.features, having, strict=False)).get(head, having[-1]))
 
 
 @dataclass(frozen=True, eq=False)

@@ -145,7 +145,7 @@ def _parse(name: str, axis: Field[Any], text: str) -> Value:
             raise SettingError(bad_choice(_flag(name), text, limits["choices"]))
         return text
     try:
-        value: float | int = type(axis.default)(text)
+        value: float | int = int(text) if isinstance(axis.default, int) else float(text)
     except ValueError:
         example = "128 or 64,128" if isinstance(axis.default, int) else "0.5 or 0.3,0.5,0.7"
         raise SettingError(f"Bad {_flag(name)} {text!r}, expected numbers such as {example}") from None

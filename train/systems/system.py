@@ -120,7 +120,8 @@ class System(Protocol):
 
     def shape(self, setting: Any) -> Hashable:
         """What is equal for settings that are fitted together."""
-        return setting
+        whole: Hashable = setting
+        return whole
 
     def check(self, setting: Any, heads: Sequence[str]) -> None:
         """Raises SettingError for values that do not go together."""
