@@ -12,8 +12,7 @@ from typing import Any
 
 from amber2_core.errors import SettingError, bad_choice
 
-from .systems import registry
-from .systems.system import System
+from .systems.system import System, system
 
 Value = float | int | str
 Axes = Mapping[str, "Field[Any]"]
@@ -30,7 +29,7 @@ class Setting:
 
     @property
     def system(self) -> System:
-        return registry.system(self.reference)
+        return system(self.reference)
 
     @property
     def name(self) -> str:
@@ -70,7 +69,7 @@ def axes_of(references: Sequence[str]) -> dict[str, Field[Any]]:
     """
     axes: dict[str, Field[Any]] = {}
     for reference in references:
-        for name, axis in own_axes(registry.system(reference)).items():
+        for name, axis in own_axes(system(reference)).items():
             other = axes.setdefault(name, axis)
             if (other.default, other.metadata["choices"]) != (axis.default, axis.metadata["choices"]):
                 raise SettingError(f"Bad system {reference!r}: its setting {name} is another system's, too: rename it")
@@ -115,10 +114,10 @@ def expand(
     Raises:
         SettingError: an unknown system, or a system or variant named twice.
     """
-    registry.systems(systems)
+    systems(systems)
     settings: list[Setting] = []
     for variant in [*(Variant("", {}, name) for name in systems), *variants]:
-        system = registry.system(variant.system)
+        system = system(variant.system)
         fixed = {axis: (value,) for axis, value in variant.changes.items()}
         own = {axis: values for axis, values in {**axes, **fixed}.items() if axis in own_axes(system)}
         for point in itertools.product(*own.values()):
@@ -132,8 +131,8 @@ def _check_names(systems: Sequence[str], variants: Sequence[Variant], settings: 
     for variant in variants:
         if not re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", variant.name):
             raise SettingError(f"Bad name {variant.name!r} of a variant, expected one such as no-mai")
-    names = [registry.system(name).name for name in systems]
-    names += [f"{registry.system(variant.system).name}-{variant.name}" for variant in variants]
+    names = [system(name).name for name in systems]
+    names += [f"{system(variant.system).name}-{variant.name}" for variant in variants]
     if twice := [name for name in names if names.count(name) > 1]:
         raise SettingError(f"Bad grid: two of its variants are called {twice[0]!r}")
 

@@ -34,7 +34,7 @@ class Plan:
         return sum(self.systems.values()) * self.folds * self.seeds
 
 
-def plan_sweep(sweep: Sweep, tasks: Sequence[Task], workers: Sequence[int]) -> Plan:
+def plan_sweep(sweep: Sweep, tasks: Sequence[Task], workers: Sequence[int], *, seeds: int) -> Plan:
     """Count a sweep's runs and measure a few steps.
 
     Raises:
@@ -54,13 +54,13 @@ def plan_sweep(sweep: Sweep, tasks: Sequence[Task], workers: Sequence[int]) -> P
         batch = sweep.settings[task.settings[0]][1].get("batch_size", 128)
         for each in alike[key]:
             fold = sweep.folds[each.fold]
-            seconds += sweep.options.grid.epochs * (math.ceil(len(fold.train) / batch) * step + len(fold.dev) * dev_row)
+            seconds += sweep.fit.epochs * (math.ceil(len(fold.train) / batch) * step + len(fold.dev) * dev_row)
     names = list(sweep.names)
     return Plan(
         systems={name: names.count(name) for name in dict.fromkeys(names)},
         folds=len(sweep.folds),
-        seeds=sweep.options.grid.seeds,
-        epochs=sweep.options.grid.epochs,
+        seeds=seeds,
+        epochs=sweep.fit.epochs,
         tasks=len(tasks),
         at_once=len(workers),
         seconds=seconds / len(workers),
@@ -78,7 +78,7 @@ def measure(worker: Worker, task: Task) -> tuple[float, float, int]:
     def seconds(epochs: int, scored: int) -> float:
         short = replace(fold, train=fold.train.first(steps * batch), dev=fold.dev.first(scored))
         began = time.perf_counter()
-        for _ in worker.fitted(task, short, replace(worker.sweep.options.fit, epochs=epochs, patience=None)):
+        for _ in worker.fitted(task, short, replace(worker.sweep.fit, epochs=epochs, patience=None)):
             pass
         return time.perf_counter() - began
 

@@ -26,8 +26,6 @@ from amber2_core.label_spaces import policy_with
 from amber2_core.tables import Texts, take, texts
 from amber2_core.votes import LabelPolicy, label_distributions
 
-from .systems.system import Need
-
 CACHE_DIR_VARIABLE = "AMBER2_CACHE_DIR"
 FOLD_COLUMNS = ("speaker", "session", "dialogue", "split", "language")
 # an utterance without features of some modality is left out, or kept with those that it has
@@ -185,15 +183,6 @@ def training_data(
         present={modality: mask[kept] for modality, mask in encoded.items() if not mask[kept].all()},
         checksum="".join(_checked(some) for some in inputs.values()),
     )
-
-
-def check_reads(features: Features | MappedFeatures, need: Need, system: str) -> None:
-    """Raises CacheError where a feature set lacks what a system reads of it."""
-    place = f"{features.modality}/{features.name}"
-    if need == "layers" and len(features.values.shape) < 3:
-        raise CacheError(f"{system} reads all layers, and {place} has one: encode with extract-features --layers all")
-    if need == "frames" and features.frames is None:
-        raise CacheError(f"{system} reads frames, and {place} has none: encode with extract-features --frames")
 
 
 def _kept(encoded: Mapping[str, npt.NDArray[np.bool_]], missing: Missing) -> npt.NDArray[np.bool_]:
