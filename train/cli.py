@@ -57,12 +57,12 @@ def _named(ctx: click.Context) -> tuple[str, ...]:
 def _settings(named: tuple[str, ...]) -> list[tuple[str, list[click.Parameter]]]:
     """The options of all settings of our systems and those that are named, by title: what all have, what some have."""
     from .grid import axes_of, own_axes
-    from .systems.system import OURS, system
+    from .systems.system import OURS
 
     references = list(dict.fromkeys((*OURS, *named)))
     groups: dict[tuple[str, ...], list[click.Parameter]] = {}
     for name, axis in axes_of(references).items():
-        having = tuple(r for r in references if name in own_axes(system(r)))
+        having = tuple(r for r in references if name in own_axes(system_of(r)))
         what, choices = axis.metadata["what"], ", ".join(axis.metadata["choices"])
         text = f"{what}: {choices}." if choices else what
         flag = "--" + name.replace("_", "-")
@@ -214,7 +214,7 @@ def _grid(typed: Mapping[str, Any]) -> Grid:
     """The preset's or the file's grid, changed by what else was typed."""
     from .grid import axes_of, parse_axis
     from .options import Grid, preset, read_grid
-    from .systems.system import OURS, systems
+    from .systems.system import OURS, systems_of
 
     if typed["preset"] and typed["grid_file"]:
         raise SettingError("--preset and --grid are both a grid to start from: give one of them")
@@ -226,7 +226,7 @@ def _grid(typed: Mapping[str, Any]) -> Grid:
     changes = {key: value for key in ("seeds", "epochs") if (value := typed[key]) is not None}
     if typed["system"] is not None:
         changes["systems"] = tuple(_list(typed["system"]))
-        systems(changes["systems"])
+        systems_of(changes["systems"])
     axes = axes_of(list(dict.fromkeys((*OURS, *changes.get("systems", ())))))
     values = {name: parse_axis(name, axis, text) for name, axis in axes.items() if (text := typed[name]) is not None}
     return replace(grid, axes={**grid.axes, **values}, **changes)

@@ -22,12 +22,12 @@ from amber2_core.errors import CacheError, SettingError
 from amber2_core.metrics import METRICS
 
 from . import tasks
-from .folds import Fold, make_folds
+from .folds import make_folds
 from .grid import Setting
 from .options import TrainOptions
 from .selection import check_deciders
 from .systems.system import Need
-from .training_data import Material, TrainingData, read_material
+from .training_data import Fold, Material, TrainingData, read_material
 from .worker import Sweep, look_at
 
 _log = logging.getLogger(__name__)

@@ -15,10 +15,9 @@ from amber2_core.distributions import ambiguity_bins, disagreement, label
 from amber2_core.heads import FUSION_HEAD
 from amber2_core.run_folder import Predictions, Summary
 
-from .folds import Fold, presence
 from .selection import Selection
 from .tasks import Run, Scores, scores_of
-from .training_data import TrainingData
+from .training_data import Fold, TrainingData
 
 Row = dict[str, Any]
 Floats = npt.NDArray[np.floating[Any]]
@@ -102,7 +101,7 @@ def _curve_rows(name: str, run: Run) -> Iterator[Row]:
 
 def _having(data: TrainingData, fold: Fold, head: str) -> npt.NDArray[np.bool_]:
     """Which of a fold's test utterances have a head: the modality's of that name, or any modality."""
-    masks = presence(data, fold)
+    masks = data.presence(fold.train)
     if masks is None:
         return np.ones(len(fold.test), dtype=bool)
     return np.asarray(dict(zip(data.inputs, masks, strict=False)).get(head, masks[-1])[fold.test])

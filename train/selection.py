@@ -9,10 +9,9 @@ import numpy as np
 
 from amber2_core.errors import SettingError
 
-from .folds import Fold
 from .grid import Setting
 from .tasks import FinishedTasks, Run
-from .training_data import TrainingData
+from .training_data import Fold, TrainingData
 
 _log = logging.getLogger(__name__)
 

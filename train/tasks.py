@@ -55,7 +55,7 @@ class Run:
 
 
 def tasks_of(shapes: Sequence[Hashable], seeds: int, folds: Sequence[int], device: str) -> list[Task]:
-    """All tasks of a sweep, fold by fold, from the shape of each of its settings; the kind of device tells their size."""
+    """All tasks of a sweep, fold by fold, from the shape of each setting; the kind of device tells their size."""
     runs, alike = RUNS[device.partition(":")[0]], dict[Hashable, list[int]]()
     for place, shape in enumerate(shapes):
         alike.setdefault(shape, []).append(place)

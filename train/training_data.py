@@ -31,6 +31,7 @@ FOLD_COLUMNS = ("speaker", "session", "dialogue", "split", "language")
 # an utterance without features of some modality is left out, or kept with those that it has
 Missing = Literal["drop", "mask"]
 MISSING: tuple[Missing, ...] = get_args(Missing)
+RowNumbers = npt.NDArray[np.intp]
 # why an utterance was dropped
 LACKING: Mapping[Missing, str] = {"drop": "features missing", "mask": "no features of any modality"}
 
@@ -60,6 +61,19 @@ class TrainingData:
 
     def __len__(self) -> int:
         return len(self.id)
+
+    def presence(self, train: RowNumbers) -> npt.NDArray[np.bool_] | None:
+        """(heads, K) which utterances have which head in a fold of these train rows, the fusion last.
+
+        None where nothing is missing. A modality that no train row has is missing from the whole fold, since nothing
+        could be learnt of it; who has no other has no fusion either.
+        """
+        if not self.present:
+            return None
+        every = np.ones(len(self), dtype=bool)
+        masks = np.stack([self.present.get(name, every) for name in self.inputs])  # (modalities, K)
+        masks &= masks[:, train].any(axis=1, keepdims=True)
+        return np.concatenate([masks, masks.any(axis=0, keepdims=True)])
 
     @property
     def missing(self) -> dict[str, int]:
@@ -109,6 +123,18 @@ def feature_keys(path: Path, names: Mapping[str, str | None]) -> list[tuple[str,
             )
         keys.append((modality, chosen[0]))
     return keys
+
+
+@dataclass(frozen=True, eq=False)
+class Fold:
+    """Rows of the training data in the three parts of one fold; fold k is tested once, by its own models."""
+
+    number: int  # 1, 2, …
+    train: RowNumbers
+    dev: RowNumbers
+    test: RowNumbers
+    # speakers who stand in more than one part; 0 unless the protocol's name says otherwise
+    shared_speakers: int
 
 
 @dataclass(frozen=True, eq=False)

@@ -11,10 +11,9 @@ from typing import TYPE_CHECKING, Any
 from amber2_core.devices import choose_device, is_out_of_memory, set_arithmetic
 from amber2_core.errors import SettingError
 
-from .folds import Fold
-from .systems.system import FitOptions, Fitted, system
+from .systems.system import FitOptions, Fitted, system_of
 from .tasks import FinishedTasks, Probs, Run, Scores, Task, scores_of
-from .training_data import TrainingData
+from .training_data import Fold, TrainingData
 
 if TYPE_CHECKING:  # the process that plans a sweep never loads torch
     from .fold_data import FoldData, Rows
@@ -65,7 +64,7 @@ class Worker:
     def fitted(self, task: Task, fold: FoldData, options: FitOptions) -> Iterator[tuple[int, Fitted]]:
         """Every run of a task, trained, with the place of its setting."""
         systems = [self.sweep.settings[place] for place in task.settings]
-        own = system(systems[0][0])
+        own = system_of(systems[0][0])
         values = [own.Settings(**some) for _, some in systems]
         runs = len(values) * len(task.seeds)
         with _memory_for(f"{runs} runs at once: ask for fewer --seeds or a smaller --hidden", self.sweep.device):

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -15,16 +15,26 @@ from amber2_core.devices import on
 from amber2_core.divergences import js
 from amber2_core.heads import Architecture, initial_parameters
 
-from ..systems.system import FitOptions
+from ..systems.system import FitOptions, FoldData, Rows
 from .best_epochs import BestHeads
 from .cuda_graph import record_steps
 from .optimizer import StackedAdamW
 from .parameters import Dropout, StackedHeads
-from .system import SCORED_ROWS
 
-if TYPE_CHECKING:
-    from ..fold_data import FoldData, Rows
-    from .system import StackedSystem
+# Rows scored at a time, by device: on a CPU what is computed between two products stays in its cache.
+SCORED_ROWS = {"cpu": 256, "cuda": 2048}
+
+
+class Objective(Protocol):
+    """What a stack learns, and how it is judged; see `amber2_train.stacked.system.StackedSystem`."""
+
+    def loss(self, settings: Sequence[Any], *, heads: Sequence[str], fold: FoldData) -> Callable[..., Tensor]: ...
+
+    def learnt(self, setting: Any, target: Tensor) -> Tensor: ...
+
+    def judge(self, head: str, setting: Any) -> str: ...
+
+    def log_probs_of(self, outputs: Tensor) -> Tensor: ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,7 +46,7 @@ class Trained:
 
 
 def train(
-    system: StackedSystem, fold: FoldData, settings: Sequence[Any], seeds: Sequence[int], options: FitOptions
+    system: Objective, fold: FoldData, settings: Sequence[Any], seeds: Sequence[int], options: FitOptions
 ) -> Trained:
     """Train all settings, of one shape, under every seed on one fold.
 
@@ -103,7 +113,7 @@ def random_stream(seed: int, fold: int, purpose: str) -> Generator:
 
 @torch.no_grad()
 def dev_js(
-    system: StackedSystem, stack: StackedHeads, dev: Rows, *, optimizer: StackedAdamW | None = None
+    system: Objective, stack: StackedHeads, dev: Rows, *, optimizer: StackedAdamW | None = None
 ) -> npt.NDArray[np.float64]:
     """JS on dev, mean over the utterances that have the head, (heads, seeds, settings); NaN where none has.
 

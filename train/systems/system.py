@@ -203,7 +203,7 @@ class System(Protocol):
 
 
 @cache
-def system(reference: str) -> System:
+def system_of(reference: str) -> System:
     """The system of that name, or of a file's class: ``path/to/my_system.py:MySystem``.
 
     Raises:
@@ -224,9 +224,9 @@ def system(reference: str) -> System:
         raise SettingError(f"Cannot load the system {reference!r} from {found.value}: {problem}") from None
 
 
-def systems(references: Sequence[str]) -> dict[str, System]:
-    """Reference → system. SettingError: as `system`, or two go by one name."""
-    found = {reference: system(reference) for reference in references}
+def systems_of(references: Sequence[str]) -> dict[str, System]:
+    """Reference → system. SettingError: as `system_of`, or two go by one name."""
+    found = {reference: system_of(reference) for reference in references}
     names = [each.name for each in found.values()]
     if not names or len(set(names)) < len(names) or len(found) < len(references):
         raise SettingError(f"Bad system {','.join(references)!r}, expected a list of different ones")
