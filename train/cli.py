@@ -57,8 +57,8 @@ def _named(ctx: click.Context) -> tuple[str, ...]:
 def _settings(named: tuple[str, ...]) -> list[tuple[str, list[click.Parameter]]]:
     """The options of all settings of our systems and those that are named, by title: what all have, what some have."""
     from .grid import axes_of, own_axes
-    from .systems.system import OURS
     from .systems.system import OURS, system_of
+
     references = list(dict.fromkeys((*OURS, *named)))
     groups: dict[tuple[str, ...], list[click.Parameter]] = {}
     for name, axis in axes_of(references).items():
