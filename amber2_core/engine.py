@@ -19,6 +19,7 @@ import sys
 import threading
 import traceback
 import types
+import warnings
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
@@ -91,7 +92,7 @@ def deal(
     Raises:
         SettingError: no such engine.
         WorkerError: a task killed two workers.
-        Exception: what `function` or `setup` raised, with the worker's traceback as a note.
+        Exception: what `function` or `setup` raised, with the worker's traceback as its cause.
     """
     if engine not in ENGINES:
         raise SettingError(bad_choice("engine", engine, ENGINES))
@@ -101,16 +102,16 @@ def deal(
 
 def call(function: Callable[..., Result], *args: Any) -> Result:
     """What a function gives when a fresh worker calls it once."""
-    ((_, result),) = deal(_apply, [args], setup=_given, workers=[None], shared=function)
+    ((_, result),) = deal(_apply, [args], setup=_callee, workers=[None], shared=function)
     return result
+
+
+def _callee(_: None, shared: Callable[..., Result]) -> Callable[..., Result]:
+    return shared
 
 
 def _apply(function: Callable[..., Result], args: Sequence[Any]) -> Result:
     return function(*args)
-
-
-def _given(_: object, shared: Shared) -> Shared:
-    return shared
 
 
 # ── in the conductor ──────────────────────────────────────────────────────────────────────────────────────────────────
@@ -133,9 +134,17 @@ class _Made:
 
 @dataclass(frozen=True, slots=True)
 class _Raised:
-    """A worker's last message: what the function or its setup raised."""
+    """A worker's last message: what the function or its setup raised, and its traceback."""
 
     problem: BaseException
+    traceback: str
+
+
+class _InWorker(Exception):  # noqa: N818
+    """A traceback of a worker's, as the cause of what is raised here."""
+
+    def __str__(self) -> str:
+        return f"in a worker:\n{self.args[0]}"
 
 
 def _results(tasks: Iterator[Any], workers: Sequence[_Worker]) -> Generator[tuple[Any, Any]]:
@@ -147,12 +156,13 @@ def _results(tasks: Iterator[Any], workers: Sequence[_Worker]) -> Generator[tupl
             busy = [worker for worker in workers if worker.dealt]
             if not busy:
                 return
-            for worker in _with_news(busy, timeout=0 if took else None):
+            ready = wait([worker.connection for worker in busy], timeout=0 if took else None)
+            for worker in [worker for worker in busy if worker.connection in ready]:
                 message = worker.receive()
                 if isinstance(message, _Made):
                     yield worker.dealt.popleft().task, message.result
                 elif isinstance(message, _Raised):
-                    raise message.problem
+                    raise message.problem from _InWorker(message.traceback)
                 elif isinstance(message, logging.LogRecord):
                     _handle_once(message, worker.process, heard)
                 else:
@@ -173,11 +183,6 @@ def _deal_one(again: deque[_Dealt], tasks: Iterator[Any], workers: Sequence[_Wor
         worker.give(_Dealt(task))
         return True
     return False
-
-
-def _with_news(workers: Sequence[_Worker], timeout: float | None) -> list[_Worker]:
-    ready = wait([of for worker in workers for of in (worker.connection, worker.process.sentinel)], timeout)
-    return [worker for worker in workers if worker.connection in ready or worker.process.sentinel in ready]
 
 
 def _of_the_dead(worker: _Worker) -> list[_Dealt]:
@@ -218,10 +223,10 @@ class _Worker:
     def receive(self) -> object:
         """Its next message; None if it died."""
         try:
-            pickled = self.connection.recv_bytes() if self.connection.poll() else None
+            pickled = self.connection.recv_bytes()
         except (EOFError, OSError):
             return None
-        return pickle.loads(pickled) if pickled is not None else None
+        return pickle.loads(pickled)
 
     def kill(self) -> None:
         if self.connection is not None:
@@ -246,7 +251,7 @@ class _Worker:
         self.process = _context.Process(target=_work, args=(theirs,), name="amber2 worker", daemon=True)
         _alive.add(self)
         _start(self.process, theirs)
-        self._send((dict(os.environ), _levels(), self._entry))
+        self._send((dict(os.environ), _levels(), _filters(), self._entry))
         self.connection.send_bytes(self._work)
 
     def _send(self, message: object) -> None:
@@ -310,6 +315,11 @@ def _levels() -> dict[str, int]:
     return {"": logging.root.level, **levels}
 
 
+def _filters() -> list[Any]:
+    """Which warnings of Python's own are shown, and which are errors."""
+    return [one for one in warnings.filters if one[2].__module__ == "builtins"]
+
+
 def _in_words(code: int | None) -> str:
     if code is None or code >= 0:
         return f"exit code {code}"
@@ -320,8 +330,15 @@ def _in_words(code: int | None) -> str:
 
 @atexit.register
 def _end_all() -> None:
-    """At the end of the process; before multiprocessing's own way, which would wait for them."""
+    """At exit, before multiprocessing has its way, which would wait for workers that hear no SIGTERM."""
     _end(list(_alive))
+    if _HAS_SERVER and not multiprocessing.active_children():
+        from multiprocessing import forkserver
+
+        # Left alone it ends as well, but only when it has loaded everything.
+        server = getattr(forkserver._forkserver, "_forkserver_pid", None)  # type: ignore[attr-defined]
+        if server is not None:
+            os.kill(server, signal.SIGKILL)
 
 
 def _end(workers: Sequence[_Worker]) -> None:
@@ -342,15 +359,15 @@ def _work(connection: Connection) -> None:
     threading.Thread(target=_listen, args=(connection, inbox), daemon=True).start()
     outbox = _Outbox(connection)
     try:
-        environment, levels, entry = pickle.loads(inbox.get())
-        _settle(environment, levels, outbox)
+        environment, levels, filters, entry = pickle.loads(inbox.get())
+        _settle(environment, levels, filters, outbox)
         function, setup, shared = pickle.loads(inbox.get())
         state = setup(entry, shared)
         del shared
         while True:
             outbox.put_nowait(_Made(function(state, pickle.loads(inbox.get()))))
     except BaseException as problem:
-        outbox.put_nowait(_Raised(_portable(problem)))
+        outbox.put_nowait(_Raised(_portable(problem), traceback.format_exc()))
 
 
 def _listen(connection: Connection, inbox: SimpleQueue[bytes]) -> None:
@@ -378,26 +395,24 @@ class _Outbox:
             os._exit(1)
 
 
-def _settle(environment: Mapping[str, str], levels: Mapping[str, int], outbox: Any) -> None:
+def _settle(environment: Mapping[str, str], levels: Mapping[str, int], filters: Sequence[Any], outbox: Any) -> None:
     """Take over what the conductor has now, which the fork server may never have had."""
     os.environ.clear()
     os.environ.update(environment)
     for name, level in levels.items():
         logging.getLogger(name).setLevel(level)
     logging.root.handlers = [QueueHandler(outbox)]
+    logging.captureWarnings(True)
+    warnings.filters[:] = filters  # type: ignore[index]
 
 
 def _portable(problem: BaseException) -> BaseException:
-    """The problem with its traceback, as an exception that the conductor knows without further libraries."""
-    note = f"in a worker:\n{''.join(traceback.format_exception(problem))}"
+    """The problem as an exception that the conductor knows without further libraries."""
     if isinstance(problem, Amber2Error) or type(problem).__module__ == "builtins":
-        problem.add_note(note)
         with suppress(Exception):
             pickle.loads(pickle.dumps(problem))
             return problem
-    known = RuntimeError(f"{type(problem).__qualname__}: {problem}")
-    known.add_note(note)
-    return known
+    return RuntimeError(f"{type(problem).__qualname__}: {problem}")
 
 
 def _block_signals() -> set[Any] | None:
