@@ -17,6 +17,7 @@ from pathlib import Path
 import engine_tasks
 import pytest
 
+from amber2_core import engine
 from amber2_core.engine import call, deal
 from amber2_core.errors import ModelError, SettingError, WorkerError
 
@@ -159,22 +160,14 @@ def test_results_and_tasks_larger_than_any_pipe_cross_each_other() -> None:
     assert len(found) == 5
 
 
-def test_what_workers_log_is_logged_here_once(caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level(logging.DEBUG, logger="amber2_core"):
-        list(deal(engine_tasks.log, range(4), setup=engine_tasks.state, workers=[0, 1]))
-    lines = [record.getMessage() for record in caplog.records if record.name == "amber2_core.engine_tasks"]
-    assert sorted(set(lines)) == [f"details of {task}" for task in range(4)] + ["the same from all"]
-    assert all(record.name == "amber2_core.engine_tasks" for record in caplog.records)
-    caplog.clear()
-    with caplog.at_level(logging.WARNING, logger="amber2_core"):
-        list(deal(engine_tasks.log, range(4), setup=engine_tasks.state, workers=[0, 1]))
-    assert caplog.records == []
-
-
-def test_a_line_that_several_workers_log_is_one(caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level(logging.INFO, logger="amber2_core"):
-        list(deal(engine_tasks.log, [0, 1], setup=engine_tasks.state, workers=[0, 1]))
-    assert [record.getMessage() for record in caplog.records] == ["the same from all"]
+def test_what_workers_log_is_logged_here_at_the_levels_of_here_and_once(caplog: pytest.LogCaptureFixture) -> None:
+    lines = ["details of 0", "details of 1", "the same from all"]
+    for level, heard in ((logging.DEBUG, lines), (logging.INFO, lines[2:]), (logging.WARNING, [])):
+        caplog.clear()
+        with caplog.at_level(level, logger="amber2_core"):
+            list(deal(engine_tasks.log, [0, 1], setup=engine_tasks.state, workers=[0, 1]))
+        assert sorted(record.getMessage() for record in caplog.records) == heard
+        assert {record.name for record in caplog.records} <= {"amber2_core.engine_tasks"}
 
 
 def test_pythons_warnings_are_shown_once_and_are_errors_where_they_are_here(caplog: pytest.LogCaptureFixture) -> None:
@@ -186,6 +179,12 @@ def test_pythons_warnings_are_shown_once_and_are_errors_where_they_are_here(capl
         warnings.simplefilter("error")
         with pytest.raises(UserWarning, match="this is slow"):
             list(deal(engine_tasks.warn, [0], setup=engine_tasks.state, workers=[0]))
+
+
+def test_workers_can_be_started_afresh_where_there_is_no_fork_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine, "_HAS_SERVER", False)
+    monkeypatch.setattr(engine, "_context", multiprocessing.get_context("spawn"))
+    assert call(engine_tasks.surroundings, "nothing") == (None, os.getcwd())
 
 
 def test_a_worker_has_the_environment_and_the_folder_of_now(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
