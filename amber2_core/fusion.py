@@ -1,29 +1,46 @@
-"""Fusion of modalities: one vector per modality in, one fused vector out, for two modalities or more.
+"""Fusions of modalities: their formulas, and one class each for the layers that a formula needs.
 
-h_m (…, batch, D_m) is the vector of modality m, [h_1; …; h_M] all of them side by side. The formulas are functions of
-what the linear layers give; the modules below own these layers and call the formulas. No layer here has a bias: the
-equations of the gated multimodal unit have none, nor has its authors' code (Arevalo et al. 2017, "Gated Multimodal
-Units for Information Fusion"). Leading run axes on the parameters are allowed, as in `amber2_core.linear`.
+h_m (…, batch, D_m) is the vector of modality m, [h_1; …; h_M] all of them side by side, for two modalities or more. No
+layer here has a bias: the equations of the gated multimodal unit have none, nor has its authors' code (Arevalo et al.
+2017, "Gated Multimodal Units for Information Fusion"). Leading run axes are allowed everywhere.
 
-An utterance may lack a modality. Its vector then is zero (`only_present` sees to that), and `present`, booleans
-(…, batch) per modality, tells the gates, which would give it a share of the fused vector: the result is what the fusion
-of the other modalities alone would be. In `concat` and `self-gate` its part of the vector is zero.
+An utterance may lack a modality. Its vector then is zero (`only_present` sees to that), and its mask tells the gates,
+which would give it a share of the fused vector: the result is what the fusion of the other modalities alone would be.
+In `concat` and `self-gate` its part of the vector is zero.
+
+A new fusion is a class here and a line in `FUSIONS`. torch is imported where tensors are joined, and no sooner: the
+names are needed where nothing is computed.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Literal, get_args
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Generator, Tensor, nn
+if TYPE_CHECKING:
+    from torch import Tensor
 
-from amber2_core.errors import SettingError, bad_choice
-from amber2_core.linear import Linear
+    Masks = Sequence[Tensor | None]  # of every modality: True where an utterance has it (…, batch); None: all have
 
-Fusion = Literal["gmu", "concat", "softmax-gate", "self-gate"]
-FUSIONS: tuple[Fusion, ...] = get_args(Fusion)
-Masks = Sequence[Tensor | None]  # of every modality: True where an utterance has it (…, batch); None: all have
+
+# --- formulas ---
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """x Wᵀ + b: x (…, batch, in), weight (…, out, in), bias (…, out) → (…, batch, out).
+
+    Leading axes of the weight are runs, one matrix each; x has the same ones, or fewer where runs read the same rows.
+    """
+    product = x @ weight.mT
+    return product if bias is None else product + bias.unsqueeze(-2)
+
+
+def joined(vectors: Sequence[Tensor]) -> Tensor:
+    """[h_1; …; h_M] (…, batch, ΣD)."""
+    import torch
+
+    return vectors[0] if len(vectors) == 1 else torch.cat(tuple(vectors), dim=-1)
 
 
 def only_present(vectors: Mapping[str, Tensor], present: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -48,7 +65,7 @@ def gmu(gates: Tensor, projections: Sequence[Tensor], present: Masks | None = No
         z = gates.sigmoid()
         for mask, share in zip(present or (), (0.0, 1.0), strict=False):
             z = z if mask is None else z.masked_fill(~mask.unsqueeze(-1), share)
-        return torch.lerp(values[1], values[0], z)
+        return values[1].lerp(values[0], z)
     return sum_products(gates.sigmoid().chunk(len(values), dim=-1), values)
 
 
@@ -62,7 +79,7 @@ def softmax_gate(scores: Sequence[Tensor], values: Sequence[Tensor], present: Ma
             score if mask is None else without_score(score, ~mask.unsqueeze(-1))
             for score, mask in zip(scores, present, strict=True)
         ]
-    shares = torch.cat(tuple(scores), dim=-1).softmax(-1)  # (…, batch, modalities)
+    shares = joined(scores).softmax(-1)  # (…, batch, modalities)
     return sum_products(shares.chunk(len(values), dim=-1), values)
 
 
@@ -73,6 +90,8 @@ def self_gate(gates: Tensor, joined: Tensor) -> Tensor:
 
 def without_score(scores: Tensor, absent: Tensor) -> Tensor:
     """Scores that a softmax makes exactly 0 where `absent`; the lowest number, as −∞ for all would make it NaN."""
+    import torch
+
     return scores.masked_fill(absent, torch.finfo(scores.dtype).min)
 
 
@@ -84,105 +103,98 @@ def sum_products(gates: Sequence[Tensor], values: Sequence[Tensor]) -> Tensor:
     return total
 
 
-class FusionLayer(nn.Module):
-    """Vectors by modality (…, batch, D_m) → one vector (…, batch, `width`); `inputs` gives every modality's D_m.
-
-    Where some utterances lack a modality, `present` gives (…, batch) booleans for it, and their vectors are zero.
-    """
-
-    width: int
-
-    def __init__(self, inputs: Mapping[str, int]) -> None:
-        super().__init__()
-        self.modalities = tuple(inputs)
-
-    def joined(self, vectors: Mapping[str, Tensor]) -> Tensor:
-        """[h_1; …; h_M] (…, batch, ΣD)."""
-        return torch.cat([vectors[modality] for modality in self.modalities], dim=-1)
-
-    def masks(self, present: Mapping[str, Tensor] | None) -> Masks | None:
-        """`present` in the order of the modalities."""
-        return None if present is None else [present.get(modality) for modality in self.modalities]
+# --- fusions ---
 
 
-class Concat(FusionLayer):
-    """[h_1; …; h_M] as it is; no parameters."""
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """A linear layer: the parameter `<name>.weight` (outputs, inputs) and, with a bias, `<name>.bias` (outputs,)."""
 
-    def __init__(self, inputs: Mapping[str, int], width: int = 0, *, generator: Generator | None = None) -> None:
-        super().__init__(inputs)
-        self.width = sum(inputs.values())
+    name: str
+    inputs: int
+    outputs: int
+    # the modalities whose vectors, side by side, it reads; none where it reads what other layers make of them
+    reads: tuple[str, ...] = ()
+    bias: bool = False
 
-    def forward(self, vectors: Mapping[str, Tensor], present: Mapping[str, Tensor] | None = None) -> Tensor:
-        return self.joined(vectors)
+
+class Fusion:
+    """A fusion of modalities of the given vector sizes: the layers that it needs, and what it makes of them."""
+
+    # whether the fused vector is [h_1; …; h_M] as it is: the fusion's head then reads the modalities' vectors itself
+    joins = False
+    # named `fusion.…`, in the order in which their parameters are drawn
+    layers: tuple[Layer, ...] = ()
+
+    def __init__(self, sizes: Mapping[str, int], width: int) -> None:
+        self.sizes = dict(sizes)
+        # size of the fused vector: the one asked for, or that of the vectors together
+        self.width = width
+
+    def fuse(self, x: Mapping[str, Tensor], present: Masks | None = None) -> Tensor:
+        """The fused vector (…, batch, width), of what is there by name; not asked of one that joins.
+
+        Args:
+            x: under a modality's name its vectors h_m (…, batch, D_m), zero where an utterance lacks it; under a
+                layer's, what it gives (…, batch, outputs), if it reads modalities; under a parameter's, the parameter.
+            present: who has which modality, where some lack one.
+        """
+        raise NotImplementedError
+
+    def layer(self, name: str, outputs: int, *modalities: str) -> Layer:
+        """A layer that reads these modalities' vectors side by side."""
+        return Layer(f"fusion.{name}", sum(self.sizes[m] for m in modalities), outputs, modalities)
 
 
-class SelfGate(FusionLayer):
+class Concat(Fusion):
+    """[h_1; …; h_M] as it is, whatever width is asked for; no layers."""
+
+    joins = True
+
+    def __init__(self, sizes: Mapping[str, int], width: int) -> None:
+        super().__init__(sizes, sum(sizes.values()))
+
+
+class SelfGate(Fusion):
     """`self_gate` and its layer: `gate` (ΣD, ΣD). The fused vector is as wide as the concatenation."""
 
-    def __init__(self, inputs: Mapping[str, int], width: int = 0, *, generator: Generator | None = None) -> None:
-        super().__init__(inputs)
-        self.width = sum(inputs.values())
-        self.gate = Linear(self.width, self.width, bias=False, generator=generator)
+    def __init__(self, sizes: Mapping[str, int], width: int) -> None:
+        super().__init__(sizes, sum(sizes.values()))
+        self.layers = (self.layer("gate", self.width, *sizes),)
 
-    def forward(self, vectors: Mapping[str, Tensor], present: Mapping[str, Tensor] | None = None) -> Tensor:
-        joined = self.joined(vectors)
-        return self_gate(self.gate(joined), joined)
+    def fuse(self, x: Mapping[str, Tensor], present: Masks | None = None) -> Tensor:
+        return self_gate(x["fusion.gate"], joined([x[m] for m in self.sizes]))
 
 
-class ProjectedFusion(FusionLayer):
-    """A fusion of projections W_m h_m of one width: layers `projection.<modality>` (width, D_m)."""
+class GatedMultimodalUnit(Fusion):
+    """`gmu` and its layers: `projection.<modality>` (width, D_m), and `gate` (width, ΣD), for three (3·width, ΣD)."""
 
-    def __init__(self, inputs: Mapping[str, int], width: int, *, generator: Generator | None = None) -> None:
-        super().__init__(inputs)
-        self.width = width
-        self.projection = nn.ModuleDict(
-            {name: Linear(size, width, bias=False, generator=generator) for name, size in inputs.items()}
-        )
+    def __init__(self, sizes: Mapping[str, int], width: int) -> None:
+        super().__init__(sizes, width)
+        gates = 1 if len(sizes) == 2 else len(sizes)
+        projections = [self.layer(f"projection.{m}", width, m) for m in sizes]
+        self.layers = (*projections, self.layer("gate", gates * width, *sizes))
 
-    def projected(self, vectors: Mapping[str, Tensor]) -> list[Tensor]:
-        """W_m h_m, each (…, batch, width)."""
-        return [self.projection[modality](vectors[modality]) for modality in self.modalities]
+    def fuse(self, x: Mapping[str, Tensor], present: Masks | None = None) -> Tensor:
+        return gmu(x["fusion.gate"], [x[f"fusion.projection.{m}"] for m in self.sizes], present)
 
 
-class GatedMultimodalUnit(ProjectedFusion):
-    """`gmu` and its layers: projections and `gate` (width, ΣD), for more than two modalities (M·width, ΣD)."""
+class SoftmaxGate(Fusion):
+    """`softmax_gate` and its layers: `projection.<modality>` (width, D_m) and the shared `score` (1, width)."""
 
-    def __init__(self, inputs: Mapping[str, int], width: int, *, generator: Generator | None = None) -> None:
-        super().__init__(inputs, width, generator=generator)
-        gates = 1 if len(inputs) == 2 else len(inputs)
-        self.gate = Linear(sum(inputs.values()), gates * width, bias=False, generator=generator)
+    def __init__(self, sizes: Mapping[str, int], width: int) -> None:
+        super().__init__(sizes, width)
+        self.layers = (*(self.layer(f"projection.{m}", width, m) for m in sizes), Layer("fusion.score", width, 1))
 
-    def forward(self, vectors: Mapping[str, Tensor], present: Mapping[str, Tensor] | None = None) -> Tensor:
-        return gmu(self.gate(self.joined(vectors)), self.projected(vectors), self.masks(present))
-
-
-class SoftmaxGate(ProjectedFusion):
-    """`softmax_gate` and its layers: projections and the shared `score` (1, width)."""
-
-    def __init__(self, inputs: Mapping[str, int], width: int, *, generator: Generator | None = None) -> None:
-        super().__init__(inputs, width, generator=generator)
-        self.score = Linear(width, 1, bias=False, generator=generator)
-
-    def forward(self, vectors: Mapping[str, Tensor], present: Mapping[str, Tensor] | None = None) -> Tensor:
-        values = [projection.tanh() for projection in self.projected(vectors)]
-        return softmax_gate([self.score(value) for value in values], values, self.masks(present))
+    def fuse(self, x: Mapping[str, Tensor], present: Masks | None = None) -> Tensor:
+        values = [x[f"fusion.projection.{m}"].tanh() for m in self.sizes]
+        scores = [linear(value, x["fusion.score.weight"]) for value in values]
+        return softmax_gate(scores, values, present)
 
 
-_LAYERS: Mapping[str, type[Concat | SelfGate | GatedMultimodalUnit | SoftmaxGate]] = {
+FUSIONS: Mapping[str, type[Fusion]] = {
     "gmu": GatedMultimodalUnit,
     "concat": Concat,
     "softmax-gate": SoftmaxGate,
     "self-gate": SelfGate,
 }
-
-
-def fusion_layer(
-    fusion: Fusion, inputs: Mapping[str, int], *, width: int = 256, generator: Generator | None = None
-) -> FusionLayer:
-    """A fresh layer of the named fusion for modalities of the sizes `inputs`; its `width` is what a head then reads.
-
-    `concat` and `self-gate` are as wide as their inputs together, whatever `width`. SettingError for another name.
-    """
-    if fusion not in _LAYERS:
-        raise SettingError(bad_choice("fusion", fusion, FUSIONS))
-    return _LAYERS[fusion](inputs, width, generator=generator)

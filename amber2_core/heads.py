@@ -1,20 +1,31 @@
-"""Heads: one vector per modality in, logits over the emotions out, of every modality alone and of their fusion."""
+"""The heads: of every modality alone and of their fusion, for one model or for many along leading run axes.
+
+A head is Linear(inputs, hidden) → ReLU → dropout → Linear(hidden, classes). Parameters are a plain dict of tensors,
+laid out as in `torch.nn.Linear` and named `heads.<modality or "fusion">.{hidden,output}.{weight,bias}` and `fusion.…`
+(see `amber2_core.fusion`). torch is imported where tensors are made, and no sooner.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-
-from torch import Generator, Tensor, nn
+from functools import cached_property
+from typing import TYPE_CHECKING
 
 from amber2_core.errors import SettingError, bad_choice
-from amber2_core.fusion import FUSIONS, Fusion, fusion_layer, only_present
-from amber2_core.linear import Linear
+from amber2_core.fusion import FUSIONS, Fusion, Layer, joined, linear, only_present
+
+if TYPE_CHECKING:
+    from torch import Generator, Tensor
+
+    # vectors (…, batch, D_m) by modality → what each of `Architecture.first_layers` gives before its bias, by name
+    FirstLayers = Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]]
+    Linear = Callable[[Tensor, Tensor, Tensor | None], Tensor]  # as `amber2_core.fusion.linear`
 
 FUSION_HEAD = "fusion"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Architecture:
     """The shape of a model's heads: runs of equal architecture can be stacked. SettingError for one without meaning."""
 
@@ -22,7 +33,7 @@ class Architecture:
     inputs: tuple[tuple[str, int], ...]
     # number of emotions
     classes: int
-    fusion: Fusion = "gmu"
+    fusion: str = "gmu"
     # units of each head's hidden layer
     hidden: int = 256
     # size of the fused vector, where the fusion projects
@@ -35,7 +46,7 @@ class Architecture:
         if len(names) < 2 or len(set(names)) < len(names):
             raise SettingError(f"Bad modalities {list(names)}, expected two or more different ones")
         for name in names:
-            if name == FUSION_HEAD or not name.isidentifier() or hasattr(nn.ModuleDict, name):
+            if name == FUSION_HEAD or not name.isidentifier():
                 raise SettingError(f"Bad modality {name!r}, expected a plain word such as 'audio' that names no fusion")
         if self.fusion not in FUSIONS:
             raise SettingError(bad_choice("fusion", self.fusion, FUSIONS))
@@ -55,58 +66,125 @@ class Architecture:
         """The modalities, then "fusion"."""
         return (*self.modalities, FUSION_HEAD)
 
+    @cached_property
+    def fused(self) -> Fusion:
+        """The fusion for these inputs."""
+        return FUSIONS[self.fusion](dict(self.inputs), self.fusion_width)
 
-class Head(nn.Module):
-    """Linear(inputs, hidden) → ReLU → dropout → Linear(hidden, classes): vectors (…, batch, inputs) → logits."""
+    @cached_property
+    def layers(self) -> tuple[Layer, ...]:
+        """All layers, in the order in which their parameters are drawn: modality heads, fusion, fusion head.
 
-    def __init__(
-        self, inputs: int, hidden: int, classes: int, *, dropout: float = 0.0, generator: Generator | None = None
-    ) -> None:
-        super().__init__()
-        self.hidden = Linear(inputs, hidden, generator=generator)
-        self.dropout = nn.Dropout(dropout)
-        self.output = Linear(hidden, classes, generator=generator)
+        Runs of one seed so start from the same modality heads, whatever their fusion.
+        """
+        own = [layer for name, size in self.inputs for layer in self._head(name, size, (name,))]
+        read = self.modalities if self.fused.joins else ()
+        return (*own, *self.fused.layers, *self._head(FUSION_HEAD, self.fused.width, read))
 
-    def forward(self, vectors: Tensor) -> Tensor:
-        logits: Tensor = self.output(self.dropout(self.hidden(vectors).relu()))
-        return logits
+    @property
+    def first_layers(self) -> tuple[Layer, ...]:
+        """The layers that read modalities' vectors themselves."""
+        return tuple(layer for layer in self.layers if layer.reads)
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """The shape of every parameter of one model, by name."""
+        weights = {f"{layer.name}.weight": (layer.outputs, layer.inputs) for layer in self.layers}
+        return weights | {f"{layer.name}.bias": (layer.outputs,) for layer in self.layers if layer.bias}
+
+    def _head(self, name: str, inputs: int, reads: tuple[str, ...]) -> tuple[Layer, Layer]:
+        return (
+            Layer(f"heads.{name}.hidden", inputs, self.hidden, reads, bias=True),
+            Layer(f"heads.{name}.output", self.hidden, self.classes, bias=True),
+        )
 
 
-class MultimodalHeads(nn.Module):
-    """A head per modality and one on their fusion (Eq. 2), sharing nothing: vectors by modality in, logits by head out.
+class Heads:
+    """A head per modality and one on their fusion (Eq. 2), sharing nothing.
 
-    Parameters are named `heads.<modality or "fusion">.{hidden,output}.{weight,bias}` and `fusion.…` (see
-    `amber2_core.fusion`), laid out as in `torch.nn.Linear`. They are drawn from `generator` in the order modality
-    heads, fusion layer, fusion head, so that runs of one seed start from the same unimodal heads whatever their fusion.
-    Dropout, where there is some, draws from torch's own generator.
-
-    Runs stack without further code: with every entry of their `state_dict` stacked along a first axis,
-    `torch.func.functional_call(heads, stacked, vectors)` gives logits (runs, batch, classes), from vectors with a runs
-    axis or without.
+    Args:
+        architecture: of every run.
+        parameters: by name, each with the same leading run axes, or none.
+        linear: what computes the layers after the first ones.
     """
 
-    def __init__(self, architecture: Architecture, *, generator: Generator | None = None) -> None:
-        super().__init__()
-        self.architecture = architecture
-        shape, inputs = architecture, dict(architecture.inputs)
-        self.heads = nn.ModuleDict(
-            {
-                name: Head(size, shape.hidden, shape.classes, dropout=shape.dropout, generator=generator)
-                for name, size in inputs.items()
-            }
-        )
-        self.fusion = fusion_layer(shape.fusion, inputs, width=shape.fusion_width, generator=generator)
-        self.heads[FUSION_HEAD] = Head(
-            self.fusion.width, shape.hidden, shape.classes, dropout=shape.dropout, generator=generator
-        )
+    def __init__(
+        self, architecture: Architecture, parameters: Mapping[str, Tensor], *, linear: Linear = linear
+    ) -> None:
+        self.architecture, self.parameters, self._linear = architecture, parameters, linear
 
-    def forward(self, vectors: Mapping[str, Tensor], present: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
-        """Vectors (…, batch, D_m) by modality → logits (…, batch, classes) by head, in the order of `heads`.
+    def logits(
+        self,
+        vectors: Mapping[str, Tensor],
+        *,
+        present: Mapping[str, Tensor] | None = None,
+        keep: Tensor | None = None,
+        first_layers: FirstLayers | None = None,
+    ) -> Tensor:
+        """Vectors (…, batch, D_m) by modality → logits (heads, *runs, batch, classes), in the order of the heads.
 
-        Where utterances lack a modality, `present` has booleans (…, batch) under its name. What its vectors hold there
-        has no influence; its own head's logits are finite and mean nothing; the fusion head uses what is there.
+        Args:
+            vectors: leading axes are run axes, 1 or missing where runs read the same rows. Zero where an utterance
+                lacks a modality, as `only_present` makes them.
+            present: booleans (…, batch) of the modalities that some utterances lack. Their own heads' logits then are
+                finite and mean nothing; the fusion head uses what is there.
+            keep: factors (heads, …, batch, hidden) of dropout.
+            first_layers: what computes the first layers; by default one product each.
         """
-        if present is not None:
-            vectors = only_present(vectors, present)
-        inputs = {**vectors, FUSION_HEAD: self.fusion(vectors, present)}
-        return {name: self.heads[name](inputs[name]) for name in self.architecture.heads}
+        import torch
+
+        shape = self.architecture
+        given = (first_layers or self.first_layers)(vectors)
+        hidden = [given[f"heads.{name}.hidden"] for name in shape.modalities]
+        hidden.append(self._fusion_hidden(vectors, given, present))
+        kept = [None] * len(hidden) if keep is None else keep
+        return torch.stack([self._head(*head) for head in zip(shape.heads, hidden, kept, strict=True)])
+
+    def probs(self, vectors: Mapping[str, Tensor], *, present: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
+        """Probabilities (*runs, batch, classes) by head, as of `logits`, whatever vectors hold that are not present."""
+        vectors = vectors if present is None else only_present(vectors, present)
+        return dict(zip(self.architecture.heads, self.logits(vectors, present=present).softmax(-1), strict=True))
+
+    def first_layers(self, vectors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """What the layers that read vectors give before their bias, (*runs, batch, outputs) by name."""
+        return {
+            layer.name: linear(joined([vectors[m] for m in layer.reads]), self.parameters[f"{layer.name}.weight"])
+            for layer in self.architecture.first_layers
+        }
+
+    def _fusion_hidden(
+        self, vectors: Mapping[str, Tensor], given: Mapping[str, Tensor], present: Mapping[str, Tensor] | None
+    ) -> Tensor:
+        """The fusion head's hidden layer before its bias."""
+        name, fusion = f"heads.{FUSION_HEAD}.hidden", self.architecture.fused
+        if fusion.joins:
+            return given[name]
+        masks = None if present is None else [present.get(m) for m in self.architecture.modalities]
+        fused = fusion.fuse({**self.parameters, **vectors, **given}, masks)
+        return self._linear(fused, self.parameters[f"{name}.weight"], None)
+
+    def _head(self, name: str, hidden: Tensor, keep: Tensor | None) -> Tensor:
+        """A head from its hidden layer before bias, (*runs, batch, hidden), to logits."""
+        own = self.parameters
+        active = (hidden + own[f"heads.{name}.hidden.bias"].unsqueeze(-2)).relu()
+        if keep is not None:
+            active = active * keep
+        return self._linear(active, own[f"heads.{name}.output.weight"], own[f"heads.{name}.output.bias"])
+
+
+def initial_parameters(architecture: Architecture, generator: Generator | None = None) -> dict[str, Tensor]:
+    """Fresh parameters of one model, each U(±1/√inputs): what `torch.nn.Linear` draws.
+
+    Drawn in single precision on the CPU, layer by layer, weight before bias, from `generator`, else from torch's own.
+    A run that owns its generator gets the same parameters whatever else is drawn around it, and on whatever device it
+    then trains.
+    """
+    import torch
+
+    parameters, shapes = {}, architecture.shapes
+    for layer in architecture.layers:
+        bound = layer.inputs**-0.5
+        for name in (f"{layer.name}.weight", f"{layer.name}.bias")[: 1 + layer.bias]:
+            fresh = torch.empty(shapes[name], dtype=torch.float32, device="cpu")
+            parameters[name] = fresh.uniform_(-bound, bound, generator=generator)
+    return parameters

@@ -1,40 +1,56 @@
-"""Trained heads on disk: one safetensors file per model, with all that is needed to use it on new features.
+"""Trained heads on disk: one safetensors file per model, with all that is needed to use it on new recordings.
 
-Tensors are named as `MultimodalHeads` names its parameters, plus `inputs.<modality>.mean` and `.sd` (D_m,) where the
-heads were trained on standardised features. The metadata entry `amber2` is a JSON object with `format_version`,
-`architecture`, `emotions` (the classes in order), `system`, `setting`, `fold`, `seed`, `epochs` (head → epoch kept; 0:
-none, the head is as it began), `features` (modality → name, fingerprint and recipe of the feature set), `missing`
-(modality → how many train utterances lacked it, where some did) and `untrained` (the modalities that all lacked).
+The metadata entry `amber2` is a JSON object with `format_version` and
+
+    system, setting    what was trained, and with which values
+    emotions           the classes, in order
+    policy             how votes became distributions over them (the fields of `amber2_core.votes.LabelPolicy`)
+    features           modality → name, fingerprint and whole recipe of the feature set that is expected
+    versions           of amber2, torch and numpy
+
+and with whatever else a system records. `train-heads` adds `architecture`, `fold`, `seed`, `epochs` (head → epoch kept;
+0: none, the head is as it began), `missing` (modality → how many train utterances lacked it, where some did) and
+`untrained` (the modalities that all lacked).
+
+Tensors are a system's parameters, those of heads as `amber2_core.heads` names them, plus `inputs.<modality>.mean` and
+`.sd` (D_m,) where it was trained on standardised features. Version 1 had neither policy nor recipes nor versions:
+reading it, these are None or empty.
 """
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
-from collections.abc import Mapping
+import os
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
-from .errors import RunFolderError
-from .heads import Architecture, MultimodalHeads
+from .cache import sync
+from .errors import RunFolderError, SettingError
+from .heads import Architecture, Heads
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+NEEDED = ("system", "setting", "emotions", "policy", "features")
+NEEDED_OF_FEATURES = ("name", "fingerprint", "recipe")
+Record = dict[str, Any]
 
 
 @dataclass(frozen=True, eq=False)
 class TrainedHeads:
     """A trained model and where it comes from."""
 
-    model: MultimodalHeads
+    model: Heads
     emotions: tuple[str, ...]
     # modality → (mean, sd), each (D_m,); empty where features are used as they are
     standardisation: Mapping[str, tuple[Tensor, Tensor]]
-    # system, setting, fold, seed, epochs, features, missing, untrained
+    # all else that the file tells: system, setting, policy, features, …
     origin: Mapping[str, Any]
 
     @torch.no_grad()
@@ -52,10 +68,18 @@ class TrainedHeads:
                 vectors[name] = first.new_zeros(len(first), size)
             if name not in features or name in self.origin.get("untrained", ()):
                 masks[name] = first.new_zeros(len(first), dtype=torch.bool)
-        probs = {head: logits.softmax(-1) for head, logits in self.model(vectors, masks or None).items()}
+        probs = self.model.probs(vectors, present=masks or None)
         for name, mask in masks.items():
             probs[name] = probs[name].masked_fill(~mask.unsqueeze(-1), torch.nan)
         return probs
+
+    def write(self, path: Path) -> None:
+        """Write the model, as `write_heads` does."""
+        tensors = dict(self.model.parameters)
+        for modality, (mean, sd) in self.standardisation.items():
+            tensors |= {f"inputs.{modality}.mean": mean, f"inputs.{modality}.sd": sd}
+        own = {"architecture": asdict(self.model.architecture), "emotions": self.emotions}
+        write_heads(path, tensors, {**self.origin, **own})
 
 
 def standardised(x: Tensor, statistics: tuple[Tensor, Tensor] | None) -> Tensor:
@@ -63,40 +87,91 @@ def standardised(x: Tensor, statistics: tuple[Tensor, Tensor] | None) -> Tensor:
     return x if statistics is None else (x - statistics[0]) / statistics[1]
 
 
-def write_heads(path: Path, heads: TrainedHeads) -> None:
-    """Write one model."""
-    tensors = {name: tensor.detach().contiguous() for name, tensor in heads.model.state_dict().items()}
-    for modality, (mean, sd) in heads.standardisation.items():
-        tensors |= {f"inputs.{modality}.mean": mean, f"inputs.{modality}.sd": sd}
-    record = {
-        "format_version": FORMAT_VERSION,
-        "architecture": asdict(heads.model.architecture),
-        "emotions": heads.emotions,
-        **heads.origin,
-    }
-    save_file(tensors, path, metadata={"amber2": json.dumps(record, ensure_ascii=False, sort_keys=True)})
+def write_heads(path: Path, tensors: Mapping[str, Tensor], record: Mapping[str, Any]) -> None:
+    """Write one model of any system: its tensors, and a record of JSON values with all that is `NEEDED`.
 
-
-def read_heads(path: Path) -> TrainedHeads:
-    """Read one model.
+    Readable for whom the umask allows it. Versions of the software are added.
 
     Raises:
-        RunFolderError: no such file, or not one that `write_heads` of this format version wrote.
+        RunFolderError: the place cannot be written, or is full.
+        ValueError: the record is not complete.
+    """
+    lacking = [name for name in NEEDED if name not in record]
+    lacking += [
+        f"{name} of {modality}"
+        for modality, features in record.get("features", {}).items()
+        for name in NEEDED_OF_FEATURES
+        if name not in features
+    ]
+    if lacking:
+        raise ValueError(f"A record of heads needs {', '.join(lacking)}")
+    versions = {name: importlib.metadata.version(name) for name in ("amber2", "numpy", "torch")}
+    whole = {"versions": versions, **record, "format_version": FORMAT_VERSION}
+    metadata = {"amber2": json.dumps(whole, ensure_ascii=False, sort_keys=True)}
+    writing = path.with_name(f"{path.name}.writing")
+    try:
+        # safetensors' own way to a file makes it readable for nobody else
+        writing.write_bytes(save({name: x.detach().cpu().contiguous() for name, x in tensors.items()}, metadata))
+        sync(writing)
+        os.replace(writing, path)
+    except OSError as problem:
+        writing.unlink(missing_ok=True)
+        raise RunFolderError(f"Cannot write {path}: {problem}") from None
+
+
+def read_tensors(path: Path) -> tuple[dict[str, Tensor], Record]:
+    """What `write_heads` of this version or an earlier one wrote.
+
+    Raises:
+        RunFolderError: no such file, or another one.
     """
     try:
         with safe_open(path, framework="pt") as file:
             record = json.loads((file.metadata() or {})["amber2"])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        if record.pop("format_version") != FORMAT_VERSION:
-            raise RunFolderError(f"{path} was written by another version of amber2: train again")
-        shape = record.pop("architecture")
-        shape["inputs"] = tuple((name, size) for name, size in shape["inputs"])
-        means = {name.split(".")[1] for name in tensors if name.startswith("inputs.")}
-        statistics = {m: (tensors.pop(f"inputs.{m}.mean"), tensors.pop(f"inputs.{m}.sd")) for m in sorted(means)}
-        model = MultimodalHeads(Architecture(**shape))
-        model.load_state_dict(tensors)
+        version = record.pop("format_version")
+        if version not in READERS:
+            raise RunFolderError(f"{path} was written by a newer version of amber2: use that one, or train again")
+        return tensors, READERS[version](record)
     except FileNotFoundError:
         raise RunFolderError(f"No trained heads at {path}: train some with train-heads") from None
-    except (SafetensorError, OSError, KeyError, ValueError, TypeError, RuntimeError) as problem:
-        raise RunFolderError(f"{path} does not hold trained heads ({str(problem).splitlines()[0]})") from None
-    return TrainedHeads(model.eval(), tuple(record.pop("emotions")), statistics, record)
+    except (SafetensorError, OSError, KeyError, ValueError, TypeError, AttributeError) as problem:
+        raise _not_heads(path, problem) from None
+
+
+def read_heads(path: Path) -> TrainedHeads:
+    """Read one model of `amber2_core.heads`.
+
+    Raises:
+        RunFolderError: as `read_tensors`, or the file is of a system with parameters of its own.
+    """
+    tensors, record = read_tensors(path)
+    try:
+        shape = record.pop("architecture")
+        inputs = tuple((name, size) for name, size in shape.pop("inputs"))
+        architecture, emotions = Architecture(inputs, **shape), tuple(record.pop("emotions"))
+        means = sorted({name.split(".")[1] for name in tensors if name.startswith("inputs.")})
+        statistics = {m: (tensors.pop(f"inputs.{m}.mean"), tensors.pop(f"inputs.{m}.sd")) for m in means}
+        if {name: tuple(x.shape) for name, x in tensors.items()} != architecture.shapes:
+            raise ValueError("its tensors are not those of its architecture")
+    except (SettingError, KeyError, ValueError, TypeError, AttributeError) as problem:
+        raise _not_heads(path, problem) from None
+    return TrainedHeads(Heads(architecture, tensors), emotions, statistics, record)
+
+
+def _not_heads(path: Path, problem: Exception) -> RunFolderError:
+    reason = (str(problem).splitlines() or [type(problem).__name__])[0]
+    return RunFolderError(f"{path} does not hold trained heads ({reason})")
+
+
+def _read_version_1(record: Record) -> Record:
+    features = {modality: {"recipe": None, **own} for modality, own in record.get("features", {}).items()}
+    return {"policy": None, "versions": {}, **record, "features": features}
+
+
+def _read_version_2(record: Record) -> Record:
+    return record
+
+
+# format version → what makes a record of this version of it
+READERS: Mapping[int, Callable[[Record], Record]] = {1: _read_version_1, 2: _read_version_2}

@@ -13,17 +13,17 @@ from torch import Generator, Tensor
 
 from amber2_core.devices import on
 from amber2_core.divergences import js
-from amber2_core.heads import Architecture
+from amber2_core.heads import Architecture, initial_parameters
 
-from .best import BestHeads
 from .grid import Setting
 from .interrupts import check_interrupt
 from .labels import LABELS, Labels
-from .optimizer import StackedAdamW
 from .precision import Precision
-from .recording import record_steps
 from .rows import FoldRows, Rows
-from .stack import Dropout, StackedHeads, initial_state
+from .stacked.best_epochs import BestHeads
+from .stacked.cuda_graph import record_steps
+from .stacked.optimizer import StackedAdamW
+from .stacked.parameters import Dropout, StackedHeads
 from .systems import registry
 from .systems.system import Loss, TrainingStatistics
 
@@ -78,7 +78,7 @@ def fit(
         stack.parameters, wide=stack.wide, lr=shape.lr, weight_decay=shape.weight_decay, precision=precision
     )
     loss = loss_of(settings, stack.architecture.heads, data.statistics)
-    best = BestHeads(stack, settings, patience=patience)
+    best = BestHeads(stack, judges(settings, stack.architecture.heads), patience=patience)
 
     def step(rows: Tensor, keep: Tensor | None) -> None:  # (seeds, batch), (heads, seeds, batch, hidden)
         optimizer.zero_grad()
@@ -111,8 +111,15 @@ def new_stack(data: FoldRows, settings: Sequence[Setting], seeds: Sequence[int],
     inputs = tuple((name, x.shape[1]) for name, x in data.train.features.items())
     classes = data.train.targets.shape[1]
     architecture = Architecture(inputs, classes, shape.fusion, shape.hidden, shape.hidden, shape.dropout)
-    initial = [initial_state(architecture, random_stream(seed, data.number, "parameters")) for seed in seeds]
+    initial = [initial_parameters(architecture, random_stream(seed, data.number, "parameters")) for seed in seeds]
     return StackedHeads(architecture, initial, len(settings), device=data.train.targets.device, dtype=dtype)
+
+
+def judges(settings: Sequence[Setting], heads: tuple[str, ...]) -> npt.NDArray[np.intp]:
+    """(heads, settings) the index of the head whose dev JS decides which epoch of a head is kept."""
+    systems = [registry.system(setting.system) for setting in settings]
+    of_heads = [[s.judge(head, own) for s, own in zip(systems, settings, strict=True)] for head in heads]
+    return np.array([[heads.index(judge) for judge in row] for row in of_heads])
 
 
 def random_stream(seed: int, fold: int, purpose: str) -> Generator:

@@ -10,7 +10,7 @@ from dataclasses import Field, dataclass, field, fields
 from typing import Any, Literal, get_args
 
 from amber2_core.errors import SettingError, bad_choice
-from amber2_core.fusion import FUSIONS, Fusion
+from amber2_core.fusion import FUSIONS
 from amber2_core.losses import DISTANCES, WEIGHT_GRADIENTS, Distance, WeightGradient
 
 from .labels import LABEL_KINDS, Labels
@@ -49,7 +49,7 @@ class Setting:
     expert_gradient: ExpertGradient = field(default="all", metadata={**WORD, "choices": EXPERT_GRADIENTS})
     # the raters' distribution, or its largest share alone
     labels: Labels = field(default="soft", metadata={**WORD, "choices": LABEL_KINDS})
-    fusion: Fusion = field(default="gmu", metadata={**WORD, "choices": FUSIONS})
+    fusion: str = field(default="gmu", metadata={**WORD, "choices": FUSIONS})
     # units of every head's hidden layer and of the fused vector
     hidden: int = field(default=256, metadata=COUNT)
     dropout: float = field(default=0.0, metadata=BELOW_1)

@@ -17,8 +17,8 @@ from .jobs import Sweep, lanes, seed_groups, stacks
 from .lanes import in_lanes
 from .memory import memory_for_features, memory_for_runs
 from .precision import Precision, products_in, warn_of_precision
-from .recording import WARM_UP
 from .rows import FoldRows, Rows, fold_rows
+from .stacked.cuda_graph import WARM_UP
 from .streams import own_stream
 from .targets import TrainingData
 

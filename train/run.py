@@ -10,7 +10,6 @@ from typing import Any
 
 from amber2_core.cache import read_cache
 from amber2_core.errors import RunFolderError
-from amber2_core.heads_folder import write_heads
 from amber2_core.label_spaces import policy_with
 from amber2_core.run_folder import (
     new_run_folder,
@@ -164,7 +163,8 @@ def _write(folder: Path, record: Mapping[str, Any], result: SweepResult, varied:
     write_json(folder / "summary.json", {"table": table, "selected": selected})
     (folder / "heads").mkdir()
     for (system, fold, seed), heads in result.heads.items():
-        write_heads(folder / "heads" / f"{system}-fold{fold}-seed{seed}.safetensors", heads)
+        whole = replace(heads, origin={**heads.origin, **{name: record[name] for name in ("policy", "features")}})
+        whole.write(folder / "heads" / f"{system}-fold{fold}-seed{seed}.safetensors")
     return Report(folder, table, selected, _mean_weights(experts))
 
 

@@ -11,7 +11,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from amber2_core.heads import MultimodalHeads
+from amber2_core.heads import Heads
 from amber2_core.heads_folder import TrainedHeads
 from amber2_core.metrics import METRICS, evaluate
 
@@ -30,7 +30,7 @@ class Tested:
 
     rows: list[Row]
     probs: Mapping[str, npt.NDArray[np.float32]]  # head → (seeds, n, C), NaN where the head predicts nothing
-    models: tuple[MultimodalHeads, ...]  # one per seed
+    models: tuple[Heads, ...]  # one per seed
 
 
 def scores_of(
@@ -69,8 +69,7 @@ def score_on_test(fold: FoldRows, candidate: Candidate) -> Tested:
     probs: dict[str, list[npt.NDArray[np.float32]]] = {}
     models = []
     for seed, run in enumerate(candidate.runs):
-        model = MultimodalHeads(run.architecture).eval()
-        model.load_state_dict(run.state)
+        model = Heads(run.architecture, run.state)
         models.append(model)
         for (head, predicted), own in zip(_test_probs(model, fold).items(), test, strict=True):
             having = own & (run.epochs[head] > 0)
@@ -104,7 +103,7 @@ def trained_heads(
     fold: FoldRows,
     candidate: Candidate,
     seed: int,
-    model: MultimodalHeads,
+    model: Heads,
     *,
     emotions: tuple[str, ...],
     features: Mapping[str, tuple[str, str]],
@@ -133,15 +132,15 @@ def _gaps(fold: FoldRows, modalities: Iterable[str]) -> dict[str, Any]:
 
 
 @torch.no_grad()
-def _test_probs(model: MultimodalHeads, fold: FoldRows) -> dict[str, npt.NDArray[np.float32]]:
+def _test_probs(model: Heads, fold: FoldRows) -> dict[str, npt.NDArray[np.float32]]:
     """Probabilities (n, C) on test by head, on the CPU, where anybody else will compute them."""
     parts: dict[str, list[npt.NDArray[np.float32]]] = {}
     for rows in torch.split(torch.arange(len(fold.test), device=fold.test.index.device), SCORED_ROWS["cpu"]):
         vectors = {name: x.cpu() for name, x in fold.test.vectors(rows).items()}
         present = fold.test.presence(rows)
         masks = None if present is None else dict(zip(vectors, present.cpu(), strict=False))
-        for head, logits in model(vectors, masks).items():
-            parts.setdefault(head, []).append(_numbers(logits.softmax(-1)))
+        for head, probs in model.probs(vectors, present=masks).items():
+            parts.setdefault(head, []).append(_numbers(probs))
     return {head: np.concatenate(some) for head, some in parts.items()}
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+from torch import Tensor
 
 from amber2_core.errors import SettingError
 from amber2_core.heads import Architecture
@@ -15,7 +16,6 @@ from amber2_core.heads import Architecture
 from .fit import Fitted
 from .folds import Fold
 from .grid import Setting
-from .stack import StateDict
 from .systems import registry
 from .targets import TrainingData
 
@@ -27,7 +27,7 @@ class Run:
     """One trained run, on the CPU."""
 
     architecture: Architecture
-    state: StateDict
+    state: dict[str, Tensor]
     epochs: dict[str, int]  # head → the epoch kept
     curves: dict[str, list[float]]  # head → the dev JS after every epoch, as training saw it
 

@@ -1,35 +1,27 @@
-"""Best epochs: dev scores of a stack go in after every epoch, every head's best parameters and its curve come out."""
+"""Best epochs of a stack: every head's parameters as they were when its judge scored best on dev, and its curve."""
 
 from __future__ import annotations
-
-from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from .grid import Setting
-from .stack import StackedHeads
-from .systems import registry
+from .parameters import StackedHeads
 
 
 class BestHeads:
     """Keeps, for every run, each head's parameters of the epoch at which its judge scored best.
 
     Args:
-        stack, settings: the runs, and what they are.
+        judges: (heads, settings) the index of the head whose score decides which epoch of a head is kept.
         patience: a head that has not improved for so many epochs has stopped: nothing of it is kept any more. A stopped
             head costs as much as another until all of a stack have stopped.
     """
 
-    def __init__(self, stack: StackedHeads, settings: Sequence[Setting], *, patience: int | None = None) -> None:
-        self.stack, self.patience = stack, patience
-        heads = stack.architecture.heads
-        self.judges = np.array(
-            [[heads.index(registry.system(s.system).judge(head, s)) for s in settings] for head in heads]
-        )  # (heads, settings)
-        runs = (len(heads), stack.seeds, stack.settings)
+    def __init__(self, stack: StackedHeads, judges: npt.NDArray[np.intp], *, patience: int | None = None) -> None:
+        self.stack, self.judges, self.patience = stack, judges, patience
+        runs = (len(judges), stack.seeds, stack.settings)
         self.epoch: npt.NDArray[np.int64] = np.zeros(runs, dtype=np.int64)
         self.dev_js = np.full(runs, np.nan)
         self._score = np.full(runs, np.inf)

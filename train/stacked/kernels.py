@@ -1,4 +1,4 @@
-"""The products that training consists of: vectors and the weights of many runs in, a layer's output per run out."""
+"""The matrix products that training consists of, for many runs at once, and how bfloat16 is rounded and multiplied."""
 
 from __future__ import annotations
 
@@ -10,9 +10,29 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from .precision import rounded
-
 Learn = Callable[[int, int, Tensor], None]  # (seed, setting, gradient of that run's weight, overwritten thereafter)
+
+
+def rounded(x: Tensor, factors: torch.dtype) -> Tensor:
+    """x rounded to bfloat16, as a tensor of `factors`."""
+    return x.bfloat16().to(factors)
+
+
+def low_factors(like: Tensor) -> torch.dtype:
+    """In which type numbers rounded to bfloat16 are multiplied where `like` lies.
+
+    Processors without bfloat16 products emulate them, many times slower than single precision. There the rounded
+    numbers are multiplied in single precision: the same result to rounding, at its speed.
+    """
+    return torch.bfloat16 if like.device.type != "cpu" or multiplies_bfloat16() else like.dtype
+
+
+def multiplies_bfloat16() -> bool:
+    """Whether this processor has products in bfloat16 (AVX-512 BF16, AMX, ARM's BF16), as it says itself.
+
+    Timing one would tell the same but for noise, and the last digits of every result would hang on that.
+    """
+    return any(there for name, there in torch.cpu.get_capabilities().items() if "bf16" in name)
 
 
 class WideProduct(torch.autograd.Function):
@@ -68,6 +88,13 @@ def _run_by_run(x: Tensor, factors: Tensor, sizes: Sequence[int]) -> Sequence[Te
 def _all_at_once(x: Tensor, factors: Tensor, sizes: Sequence[int]) -> Sequence[Tensor]:
     """The same with one call."""
     return torch.split(x.unsqueeze(1) @ factors.mT, list(sizes), dim=-1)
+
+
+def run_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """`amber2_core.fusion.linear` of every run, quicker: with a bias, as a layer over the few classes has it."""
+    if bias is None:
+        return RunLinear.apply(x, weight)  # type: ignore[no-any-return, no-untyped-call]
+    return ClassScores.apply(x, weight, bias).mT  # type: ignore[no-any-return, no-untyped-call]
 
 
 class RunLinear(torch.autograd.Function):

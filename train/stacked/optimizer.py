@@ -1,16 +1,19 @@
-"""AdamW for a stack of runs: gradients go in, whole or run by run as they become known, and parameters change."""
+"""AdamW for a stack of runs, which takes gradients whole, or run by run as they become known."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from .precision import Precision, low_factors, rounded
-from .products import Learn
+from .kernels import Learn, low_factors, rounded
+
+if TYPE_CHECKING:
+    from ..precision import Precision
 
 BETAS = (0.9, 0.999)
 EPSILON = 1e-8

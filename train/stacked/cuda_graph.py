@@ -1,4 +1,4 @@
-"""One training step, written as a function, goes in; on CUDA the same step as one recorded graph comes out.
+"""A training step as one recorded graph on CUDA.
 
 A step of a stack is a few hundred small kernels, which a GPU works off faster than they can be launched one by one. As
 a CUDA graph they are launched together.
@@ -7,10 +7,8 @@ a CUDA graph they are launched together.
 from __future__ import annotations
 
 import logging
-import threading
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,8 +18,6 @@ Step = Callable[..., None]  # takes tensors of equal shapes at every call, or No
 Record = Callable[[Callable[[], None]], Callable[[], None]]
 WARM_UP = 3  # steps of each shape taken as they are: libraries set themselves up at the first ones
 _log = logging.getLogger(__name__)
-# While one lane records, no other may begin to: that waits for the whole device, which a recording does not allow.
-_recording = threading.Lock()
 
 
 def record_steps(step: Step, device: torch.device) -> Step:
@@ -77,7 +73,6 @@ def cuda_graph(step: Callable[[], None], *, device: torch.device) -> Callable[[]
         RuntimeError: it does something that a graph cannot hold.
     """
     graph = torch.cuda.CUDAGraph()
-    of_this_thread: Any = "thread_local"  # others train on
-    with _recording, torch.cuda.device(device), torch.cuda.graph(graph, capture_error_mode=of_this_thread):
+    with torch.cuda.device(device), torch.cuda.graph(graph):
         step()
     return graph.replay
