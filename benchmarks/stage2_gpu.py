@@ -22,7 +22,7 @@ from pathlib import Path
 import torch
 from made_up import write_made_up_cache
 
-from amber2_core.heads import Architecture, MultimodalHeads
+from amber2_core.heads import Architecture
 from amber2_train.grid import Setting
 from amber2_train.precision import PRECISIONS, Precision, products_in
 from amber2_train.presets import PAPER
@@ -40,7 +40,7 @@ def work() -> tuple[float, float]:
     inputs = (("audio", SIZE), ("text", SIZE))
     default = Setting()
     shape = Architecture(inputs, len(EMOTIONS), default.fusion, default.hidden, default.hidden, default.dropout)
-    parameters = sum(p.numel() for p in MultimodalHeads(shape).parameters())
+    parameters = sum(math.prod(size) for size in shape.shapes.values())
     fits = len(PAPER.settings()) * FOLDS * PAPER.seeds
     train, dev = COUNT * 3 / 5, COUNT / 5
     # a multiplication and an addition per weight: forward and the weights' gradient in training, forward on dev; the

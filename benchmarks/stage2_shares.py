@@ -33,13 +33,14 @@ import amber2_train.fit
 import amber2_train.jobs
 import amber2_train.run
 import amber2_train.sweep
-from amber2_train.best import BestHeads
 from amber2_train.interrupts import in_quiet_thread
 from amber2_train.lanes import in_lanes
 from amber2_train.parts import Parts
-from amber2_train.precision import Precision, low_factors
+from amber2_train.precision import Precision
 from amber2_train.presets import Grid
 from amber2_train.request import Request
+from amber2_train.stacked.best_epochs import BestHeads
+from amber2_train.stacked.kernels import low_factors
 
 # what is not training: group → the calls
 BESIDE_TRAINING: dict[str, tuple[tuple[Any, str], ...]] = {
@@ -59,7 +60,7 @@ BESIDE_TRAINING: dict[str, tuple[tuple[Any, str], ...]] = {
 # train-heads, but for its end: the clock is read after the first step, and the process is gone
 UNTIL_FIRST_STEP = """
 import os, threading, time
-from amber2_train.optimizer import StackedAdamW
+from amber2_train.stacked.optimizer import StackedAdamW
 step, one_of_the_lanes = StackedAdamW.step, threading.Lock()
 def first(optimizer):
     step(optimizer)

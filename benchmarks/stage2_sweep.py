@@ -41,7 +41,8 @@ from amber2_train.folds import Fold, make_folds
 from amber2_train.grid import expand
 from amber2_train.interrupts import in_quiet_thread
 from amber2_train.lanes import in_lanes
-from amber2_train.precision import Precision, low_factors
+from amber2_train.precision import Precision
+from amber2_train.stacked.kernels import low_factors
 from amber2_train.sweep import sweep
 from amber2_train.targets import TrainingData, training_data
 

@@ -9,11 +9,10 @@ import reference
 import torch
 from torch import Tensor
 
-from amber2_core.heads import Architecture
+from amber2_core.heads import Architecture, initial_parameters
 from amber2_train.fit import random_stream
 from amber2_train.grid import Setting
 from amber2_train.rows import FoldRows
-from amber2_train.stack import initial_state
 
 SMALL: dict[str, Any] = {"hidden": 8, "batch_size": 7, "lr": 0.01}
 
@@ -29,7 +28,9 @@ def trained_slowly(
     """Parameters after each epoch; `lacking` names the rows of the data that a modality does not have."""
     inputs = tuple((name, x.shape[1]) for name, x in fold.train.features.items())
     shape = Architecture(inputs, 4, setting.fusion, setting.hidden, setting.hidden)
-    start = {n: t.double() for n, t in initial_state(shape, random_stream(seed, fold.number, "parameters")).items()}
+    start = {
+        n: t.double() for n, t in initial_parameters(shape, random_stream(seed, fold.number, "parameters")).items()
+    }
     order = random_stream(seed, fold.number, "order")
     place, batches = fold.train.index.tolist(), []
     for _ in range(epochs):

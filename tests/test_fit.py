@@ -16,11 +16,11 @@ from slow_training import slow_dev_js, small, trained_slowly
 from synthetic_data import fold_in, training_data
 
 from amber2_core.fusion import FUSIONS
-from amber2_core.heads import Architecture, MultimodalHeads
+from amber2_core.heads import Architecture, initial_parameters
 from amber2_train.fit import Fitted, dev_js, fit, predict, random_stream
 from amber2_train.folds import make_folds
 from amber2_train.rows import FoldRows, Rows, fold_rows, train_statistics
-from amber2_train.stack import StackedHeads, initial_state
+from amber2_train.stacked.parameters import StackedHeads
 
 EPOCHS = 4
 
@@ -127,9 +127,9 @@ def test_test_rows_are_not_looked_at_in_training(fold: FoldRows) -> None:
 
 def test_the_dev_js_is_that_of_the_slow_formula(fold: FoldRows) -> None:
     shape = Architecture((("audio", 6), ("text", 5)), 4, hidden=8, fusion_width=8)
-    start = {n: t.double() for n, t in initial_state(shape, torch.Generator().manual_seed(0)).items()}
+    start = {n: t.double() for n, t in initial_parameters(shape, torch.Generator().manual_seed(0)).items()}
     found = dev_js(StackedHeads(shape, [start], 1, dtype=torch.float64), fold.dev)
-    expected = slow_dev_js(fold, dict(MultimodalHeads(shape).state_dict() | start), "gmu")
+    expected = slow_dev_js(fold, start, "gmu")
     assert found[:, 0, 0].tolist() == pytest.approx([expected[head] for head in shape.heads], abs=1e-12)
 
 

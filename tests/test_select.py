@@ -7,18 +7,18 @@ import pytest
 import torch
 
 from amber2_core.errors import SettingError
-from amber2_core.heads import Architecture
+from amber2_core.heads import Architecture, initial_parameters
 from amber2_train.fit import Fitted
 from amber2_train.grid import Setting
 from amber2_train.select import Candidate, best_settings, check_chosen, compete
-from amber2_train.stack import StackedHeads, initial_state
+from amber2_train.stacked.parameters import StackedHeads
 
 SHAPE = Architecture((("audio", 3), ("text", 2)), 4, hidden=3, fusion_width=3)
 
 
 def fitted(scores: dict[tuple[str, int, int], float], *, seeds: int, settings: int) -> Fitted:
     """Runs whose dev JS is 0.5 but where `scores` (head, seed, setting) says otherwise."""
-    states = [initial_state(SHAPE, torch.Generator().manual_seed(seed)) for seed in range(seeds)]
+    states = [initial_parameters(SHAPE, torch.Generator().manual_seed(seed)) for seed in range(seeds)]
     dev_js = np.full((3, seeds, settings), 0.5)
     for (head, seed, setting), score in scores.items():
         dev_js[SHAPE.heads.index(head), seed, setting] = score

@@ -1,4 +1,4 @@
-"""Stacked heads against the plain module: every run computes what it would compute alone."""
+"""A stack of runs against the heads of each run alone."""
 
 from __future__ import annotations
 
@@ -8,21 +8,21 @@ import pytest
 import torch
 from torch import Tensor
 
-from amber2_core.fusion import FUSIONS, Fusion
-from amber2_core.heads import Architecture, MultimodalHeads
-from amber2_train.stack import Dropout, StackedHeads, StateDict, initial_state
+from amber2_core.fusion import FUSIONS
+from amber2_core.heads import Architecture, Heads, initial_parameters
+from amber2_train.stacked.parameters import Dropout, StackedHeads
 
 TWO = (("audio", 6), ("text", 5))
 THREE = (*TWO, ("video", 4))
 SHAPES = list(product(FUSIONS, (TWO, THREE)))
 
 
-def architecture(fusion: Fusion, inputs: tuple[tuple[str, int], ...]) -> Architecture:
+def architecture(fusion: str, inputs: tuple[tuple[str, int], ...]) -> Architecture:
     return Architecture(inputs, 4, fusion, hidden=7, fusion_width=7)
 
 
-def state(shape: Architecture, seed: int) -> StateDict:
-    return {name: t.double() for name, t in initial_state(shape, torch.Generator().manual_seed(seed)).items()}
+def state(shape: Architecture, seed: int) -> dict[str, Tensor]:
+    return {name: t.double() for name, t in initial_parameters(shape, torch.Generator().manual_seed(seed)).items()}
 
 
 def stacked(shape: Architecture, seeds: int = 2, settings: int = 3) -> StackedHeads:
@@ -40,28 +40,21 @@ def vectors(shape: Architecture, seeds: int = 2, batch: int = 11) -> dict[str, T
     return {m: torch.randn(seeds, batch, size, dtype=torch.float64, generator=generator) for m, size in shape.inputs}
 
 
-def alone(shape: Architecture, parameters: StateDict) -> MultimodalHeads:
-    model = MultimodalHeads(shape).double()
-    model.load_state_dict(parameters)
-    return model
-
-
 @pytest.mark.parametrize(("fusion", "inputs"), SHAPES)
-def test_every_run_of_a_stack_gives_the_logits_of_the_plain_module(
-    fusion: Fusion, inputs: tuple[tuple[str, int], ...]
+def test_every_run_of_a_stack_gives_the_logits_of_its_own_heads(
+    fusion: str, inputs: tuple[tuple[str, int], ...]
 ) -> None:
     shape = architecture(fusion, inputs)
     stack, x = stacked(shape), vectors(shape)
     logits = stack.logits(x)  # (heads, seeds, settings, batch, C)
     for s, k in product(range(2), range(3)):
-        expected = alone(shape, stack.state(s, k))({m: rows[s] for m, rows in x.items()})
-        for head, each in zip(shape.heads, logits, strict=True):
-            torch.testing.assert_close(each[s, k], expected[head], rtol=0, atol=1e-12)
+        expected = Heads(shape, stack.state(s, k)).logits({m: rows[s] for m, rows in x.items()})
+        torch.testing.assert_close(logits[:, s, k], expected, rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize(("fusion", "inputs"), SHAPES)
-def test_every_run_of_a_stack_gets_the_gradients_of_the_plain_module(
-    fusion: Fusion, inputs: tuple[tuple[str, int], ...]
+def test_every_run_of_a_stack_gets_the_gradients_of_its_own_heads(
+    fusion: str, inputs: tuple[tuple[str, int], ...]
 ) -> None:
     shape = architecture(fusion, inputs)
     stack, x = stacked(shape), vectors(shape)
@@ -72,16 +65,17 @@ def test_every_run_of_a_stack_gets_the_gradients_of_the_plain_module(
             assert parameter.grad is not None
             gradients.parameters[name].copy_(parameter.grad)
     for s, k in product(range(2), range(3)):
-        model = alone(shape, stack.state(s, k))
-        sum(each.square().sum() for each in model({m: rows[s] for m, rows in x.items()}).values()).backward()
+        own = {name: parameter.requires_grad_() for name, parameter in stack.state(s, k).items()}
+        squares = Heads(shape, own).logits({m: rows[s] for m, rows in x.items()}).square().sum()
+        expected = torch.autograd.grad(squares, list(own.values()))
         found = gradients.state(s, k)
-        for name, parameter in model.named_parameters():
-            torch.testing.assert_close(found[name], parameter.grad, rtol=0, atol=1e-12)
+        for name, gradient in zip(own, expected, strict=True):
+            torch.testing.assert_close(found[name], gradient, rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize(("fusion", "inputs"), SHAPES)
 def test_a_run_starts_from_the_parameters_of_its_seed_under_every_setting(
-    fusion: Fusion, inputs: tuple[tuple[str, int], ...]
+    fusion: str, inputs: tuple[tuple[str, int], ...]
 ) -> None:
     shape = architecture(fusion, inputs)
     stack = StackedHeads(shape, [state(shape, 0), state(shape, 1)], 3, dtype=torch.float64)
@@ -92,9 +86,7 @@ def test_a_run_starts_from_the_parameters_of_its_seed_under_every_setting(
 
 
 @pytest.mark.parametrize(("fusion", "inputs"), SHAPES)
-def test_every_number_of_a_stack_is_owned_by_exactly_one_head(
-    fusion: Fusion, inputs: tuple[tuple[str, int], ...]
-) -> None:
+def test_every_number_of_a_stack_is_owned_by_exactly_one_head(fusion: str, inputs: tuple[tuple[str, int], ...]) -> None:
     shape = architecture(fusion, inputs)
     stack = stacked(shape)
     owners = {name: torch.zeros_like(tensor) for name, tensor in stack.parameters.items()}
@@ -105,7 +97,7 @@ def test_every_number_of_a_stack_is_owned_by_exactly_one_head(
 
 
 @pytest.mark.parametrize(("fusion", "inputs"), SHAPES)
-def test_what_a_head_owns_is_all_that_it_reads(fusion: Fusion, inputs: tuple[tuple[str, int], ...]) -> None:
+def test_what_a_head_owns_is_all_that_it_reads(fusion: str, inputs: tuple[tuple[str, int], ...]) -> None:
     shape = architecture(fusion, inputs)
     x = vectors(shape)
     before = stacked(shape).logits(x).detach()
