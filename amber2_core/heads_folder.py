@@ -21,7 +21,6 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -29,11 +28,11 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
+from safetensors.torch import save_file
 from torch import Tensor
 
-from .cache import sync
 from .errors import RunFolderError, SettingError
+from .files import written_whole
 from .heads import Architecture, Heads
 
 FORMAT_VERSION = 2
@@ -108,14 +107,10 @@ def write_heads(path: Path, tensors: Mapping[str, Tensor], record: Mapping[str, 
     versions = {name: importlib.metadata.version(name) for name in ("amber2", "numpy", "torch")}
     whole = {"versions": versions, **record, "format_version": FORMAT_VERSION}
     metadata = {"amber2": json.dumps(whole, ensure_ascii=False, sort_keys=True)}
-    writing = path.with_name(f"{path.name}.writing")
     try:
-        # safetensors' own way to a file makes it readable for nobody else
-        writing.write_bytes(save({name: x.detach().cpu().contiguous() for name, x in tensors.items()}, metadata))
-        sync(writing)
-        os.replace(writing, path)
-    except OSError as problem:
-        writing.unlink(missing_ok=True)
+        with written_whole(path) as writing:
+            save_file({name: x.detach().cpu().contiguous() for name, x in tensors.items()}, writing, metadata)
+    except (OSError, SafetensorError) as problem:
         raise RunFolderError(f"Cannot write {path}: {problem}") from None
 
 

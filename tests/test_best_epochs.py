@@ -7,8 +7,7 @@ import pytest
 import torch
 
 from amber2_core.heads import Architecture, initial_parameters
-from amber2_train.stacked.best_epochs import BestHeads
-from amber2_train.stacked.parameters import StackedHeads
+from amber2_train.stacked.parameters import BestHeads, StackedHeads
 
 HEADS = ("audio", "text", "fusion")
 # (heads, settings): of one setting audio judges all, of one the fusion, of one every head itself

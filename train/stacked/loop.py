@@ -16,10 +16,9 @@ from amber2_core.divergences import js
 from amber2_core.heads import Architecture, initial_parameters
 
 from ..systems.system import FitOptions, FoldData, Rows
-from .best_epochs import BestHeads
 from .cuda_graph import record_steps
 from .optimizer import StackedAdamW
-from .parameters import Dropout, StackedHeads
+from .parameters import BestHeads, Dropout, StackedHeads
 
 # Rows scored at a time, by device: on a CPU what is computed between two products stays in its cache.
 SCORED_ROWS = {"cpu": 256, "cuda": 2048}
