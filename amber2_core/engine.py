@@ -16,6 +16,7 @@ import os
 import pickle
 import signal
 import sys
+import tempfile
 import threading
 import traceback
 import types
@@ -40,8 +41,12 @@ Result = TypeVar("Result")
 ENGINES = ("local",)
 # How long a worker that was killed may take to vanish, in seconds.
 _PATIENCE = 5.0
-# macOS has fork, but its libraries do not survive it.
-_HAS_SERVER = "forkserver" in multiprocessing.get_all_start_methods() and sys.platform != "darwin"
+# macOS has fork, but its libraries do not survive it. The server's socket needs a path of at most 107 bytes.
+_HAS_SERVER = (
+    "forkserver" in multiprocessing.get_all_start_methods()
+    and sys.platform != "darwin"
+    and len(os.fsencode(tempfile.gettempdir())) < 72
+)
 _context: Any = multiprocessing.get_context("forkserver" if _HAS_SERVER else "spawn")
 # What a thread brings on itself, what the fork server waits for, and Ctrl-Z, which no handler of ours meets.
 _UNBLOCKED = ("ABRT", "BUS", "FPE", "ILL", "SEGV", "TRAP", "CHLD", "CONT", "TSTP", "TTIN", "TTOU")

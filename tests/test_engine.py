@@ -200,6 +200,7 @@ def test_a_worker_handles_no_signal_but_faults_of_its_own() -> None:
     blocked = call(engine_tasks.blocked)
     assert {signal.SIGINT, signal.SIGTERM, signal.SIGALRM, signal.SIGUSR1, signal.SIGHUP} <= blocked
     assert not blocked & {signal.SIGSEGV, signal.SIGABRT, signal.SIGFPE, signal.SIGILL, signal.SIGBUS}
+    assert not blocked & {signal.SIGTSTP, signal.SIGCONT}, "Ctrl-Z stops everything"
     assert signal.pthread_sigmask(signal.SIG_BLOCK, []) == before
 
 
