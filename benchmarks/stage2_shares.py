@@ -49,10 +49,11 @@ UNTIL_FIRST_STEP = """
 from amber2_core import engine
 deal = engine.deal
 def until_first_step(function, tasks, **how):
-    from stage2_workers import until_first_step
-    return deal(function, tasks, **{**how, "setup": until_first_step})
-from amber2_train import run
-run.engine.deal = until_first_step
+    if function.__module__ == "amber2_train.worker":
+        from stage2_workers import until_first_step
+        how = {**how, "setup": until_first_step}
+    return deal(function, tasks, **how)
+engine.deal = until_first_step
 from amber2_train.cli import train_heads
 train_heads()
 """
