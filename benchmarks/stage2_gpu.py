@@ -18,14 +18,16 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import get_args
 
 import torch
 from made_up import write_made_up_cache
 
+from amber2_core.devices import set_arithmetic
 from amber2_core.heads import Architecture
-from amber2_train.grid import Setting
-from amber2_train.precision import PRECISIONS, Precision, products_in
-from amber2_train.presets import PAPER
+from amber2_train.options import PAPER
+from amber2_train.systems.amber2 import Amber2Settings
+from amber2_train.systems.system import Precision
 
 COUNT, FOLDS, SIZE = 5531, 5, 768
 EMOTIONS = ("neutral", "happy", "angry", "sad")
@@ -38,7 +40,7 @@ BYTES = 4 * (4 + 3 + 1 + 1)
 def work() -> tuple[float, float]:
     """Floating-point operations and bytes of the preset."""
     inputs = (("audio", SIZE), ("text", SIZE))
-    default = Setting()
+    default = Amber2Settings()
     shape = Architecture(inputs, len(EMOTIONS), default.fusion, default.hidden, default.hidden, default.dropout)
     parameters = sum(math.prod(size) for size in shape.shapes.values())
     fits = len(PAPER.settings()) * FOLDS * PAPER.seeds
@@ -67,8 +69,8 @@ def product_rate(precision: Precision) -> float:
     side, dtype = 8192, torch.bfloat16 if precision == "bf16" else torch.float32
     a, b = (torch.randn(side, side, device="cuda", dtype=dtype) for _ in range(2))
     product = torch.empty_like(a)
-    with products_in(precision, "cuda"):
-        return 2 * side**3 / seconds_on_gpu(lambda: torch.mm(a, b, out=product))
+    set_arithmetic(a.device, tf32=precision == "tf32")
+    return 2 * side**3 / seconds_on_gpu(lambda: torch.mm(a, b, out=product))
 
 
 def bandwidth() -> float:
@@ -92,7 +94,7 @@ def measure() -> None:
         return
     operations, moved = work()
     at_bandwidth = moved / bandwidth()
-    at_rate = {precision: operations / product_rate(precision) for precision in PRECISIONS}
+    at_rate = {precision: operations / product_rate(precision) for precision in get_args(Precision)}
     print(f"{torch.cuda.get_device_name()}: train-heads --preset paper on {COUNT:,} utterances; at the limit of its "
           f"bandwidth the optimizer alone needs {at_bandwidth:.2f} s")  # fmt: skip
     with tempfile.TemporaryDirectory() as name:
@@ -104,7 +106,7 @@ def measure() -> None:
         seconds_of_command(cache, folder / "first", "--epochs", "1")  # finds what is not yet in the disk's cache
         short = seconds_of_command(cache, folder / "short", "--epochs", "1")
         print(f"of one epoch: {short:.1f} s")
-        for precision in PRECISIONS:
+        for precision in get_args(Precision):
             whole = seconds_of_command(cache, folder / precision, "--precision", precision)
             print(f"{precision}: {whole:.1f} s; its products need {at_rate[precision]:.2f} s at this GPU's rate "
                   f"({operations / at_rate[precision] / 1e12:.0f} TFLOP/s): {at_rate[precision] / whole:.0%} of the "

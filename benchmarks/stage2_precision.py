@@ -15,10 +15,9 @@ from pathlib import Path
 
 from amber2_core.run_folder import Summary
 from amber2_extract.imported import Wanted, import_features
-from amber2_train.precision import Precision
-from amber2_train.presets import Grid
-from amber2_train.request import Request
+from amber2_train.options import Grid, TrainOptions
 from amber2_train.run import train
+from amber2_train.systems.system import Precision
 
 FEATURES = "crema_d_features.npz"
 OF_CPUS: tuple[Precision, ...] = ("fp32", "bf16")
@@ -57,8 +56,8 @@ def main() -> None:
         tables = []
         for precision in OF_CPUS:
             grid = Grid(seeds=options.seeds, epochs=options.epochs)
-            request = Request(grid, folds="speaker", precision=precision, device="cpu")
-            tables.append(train(cache, folder / precision, request).table)
+            wanted = TrainOptions(grid=grid, folds="speaker", precision=precision, device="cpu")
+            tables.append(train(cache, folder / precision, wanted).table)
     print_differences(*tables)
 
 
