@@ -9,7 +9,7 @@ import logging
 import os
 import zlib
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -61,8 +61,10 @@ class Request:
         names = tuple(setting.name for setting in self.settings)
         folds = {fold.number: fold for fold in self.folds}
         standardise = self.options.inputs == "standardized"
+        # digests of what was encoded are large, and no worker's business
+        inputs = {m: replace(some, inputs=some.inputs[:0]) for m, some in material.data.inputs.items()}
         return Sweep(
-            material.data,
+            replace(material.data, inputs=inputs, columns={}),
             folds,
             settings,
             names,
