@@ -213,14 +213,14 @@ class _Worker:
     def kill(self) -> None:
         if self.connection is not None:
             self.connection.close()
-        if self.process is not None and self.process.pid is not None and self.process.exitcode is None:
+        if self.process is not None and self.process.exitcode is None:
             self.process.kill()
 
     def bury(self) -> str:
         """How it died."""
         self.kill()
         code = None
-        if self.process is not None and self.process.pid is not None:
+        if self.process is not None:
             self.process.join(_PATIENCE)
             code = self.process.exitcode
         self.process = self.connection = None
@@ -230,9 +230,9 @@ class _Worker:
 
     def _start(self) -> None:
         self.connection, theirs = _context.Pipe()
-        self.process = _context.Process(target=_work, args=(theirs,), name="amber2 worker", daemon=True)
         _alive.add(self)
-        _start(self.process, theirs)
+        # Where this is interrupted, the worker that comes all the same finds its pipe closed, and ends.
+        self.process = _start(theirs)
         self._send(pickle.dumps((self._entry, *_surroundings()), pickle.HIGHEST_PROTOCOL))
         self._send(self._work)
 
@@ -241,16 +241,17 @@ class _Worker:
             self.connection.send_bytes(pickled)
 
 
-def _start(process: Any, theirs: Connection) -> None:
-    """Start a process in a thread: Ctrl-C comes through while the fork server loads, and never halfway through."""
-    started: Future[None] = Future()
+def _start(theirs: Connection) -> Any:
+    """A process, started in a thread: Ctrl-C comes through while the fork server loads, and never halfway through."""
+    started: Future[Any] = Future()
 
     def start() -> None:
         try:
             prepare()
+            process = _context.Process(target=_work, args=(theirs,), name="amber2 worker", daemon=True)
             with _starting, _clean_start(), _bare_main():
                 process.start()
-            started.set_result(None)
+            started.set_result(process)
         except BaseException as problem:
             started.set_exception(problem)
         finally:
@@ -258,7 +259,7 @@ def _start(process: Any, theirs: Connection) -> None:
 
     threading.Thread(target=start, daemon=True).start()
     try:
-        started.result()
+        return started.result()
     except (EOFError, ConnectionError) as problem:
         raise WorkerError("no worker could be started: the fork server has died") from problem
 
@@ -317,7 +318,8 @@ def _end_all() -> None:
         # Left alone it ends as well, but only when it has loaded everything.
         server = getattr(forkserver._forkserver, "_forkserver_pid", None)
         if server is not None:
-            os.kill(server, signal.SIGKILL)
+            with suppress(ProcessLookupError):
+                os.kill(server, signal.SIGKILL)
 
 
 def _end(workers: Sequence[_Worker]) -> None:

@@ -13,6 +13,7 @@ import time
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import engine_tasks
 import pytest
@@ -185,6 +186,16 @@ def test_workers_can_be_started_afresh_where_there_is_no_fork_server(monkeypatch
     monkeypatch.setattr(engine, "_HAS_SERVER", False)
     monkeypatch.setattr(engine, "_context", multiprocessing.get_context("spawn"))
     assert call(engine_tasks.surroundings, "nothing") == (None, os.getcwd())
+
+
+def test_a_fork_server_that_died_is_told_in_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Unborn:
+        def start(self) -> None:
+            raise EOFError
+
+    monkeypatch.setattr(engine, "_context", SimpleNamespace(Pipe=multiprocessing.Pipe, Process=lambda **_: Unborn()))
+    with pytest.raises(WorkerError, match="no worker could be started: the fork server has died"):
+        call(os.getpid)
 
 
 def test_a_worker_has_the_environment_and_the_folder_of_now(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
