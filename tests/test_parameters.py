@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from itertools import product
 
 import pytest
 import torch
 from torch import Tensor
 
-from amber2_core.fusion import FUSIONS
+from amber2_core.fusion import FUSIONS, Fusion, Layer, linear
 from amber2_core.heads import Architecture, Heads, initial_parameters
 from amber2_train.stacked.parameters import Dropout, StackedHeads
 
@@ -71,6 +72,33 @@ def test_every_run_of_a_stack_gets_the_gradients_of_its_own_heads(
         found = gradients.state(s, k)
         for name, gradient in zip(own, expected, strict=True):
             torch.testing.assert_close(found[name], gradient, rtol=0, atol=1e-12)
+
+
+class Product(Fusion):
+    """h = σ(v)·Π_m tanh(W_m h_m), v of an inner layer."""
+
+    def __init__(self, sizes: Mapping[str, int], width: int) -> None:
+        super().__init__(sizes, width)
+        self.layers = (*(self.layer(f"factor.{m}", width, m) for m in sizes), Layer("fusion.inner", width, width))
+
+    def fuse(self, x: Mapping[str, Tensor], present: Sequence[Tensor | None] | None = None) -> Tensor:
+        product = torch.stack([x[f"fusion.factor.{m}"].tanh() for m in self.sizes]).prod(0)
+        return linear(product, x["fusion.inner.weight"]).sigmoid() * product
+
+
+def test_a_new_fusion_is_a_class_and_its_name_and_trains_in_stacks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(FUSIONS, "product", Product)  # type: ignore[arg-type]
+    shape = architecture("product", THREE)
+    stack, x = stacked(shape), vectors(shape)
+    found = Heads(shape, stack.state(1, 2)).logits({m: rows[1] for m, rows in x.items()})
+    torch.testing.assert_close(stack.logits(x)[:, 1, 2], found, rtol=0, atol=1e-12)
+    own = stack.state(1, 2)
+    factors = [torch.tanh(x[m][1] @ own[f"fusion.factor.{m}.weight"].T) for m in shape.modalities]
+    product = factors[0] * factors[1] * factors[2]
+    fused = torch.sigmoid(product @ own["fusion.inner.weight"].T) * product
+    hidden = torch.relu(fused @ own["heads.fusion.hidden.weight"].T + own["heads.fusion.hidden.bias"])
+    logits = hidden @ own["heads.fusion.output.weight"].T + own["heads.fusion.output.bias"]
+    torch.testing.assert_close(found[-1], logits)
 
 
 @pytest.mark.parametrize(("fusion", "inputs"), SHAPES)
