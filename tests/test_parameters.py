@@ -11,7 +11,7 @@ from torch import Tensor
 
 from amber2_core.fusion import FUSIONS, Fusion, Layer, linear
 from amber2_core.heads import Architecture, Heads, initial_parameters
-from amber2_train.stacked.parameters import Dropout, StackedHeads
+from amber2_train.stacked.parameters import StackedHeads, dropout_factors
 
 TWO = (("audio", 6), ("text", 5))
 THREE = (*TWO, ("video", 4))
@@ -142,13 +142,15 @@ def test_dropout_keeps_the_mean_and_draws_from_the_stream_of_its_seed_alone() ->
     def streams(*seeds: int) -> list[torch.Generator]:
         return [torch.Generator().manual_seed(seed) for seed in seeds]
 
-    drawn = Dropout(0.25, streams(1, 2), heads=3, units=50).draw(400)
+    def factors(share: float, *seeds: int) -> Tensor | None:
+        return dropout_factors(share, streams(*seeds), heads=3, batch=400, units=50, dtype=torch.float32)
+
+    drawn, alone = factors(0.25, 1, 2), factors(0.25, 2)
     assert drawn is not None
+    assert alone is not None
     assert drawn.shape == (3, 2, 400, 50)
     assert set(drawn.unique().tolist()) == {0.0, torch.tensor(1 / 0.75).item()}
     assert drawn.mean().item() == pytest.approx(1.0, abs=0.02)
     assert not torch.equal(drawn[:, 0], drawn[:, 1])
-    alone = Dropout(0.25, streams(2), heads=3, units=50).draw(400)
-    assert alone is not None
     assert torch.equal(alone[:, 0], drawn[:, 1])
-    assert Dropout(0.0, streams(1), heads=3, units=50).draw(400) is None
+    assert factors(0.0, 1) is None

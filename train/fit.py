@@ -23,7 +23,7 @@ from .rows import FoldRows, Rows
 from .stacked.best_epochs import BestHeads
 from .stacked.cuda_graph import record_steps
 from .stacked.optimizer import StackedAdamW
-from .stacked.parameters import Dropout, StackedHeads
+from .stacked.parameters import StackedHeads, dropout_factors
 from .systems import registry
 from .systems.system import Loss, TrainingStatistics
 
@@ -72,8 +72,7 @@ def fit(
     stack = new_stack(data, settings, seeds, dtype)
     orders = [random_stream(seed, data.number, "order") for seed in seeds]
     streams = [random_stream(seed, data.number, "dropout") for seed in seeds]
-    heads = len(stack.architecture.heads)
-    dropout = Dropout(shape.dropout, streams, heads=heads, units=shape.hidden, dtype=dtype)
+    heads, units = len(stack.architecture.heads), shape.hidden
     optimizer = StackedAdamW(
         stack.parameters, wide=stack.wide, lr=shape.lr, weight_decay=shape.weight_decay, precision=precision
     )
@@ -94,7 +93,8 @@ def fit(
     for epoch in range(1, epochs + 1):
         order = on(device, torch.stack([torch.randperm(len(train), generator=stream) for stream in orders]))
         for rows in torch.split(order, shape.batch_size, dim=1):  # (seeds, batch)
-            keep = dropout.draw(rows.shape[1])
+            batch = rows.shape[1]
+            keep = dropout_factors(shape.dropout, streams, heads=heads, batch=batch, units=units, dtype=dtype)
             take_step(rows, keep if keep is None else on(device, keep))
             check_interrupt()
         best.keep(epoch, dev_js(stack, data.dev, optimizer=optimizer))
