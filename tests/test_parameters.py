@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from itertools import product
 
 import pytest
 import torch
 from torch import Tensor
 
-from amber2_core.fusion import FUSIONS
+from amber2_core.fusion import FUSIONS, Fusion, Layer, linear
 from amber2_core.heads import Architecture, Heads, initial_parameters
-from amber2_train.stacked.parameters import Dropout, StackedHeads
+from amber2_train.stacked.parameters import StackedHeads, dropout_factors
 
 TWO = (("audio", 6), ("text", 5))
 THREE = (*TWO, ("video", 4))
@@ -73,6 +74,33 @@ def test_every_run_of_a_stack_gets_the_gradients_of_its_own_heads(
             torch.testing.assert_close(found[name], gradient, rtol=0, atol=1e-12)
 
 
+class Product(Fusion):
+    """h = σ(v)·Π_m tanh(W_m h_m), v of an inner layer."""
+
+    def __init__(self, sizes: Mapping[str, int], width: int) -> None:
+        super().__init__(sizes, width)
+        self.layers = (*(self.layer(f"factor.{m}", width, m) for m in sizes), Layer("fusion.inner", width, width))
+
+    def fuse(self, x: Mapping[str, Tensor], present: Sequence[Tensor | None] | None = None) -> Tensor:
+        product = torch.stack([x[f"fusion.factor.{m}"].tanh() for m in self.sizes]).prod(0)
+        return linear(product, x["fusion.inner.weight"]).sigmoid() * product
+
+
+def test_a_new_fusion_is_a_class_and_its_name_and_trains_in_stacks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(FUSIONS, "product", Product)  # type: ignore[arg-type]
+    shape = architecture("product", THREE)
+    stack, x = stacked(shape), vectors(shape)
+    found = Heads(shape, stack.state(1, 2)).logits({m: rows[1] for m, rows in x.items()})
+    torch.testing.assert_close(stack.logits(x)[:, 1, 2], found, rtol=0, atol=1e-12)
+    own = stack.state(1, 2)
+    factors = [torch.tanh(x[m][1] @ own[f"fusion.factor.{m}.weight"].T) for m in shape.modalities]
+    product = factors[0] * factors[1] * factors[2]
+    fused = torch.sigmoid(product @ own["fusion.inner.weight"].T) * product
+    hidden = torch.relu(fused @ own["heads.fusion.hidden.weight"].T + own["heads.fusion.hidden.bias"])
+    logits = hidden @ own["heads.fusion.output.weight"].T + own["heads.fusion.output.bias"]
+    torch.testing.assert_close(found[-1], logits)
+
+
 @pytest.mark.parametrize(("fusion", "inputs"), SHAPES)
 def test_a_run_starts_from_the_parameters_of_its_seed_under_every_setting(
     fusion: str, inputs: tuple[tuple[str, int], ...]
@@ -114,13 +142,15 @@ def test_dropout_keeps_the_mean_and_draws_from_the_stream_of_its_seed_alone() ->
     def streams(*seeds: int) -> list[torch.Generator]:
         return [torch.Generator().manual_seed(seed) for seed in seeds]
 
-    drawn = Dropout(0.25, streams(1, 2), heads=3, units=50).draw(400)
+    def factors(share: float, *seeds: int) -> Tensor | None:
+        return dropout_factors(share, streams(*seeds), heads=3, batch=400, units=50, dtype=torch.float32)
+
+    drawn, alone = factors(0.25, 1, 2), factors(0.25, 2)
     assert drawn is not None
+    assert alone is not None
     assert drawn.shape == (3, 2, 400, 50)
     assert set(drawn.unique().tolist()) == {0.0, torch.tensor(1 / 0.75).item()}
     assert drawn.mean().item() == pytest.approx(1.0, abs=0.02)
     assert not torch.equal(drawn[:, 0], drawn[:, 1])
-    alone = Dropout(0.25, streams(2), heads=3, units=50).draw(400)
-    assert alone is not None
     assert torch.equal(alone[:, 0], drawn[:, 1])
-    assert Dropout(0.0, streams(1), heads=3, units=50).draw(400) is None
+    assert factors(0.0, 1) is None

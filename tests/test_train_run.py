@@ -106,6 +106,9 @@ def test_the_heads_know_what_they_are_and_give_the_predictions(run: Path, cache:
         system, fold, seed = heads.origin["system"], heads.origin["fold"], heads.origin["seed"]
         assert path.name == f"{system}-fold{fold}-seed{seed}.safetensors"
         assert heads.emotions == predictions.emotions
+        assert {name: heads.origin[name] for name in ("policy", "features", "versions")} == {
+            name: read_settings(run)[name] for name in ("policy", "features", "versions")
+        }
         rows = np.flatnonzero(predictions.fold == fold)
         places = [int(name[1:]) for name in predictions.id[rows]]
         for head, probs in heads.probs({m: torch.from_numpy(x[places]) for m, x in features.items()}).items():

@@ -18,7 +18,7 @@ from amber2_core.heads import Architecture, initial_parameters
 from ..systems.system import FitOptions, FoldData, Rows
 from .cuda_graph import record_steps
 from .optimizer import StackedAdamW
-from .parameters import BestHeads, Dropout, StackedHeads
+from .parameters import BestHeads, StackedHeads, dropout_factors
 
 # Rows scored at a time, by device: on a CPU what is computed between two products stays in its cache.
 SCORED_ROWS = {"cpu": 256, "cuda": 2048}
@@ -60,7 +60,6 @@ def train(
     heads = stack.architecture.heads
     orders = [random_stream(seed, fold.number, "order") for seed in seeds]
     streams = [random_stream(seed, fold.number, "dropout") for seed in seeds]
-    dropout = Dropout(first.dropout, streams, heads=len(heads), units=first.hidden, dtype=dtype)
     optimizer = StackedAdamW(
         stack.parameters, wide=stack.wide, lr=first.lr, weight_decay=first.weight_decay, precision=options.precision
     )
@@ -85,7 +84,9 @@ def train(
         epoch.fill_(number)
         order = on(device, torch.stack([torch.randperm(len(data), generator=stream) for stream in orders]))
         for rows in torch.split(order, first.batch_size, dim=1):  # (seeds, batch)
-            keep = dropout.draw(rows.shape[1])
+            keep = dropout_factors(
+                first.dropout, streams, heads=len(heads), batch=rows.shape[1], units=first.hidden, dtype=dtype
+            )
             take_step(rows, keep if keep is None else on(device, keep))
         best.keep(number, dev_js(system, stack, fold.dev, optimizer=optimizer))
         if best.all_stopped:

@@ -81,7 +81,7 @@ class StackedHeads:
         """Vectors (seeds, batch, D_m) by modality → logits (heads, seeds, settings, batch, classes).
 
         `present` (heads, seeds, batch) tells who has which head, where some lack a modality; logits of a head that is
-        not there mean nothing. `keep` are the factors of `Dropout`. With an optimizer the wide products are of its
+        not there mean nothing. `keep` are `dropout_factors`. With an optimizer the wide products are of its
         precision, and a backward pass lets it update their weights.
         """
         of_all = {name: x.unsqueeze(1) for name, x in vectors.items()}  # one axis for all settings
@@ -133,33 +133,17 @@ class StackedHeads:
         return given
 
 
-class Dropout:
-    """Inverted dropout with a random stream of each seed's own; the settings of a seed drop the same units."""
+def dropout_factors(
+    share: float, streams: Sequence[Generator], *, heads: int, batch: int, units: int, dtype: torch.dtype
+) -> Tensor | None:
+    """Inverted dropout of one batch's hidden units, (heads, seeds, batch, units): a share is 0, the rest 1/(1−share).
 
-    def __init__(
-        self,
-        share: float,
-        streams: Sequence[Generator],
-        *,
-        heads: int,
-        units: int,
-        dtype: torch.dtype = torch.float32,
-    ) -> None:
-        self.share, self.streams = share, streams
-        self.heads, self.units, self.dtype = heads, units, dtype
-
-    def draw(self, batch: int) -> Tensor | None:
-        """The factors of one batch's hidden units, (heads, seeds, batch, units): a share is 0, the rest 1/(1−share).
-
-        None where nothing is dropped.
-        """
-        if not self.share:
-            return None
-        size = (batch, self.units)
-        draws = torch.stack(
-            [torch.stack([torch.rand(size, generator=stream) for stream in self.streams]) for _ in range(self.heads)]
-        )
-        return (draws >= self.share).to(self.dtype) / (1 - self.share)
+    Every seed has a random stream of its own; its settings drop the same units. None where nothing is dropped.
+    """
+    if not share:
+        return None
+    draws = [[torch.rand(batch, units, generator=stream) for stream in streams] for _ in range(heads)]
+    return (torch.stack([torch.stack(of_seeds) for of_seeds in draws]) >= share).to(dtype) / (1 - share)
 
 
 def _blocks(architecture: Architecture, modality: str) -> list[Block]:
