@@ -40,6 +40,7 @@ class Request:
     options: TrainOptions
     settings: tuple[Setting, ...]
     device: str
+    has_bfloat16: bool  # whether the device multiplies it, and not only rounds to it
     material: Material
     protocol: str
     folds: tuple[Fold, ...]
@@ -96,6 +97,9 @@ def prepared(cache_path: Path, options: TrainOptions) -> Request:
     """
     engine.prepare("amber2_train.worker", "amber2_train.fold_data", "amber2_train.stacked.loop")
     settings = options.settings()
+    device, has_bfloat16 = engine.call(look_at, options.device)
+    if options.precision == "tf32" and device == "cpu":
+        raise SettingError("Bad precision 'tf32' on a CPU: only GPUs have it; use --precision fp32 or --device cuda")
     material = read_material(cache_path, options.modalities, options.policy, missing=options.missing)
     protocol = options.folds or material.cache.defaults.folds
     folds = make_folds(protocol, material.data)
@@ -103,15 +107,7 @@ def prepared(cache_path: Path, options: TrainOptions) -> Request:
     for setting in settings:
         for modality, inputs in material.data.inputs.items():
             _check_reads(inputs, setting.system.reads(setting.values, modality), setting.name)
-    device, has_bfloat16 = engine.call(look_at, options.device)
-    if options.precision == "tf32" and device == "cpu":
-        raise SettingError("Bad precision 'tf32' on a CPU: only GPUs have it; use --precision fp32 or --device cuda")
-    if options.precision == "bf16" and not has_bfloat16:
-        _log.warning(
-            "this processor does not multiply bfloat16: --precision bf16 rounds like one that does, but is not faster "
-            "than fp32"
-        )
-    return Request(options, settings, device, material, protocol, folds)
+    return Request(options, settings, device, has_bfloat16, material, protocol, folds)
 
 
 def identity(request: Request) -> dict[str, Any]:

@@ -183,6 +183,11 @@ def _say_what_is_kept(request: Request) -> None:
         _log.info("%d ratings, ignored: %s", len(material.cache.ratings), ignored)
     sizes = ", ".join(f"{len(f.train)}/{len(f.dev)}/{len(f.test)}" for f in folds)
     _log.info("%d folds by %s, train/dev/test: %s", len(folds), request.protocol, sizes)
+    if request.options.precision == "bf16" and not request.has_bfloat16:
+        _log.warning(
+            "this processor does not multiply bfloat16: --precision bf16 rounds like one that does, but is not faster "
+            "than fp32"
+        )
     shared = max(fold.shared_speakers for fold in folds)
     if shared:
         _log.warning("up to %d speakers stand in more than one part of a fold", shared)
