@@ -68,8 +68,12 @@ def official_fold(data: TrainingData, split: str = "") -> Fold:
     """One fold: the release's own partitions; `split` is the one to test on, else test or test1.
 
     Raises:
-        SettingError: train, dev or the partition to test on has no kept utterance.
+        SettingError: train, dev or the partition to test on has no kept utterance, or `split` is train or dev itself.
     """
+    if split.casefold() in (*TRAIN, *DEV):
+        raise SettingError(
+            f"Folds official:{split} would test on utterances that train or choose: name another split of the release"
+        )
     labels = np.array([label.casefold() for label in data.split], dtype=object)
     held = sorted({label for label in labels if label})
     parts = [np.flatnonzero(np.isin(labels, names)) for names in (TRAIN, DEV, (split.casefold(),) if split else TEST)]

@@ -8,7 +8,7 @@ import json
 import logging
 import os
 import zlib
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -46,9 +46,14 @@ class Request:
     folds: tuple[Fold, ...]
 
     @property
+    def shapes(self) -> list[Hashable]:
+        """What is equal for settings that are fitted together, of every setting."""
+        return [setting.shape for setting in self.settings]
+
+    @property
     def tasks(self) -> list[tasks.Task]:
         folds = [fold.number for fold in self.folds]
-        return tasks.tasks_of([setting.shape for setting in self.settings], self.options.grid.seeds, folds, self.device)
+        return tasks.tasks_of(self.shapes, self.options.grid.seeds, folds, self.device)
 
     def sweep(self, folder: Path) -> Sweep:
         """What workers are told; they keep finished tasks in `folder`."""

@@ -79,7 +79,9 @@ def plan(cache_path: Path, options: TrainOptions) -> Plan:
         Amber2Error: as `train`.
     """
     request = prepared(cache_path, options)
-    return plan_sweep(request.sweep(Path()), request.tasks, request.workers, seeds=options.grid.seeds)
+    return plan_sweep(
+        request.sweep(Path()), request.tasks, request.workers, shapes=request.shapes, seeds=options.grid.seeds
+    )
 
 
 def _trained(request: Request, finished: FinishedTasks, on_progress: OnProgress) -> Selection:

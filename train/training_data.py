@@ -20,7 +20,7 @@ from amber2_core.cache import (
     read_cache,
     read_feature_headers,
 )
-from amber2_core.errors import CacheError
+from amber2_core.errors import CacheError, SettingError
 from amber2_core.features import blocks
 from amber2_core.label_spaces import policy_with
 from amber2_core.tables import Texts, take, texts
@@ -127,7 +127,10 @@ def feature_keys(path: Path, names: Mapping[str, str | None]) -> list[tuple[str,
 
 @dataclass(frozen=True, eq=False)
 class Fold:
-    """Rows of the training data in the three parts of one fold; fold k is tested once, by its own models."""
+    """Rows of the training data in the three parts of one fold; fold k is tested once, by its own models.
+
+    SettingError: an utterance stands in two parts.
+    """
 
     number: int  # 1, 2, …
     train: RowNumbers
@@ -135,6 +138,11 @@ class Fold:
     test: RowNumbers
     # speakers who stand in more than one part; 0 unless the protocol's name says otherwise
     shared_speakers: int
+
+    def __post_init__(self) -> None:
+        rows = np.concatenate((self.train, self.dev, self.test))
+        if len(np.unique(rows)) < len(rows):
+            raise SettingError(f"Fold {self.number}: an utterance stands in two of train, dev and test")
 
 
 @dataclass(frozen=True, eq=False)

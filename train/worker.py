@@ -47,7 +47,7 @@ class Worker:
 
         set_arithmetic(choose_device(sweep.device), tf32=sweep.fit.precision == "tf32", threads=threads)
         self.sweep = sweep
-        with _memory_for(f"the features of {len(sweep.data)} utterances: try another GPU", sweep.device):
+        with _memory_for(f"the features of {len(sweep.data)} utterances: train on fewer modalities", sweep.device):
             self.features = features_on(sweep.device, sweep.data)
         self._fold: FoldData | None = None
 
@@ -118,10 +118,15 @@ def _origin(sweep: Sweep, run: Run) -> dict[str, Any]:
 
 @contextmanager
 def _memory_for(what: str, device: str) -> Iterator[None]:
-    """Raises SettingError where a GPU has too little memory for what is done within."""
+    """Raises SettingError where there is too little memory for what is done within."""
     try:
         yield
+    except MemoryError:
+        pass
     except RuntimeError as problem:
-        if device == "cpu" or not is_out_of_memory(problem):
+        if not is_out_of_memory(problem):
             raise
-        raise SettingError(f"{device} ran out of memory with {what}, or use --device cpu") from None
+    else:
+        return
+    instead = "let fewer workers run, as with OMP_NUM_THREADS=1" if device == "cpu" else "use --device cpu"
+    raise SettingError(f"{device} ran out of memory with {what}, or {instead}")
