@@ -89,7 +89,6 @@ def _trained(request: Request, finished: FinishedTasks, on_progress: OnProgress)
     seeds, settings = request.options.grid.seeds, request.settings
     selection = Selection(settings, seeds, finished)
     total, done, began = len(settings) * seeds * len(request.folds), 0, time.monotonic()
-    told = set[int]()
 
     def take(runs: Sequence[Run]) -> None:
         nonlocal done
@@ -97,10 +96,8 @@ def _trained(request: Request, finished: FinishedTasks, on_progress: OnProgress)
             selection.add(run)
         done += len(runs)
         on_progress(done, total)
-        for fold in request.folds:
-            if fold.number not in told and selection.is_complete(fold.number):
-                told.add(fold.number)
-                _say_what_is_chosen(selection, fold.number, len(request.folds), time.monotonic() - began)
+        if selection.is_complete(runs[0].fold):
+            _say_what_is_chosen(selection, runs[0].fold, len(request.folds), time.monotonic() - began)
 
     missing = []
     for task in request.tasks:
