@@ -47,20 +47,19 @@ import io
 import itertools
 import json
 import math
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from uuid import uuid4
 
 import numpy as np
 import numpy.typing as npt
 
-from .cache import sync
 from .errors import RunFolderError, parse_problem
+from .files import folder_written_whole
+from .files import write_json as write_json  # settings.json and summary.json are written by it
 from .metrics import METRICS
 from .tables import Texts, texts
 
@@ -155,27 +154,14 @@ def new_run_folder(path: Path) -> Iterator[Path]:
     """
     if path.exists():
         raise RunFolderError(f"{path} exists already: name another folder with --output, or remove that one")
+    begun = False
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        writing = path.with_name(f".{path.name}.{uuid4().hex[:8]}.writing")
-        writing.mkdir()
+        with folder_written_whole(path) as writing:
+            begun = True
+            yield writing
     except OSError as problem:
-        raise RunFolderError(f"Cannot write {path}: {problem.strerror}; choose another place with --output") from None
-    try:
-        yield writing
-        for file in [*writing.rglob("*"), writing]:
-            sync(file)
-        writing.rename(path)
-        sync(path.parent)
-    except OSError as problem:
-        raise RunFolderError(f"Cannot write {path}: {problem.strerror}; nothing stands under that name") from None
-    finally:
-        shutil.rmtree(writing, ignore_errors=True)
-
-
-def write_json(path: Path, value: Mapping[str, Any]) -> None:
-    """Write settings.json or summary.json."""
-    path.write_text(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
+        then = "nothing stands under that name" if begun else "choose another place with --output"
+        raise RunFolderError(f"Cannot write {path}: {problem.strerror}; {then}") from None
 
 
 def write_results(path: Path, rows: Sequence[Row]) -> None:
