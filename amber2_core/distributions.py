@@ -6,7 +6,9 @@ and of log-probabilities, in `amber2_core.divergences` and `amber2_core.losses`.
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+import itertools
+from collections.abc import Sequence
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -101,8 +103,20 @@ def expert_weights(divergence: ArrayLike, kappa: ArrayLike) -> FloatArray:
     distance = np.asarray(divergence, np.float64)
     there = ~np.isnan(distance)
     powers = np.where(there, np.exp(-np.asarray(kappa) * (distance - np.where(there, distance, np.inf).min(0))), 0.0)
-    total = np.asarray(powers.sum(0))
-    return np.divide(powers, total, out=np.full(powers.shape, np.nan), where=total > 0)
+    return _ratio(powers, np.asarray(powers.sum(0)))
+
+
+def disagreement(probs: Sequence[ArrayLike]) -> FloatArray:
+    """Mean JS over the pairs of several distributions that are there (not NaN), in bits: each (…, classes) → (…).
+
+    NaN where fewer than two are there.
+
+    >>> disagreement([[1, 0], [0, 1], [0, 1]]).round(6)
+    np.float64(0.666667)
+    """
+    pairs = np.stack([js(p, q) for p, q in itertools.combinations(probs, 2)])
+    there = ~np.isnan(pairs)
+    return _ratio(np.where(there, pairs, 0.0).sum(0), np.asarray(there.sum(0)))
 
 
 def x_log2_x(x: FloatArray) -> FloatArray:
@@ -113,3 +127,9 @@ def x_log2_x(x: FloatArray) -> FloatArray:
 def sum_over_classes(x: FloatArray) -> FloatArray:
     """(…, classes) → (…). `sum` is made for long rows, einsum adds a few numbers several times faster."""
     return np.asarray(np.einsum("...c->...", x))
+
+
+def _ratio(part: FloatArray, whole: NDArray[Any]) -> FloatArray:
+    """part / whole, NaN where whole is 0."""
+    ratio: FloatArray = np.divide(part, whole, out=np.full(np.shape(part), np.nan), where=whole > 0)[()]
+    return ratio

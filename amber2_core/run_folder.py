@@ -49,7 +49,7 @@ import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -312,8 +312,7 @@ def load(folder: Path | str) -> RunFolder:
         experts=_table(read_experts(folder) if (folder / "experts.csv").is_file() else []),
         curves=_table(read_curves(folder)),
     )
-    _add_younger_metrics(run)
-    return run
+    return _with_younger_metrics(run)
 
 
 def scores_again(run: RunFolder, metrics: Sequence[str]) -> DataFrame:
@@ -364,8 +363,8 @@ def mean_and_sd(values: Floats) -> dict[str, float | None]:
     return {"mean": mean if math.isfinite(mean) else None, "sd": sd if math.isfinite(sd) else None}
 
 
-def _add_younger_metrics(run: RunFolder) -> None:
-    """Fill in what `METRICS` holds and results.csv does not, where the predictions fit the results."""
+def _with_younger_metrics(run: RunFolder) -> RunFolder:
+    """Filled in is what `METRICS` holds and results.csv does not, where the predictions fit the results."""
     import pandas as pd
 
     results, p = run.results, run.arrays
@@ -373,14 +372,13 @@ def _add_younger_metrics(run: RunFolder) -> None:
     shape = (len(p.id), len(p.emotions))
     fits = p.target.shape == shape and p.fold.shape == shape[:1]
     if not younger or not fits or any(probs.shape[1:] != shape for probs in p.probs.values()):
-        return
+        return run
     again = scores_again(run, younger)
     if again.empty:
-        return
+        return run
     key = ["system", "head", "fold", "seed"]
     in_order = again.set_index(key).reindex(pd.MultiIndex.from_frame(run.tested[key])).set_axis(run.tested.index)
-    for name in younger:
-        results[name] = in_order[name].reindex(results.index)
+    return replace(run, results=results.join(in_order[younger]))
 
 
 def _write_rows(path: Path, rows: Sequence[Row]) -> None:

@@ -50,7 +50,7 @@ def report_runs(
     """
     from dataclasses import asdict
 
-    from .assembly import AudioRequest, Options, write_report
+    from .page import AudioRequest, Options, write_report
 
     folder = output or Path("reports") / f"{time.strftime('%Y%m%d-%H%M%S')}-{runs[0].resolve().name}"
     audio = AudioRequest(root, audio_count) if with_audio else None

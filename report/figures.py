@@ -3,20 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
 from amber2_core import distributions
 from amber2_core.metrics import METRICS
+from amber2_core.tables import Texts
 
-from . import analysis, panels
-from .corpus_facts import CorpusFacts
-from .drawing import MUTED, Drawing, canvas, drawing, house_style, legend, series
+from . import analysis
+from .drawing import (
+    MUTED,
+    Drawing,
+    bin_counts,
+    bin_scores,
+    canvas,
+    curve,
+    drawing,
+    entropies,
+    group_means,
+    heat_map,
+    house_style,
+    legend,
+    series,
+)
 from .groups import Group, slug
 from .runs import Floats
-from .table import METRIC_TITLES
+from .table import title_of
 
 # the paper's Figure 2, then the rest
 PAPER_METRICS = ("js", "bc", "r2", "accuracy", "weighted_f1", "macro_f1")
@@ -26,62 +40,44 @@ CONFUSIONS = 3
 CURVES = 3
 
 
-@dataclass(frozen=True)
-class Figures:
-    """All figures of a group, by what they show."""
+def figures(group: Group, speaker: Texts) -> dict[str, list[Drawing]]:
+    """Everything that can be drawn of a group, by the part of the page; `whole` is Figure 2 of the paper in one.
 
-    paper_figure: Drawing  # Figure 2 of the paper, whole
-    ambiguity: Sequence[Drawing]  # its panels
-    other_metrics: Sequence[Drawing]  # the same of the other metrics
-    confusions: Sequence[Drawing]
-    calibration: Sequence[Drawing]
-    modalities: Sequence[Drawing]
-    spread: Sequence[Drawing]
-    grid: Sequence[Drawing]
-    training: Sequence[Drawing]
-    overlaid: int = OVERLAID  # systems at most
-
-    @property
-    def for_paper(self) -> list[Drawing]:
-        """Those that have files of their own."""
-        parts = (self.confusions, self.calibration, self.modalities, self.spread, self.grid, self.training)
-        every = [self.paper_figure, *(drawing for part in parts for drawing in part)]
-        return [drawing for drawing in every if drawing.pdf]
-
-
-def figures(group: Group, facts: CorpusFacts) -> Figures:
-    """Draw everything that a group has."""
+    Args:
+        group: runs with one test set.
+        speaker: (N,) of the test utterances, "": unknown.
+    """
     with house_style():
-        return Figures(
-            *ambiguity_figures(group),
-            confusions=confusion_figures(group),
-            calibration=calibration_figures(group),
-            modalities=modality_figures(group),
-            spread=spread_figures(group, facts),
-            grid=grid_figures(group),
-            training=training_figures(group),
-        )
+        return {
+            **ambiguity_figures(group),
+            "confusions": confusion_figures(group),
+            "calibration": calibration_figures(group),
+            "modalities": modality_figures(group),
+            "spread": spread_figures(group, speaker),
+            "grid": grid_figures(group),
+            "training": training_figures(group),
+        }
 
 
-def ambiguity_figures(group: Group) -> tuple[Drawing, list[Drawing], list[Drawing]]:
+def ambiguity_figures(group: Group) -> dict[str, list[Drawing]]:
     """Figure 2 as one file, its panels for the page, and the panels of the other metrics."""
     bins = analysis.bins_of(group)
     shown = group.mains[:OVERLAID]
     scores = [analysis.scores_by_bin(group, entry, bins) for entry in shown]
     labels = [entry.label for entry in shown]
     figure, axes = canvas(2, 4, (2.7, 2.3))
-    panels.counts(axes[0], bins)
+    bin_counts(axes[0], bins.edges, bins.counts)
     axes[0].set_title("utterances")
     for place, metric in zip((1, 2, 3, 5, 6, 7), PAPER_METRICS, strict=True):
-        panels.scores(axes[place], metric, bins, scores)
-        axes[place].set_title(METRIC_TITLES[metric])
+        _draw_scores(axes[place], metric, bins, scores)
+        axes[place].set_title(title_of(metric))
     axes[4].axis("off")
     handles, _ = axes[1].get_legend_handles_labels()
     axes[4].legend(handles, labels, loc="center")
     whole = drawing(figure, "ambiguity", "Scores by ambiguity of the raters", page=False)
     shown_panels = [_counts_panel(bins), *(_metric_panel(metric, bins, scores, labels) for metric in PAPER_METRICS)]
     rest = [_metric_panel(metric, bins, scores, labels) for metric in METRICS if metric not in PAPER_METRICS]
-    return whole, shown_panels, rest
+    return {"whole": [whole], "ambiguity": shown_panels, "other_metrics": rest}
 
 
 def confusion_figures(group: Group) -> list[Drawing]:
@@ -95,9 +91,7 @@ def confusion_figures(group: Group) -> list[Drawing]:
             size = max(2.6, 0.45 * len(shares) + 1.0)
             figure, (axes,) = canvas(size=(size + 0.3, size))
             emotions = group.predictions.emotions
-            panels.heat_map(
-                axes, shares, emotions, emotions, [[f"{x:.0%}"[:-1] for x in row] for row in shares], (0, 1)
-            )
+            heat_map(axes, shares, emotions, emotions, [[f"{x:.0%}"[:-1] for x in row] for row in shares], (0, 1))
             axes.set(xlabel=f"{axis}, %", ylabel="label" if kind == "confusion" else "votes for")
             axes.tick_params(axis="x", rotation=45)
             name = f"{kind}-{slug(entry.label)}"
@@ -120,7 +114,7 @@ def calibration_figures(group: Group) -> list[Drawing]:
     limit = float(np.log2(len(group.predictions.emotions)))
     axes.plot([0, limit], [0, limit], color=MUTED, linewidth=0.8)
     for k, entry in enumerate(shown):
-        panels.entropy(axes, *analysis.entropies(group, entry), limit, entry.label, k)
+        entropies(axes, *analysis.entropies(group, entry), limit, entry.label, k)
     axes.set(xlabel="entropy of the raters, bits", ylabel="entropy of the prediction, bits", ylim=(0, None))
     legend(axes)
     return [reliable, drawing(figure, "entropy", "Predicted against rater entropy")]
@@ -149,33 +143,29 @@ def modality_figures(group: Group) -> list[Drawing]:
             plots.append(("conflict", "Disagreement of the modalities", "JS between heads, bits", conflict, None))
         for name, title, ylabel, lines, top in plots:
             figure, (axes,) = canvas()
-            panels.group_means(axes, members, names, lines, apart=kind == "class")
+            group_means(axes, members, names, lines, apart=kind == "class")
             axes.set(xlabel=axis, ylabel=ylabel, ylim=(0, top))
             legend(axes)
             drawings.append(drawing(figure, f"{name}-{kind}", f"{title} by {kind}"))
     return drawings
 
 
-def spread_figures(group: Group, facts: CorpusFacts) -> list[Drawing]:
+def spread_figures(group: Group, speaker: Texts) -> list[Drawing]:
     """JS by fold and by speaker."""
     shown = group.mains[:OVERLAID]
     figure, (axes,) = canvas()
-    folds = sorted(set(group.predictions.fold.tolist()))
+    folds = list(group.predictions.folds)
     for k, entry in enumerate(shown):
-        of_fold = [[float(row["js"]) for row in entry.tested if row["fold"] == fold] for fold in folds]
-        shift = 0.16 * (k - (len(shown) - 1) / 2)
-        style = {**series(k), "linestyle": ""}
-        for place, values in enumerate(of_fold):
-            where = np.full(len(values), place + shift)
-            axes.plot(where, values, label=entry.label if not place else None, **style)
+        places = np.searchsorted(folds, entry.tested["fold"]) + 0.16 * (k - (len(shown) - 1) / 2)
+        axes.plot(places, entry.tested["js"], label=entry.label, **{**series(k), "linestyle": ""})
     axes.set(xlabel="test fold", ylabel="JS, bits (each mark a seed)")
     axes.set_xticks(range(len(folds)), [str(fold) for fold in folds])
     legend(axes)
     drawings = [drawing(figure, "spread-folds", "JS by fold and seed")]
-    if any(facts.speaker):
+    if any(speaker):
         figure, (axes,) = canvas()
         for k, entry in enumerate(shown):
-            _, means = analysis.speaker_scores(group, entry, facts.speaker)
+            means = analysis.speaker_scores(group, entry, speaker)
             axes.plot(np.arange(1, len(means) + 1), means, label=entry.label, **{**series(k), "markersize": 2.5})
         axes.set(xlabel="speakers, from the best predicted to the worst", ylabel="JS, bits")
         legend(axes, "upper left")
@@ -188,17 +178,16 @@ def grid_figures(group: Group) -> list[Drawing]:
     drawings = []
     for main in group.mains:
         found = analysis.grid_map(main)
-        if found is None or not np.isfinite(found.js).any():
+        if found is None or not np.isfinite(found[0]).any(axis=None):
             continue
+        js, chosen = found[0].to_numpy(), found[1].to_numpy()
         words = [
             [f"{x:.4f}" + (f"\nchosen {n}×" if n else "") for x, n in zip(*row, strict=True)]
-            for row in zip(found.js, found.chosen, strict=True)
+            for row in zip(js, chosen, strict=True)
         ]
-        figure, (axes,) = canvas(size=(0.9 * len(found.kappa) + 1.2, 0.55 * len(found.lambda_mai) + 0.9))
-        span = (float(np.nanmin(found.js)), float(np.nanmax(found.js)))
-        panels.heat_map(
-            axes, found.js, [f"{x:g}" for x in found.kappa], [f"{x:g}" for x in found.lambda_mai], words, span
-        )
+        lambdas, kappas = ([f"{x:g}" for x in axis] for axis in (found[0].index, found[0].columns))
+        figure, (axes,) = canvas(size=(0.9 * len(kappas) + 1.2, 0.55 * len(lambdas) + 0.9))
+        heat_map(axes, js, kappas, lambdas, words, (float(np.nanmin(js)), float(np.nanmax(js))))
         axes.set(xlabel="κ", ylabel="λ_MAI")
         drawings.append(drawing(figure, f"grid-{slug(main.label)}", f"{main.label}: JS on dev, bits"))
     return drawings
@@ -215,12 +204,14 @@ def training_figures(group: Group) -> list[Drawing]:
             system = main.label.removesuffix(f" {main.head}")
             plots.append((f"training-{slug(system)}", f"{system}: JS on dev by epoch, every head", own))
     for name, title, entries in plots:
-        curves = {label: found for label, entry in entries.items() if (found := analysis.training_curve(entry))}
+        curves = {
+            label: found for label, entry in entries.items() if (found := analysis.training_curve(entry)) is not None
+        }
         if not curves:
             continue
         figure, (axes,) = canvas()
         for k, (label, found) in enumerate(curves.items()):
-            panels.curve(axes, found, label, k)
+            curve(axes, found, label, k)
         axes.set(xlabel="epoch", ylabel="JS on dev, bits")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         legend(axes)
@@ -230,7 +221,7 @@ def training_figures(group: Group) -> list[Drawing]:
 
 def _counts_panel(bins: analysis.Bins) -> Drawing:
     figure, (axes,) = canvas()
-    panels.counts(axes, bins)
+    bin_counts(axes, bins.edges, bins.counts)
     return drawing(figure, "ambiguity-counts", "Utterances by ambiguity", paper=False)
 
 
@@ -238,11 +229,19 @@ def _metric_panel(
     metric: str, bins: analysis.Bins, scores: Sequence[Mapping[str, Floats]], labels: Sequence[str]
 ) -> Drawing:
     figure, (axes,) = canvas()
-    panels.scores(axes, metric, bins, scores)
+    _draw_scores(axes, metric, bins, scores)
     legend(axes, labels=labels)
     return drawing(
-        figure, f"ambiguity-{metric.replace('_', '-')}", f"{METRIC_TITLES[metric]} by ambiguity", paper=False
+        figure,
+        f"ambiguity-{metric.replace('_', '-')}",
+        f"{title_of(metric)} by ambiguity",
+        paper=False,
     )
+
+
+def _draw_scores(axes: Axes, metric: str, bins: analysis.Bins, scores: Sequence[Mapping[str, Floats]]) -> None:
+    unit = ", bits" if metric == "js" else ""
+    bin_scores(axes, bins.edges, [found[metric] for found in scores], title_of(metric).rstrip(" ↓↑") + unit)
 
 
 def _bin_names(bins: analysis.Bins) -> list[str]:

@@ -13,7 +13,7 @@ import pytest
 from run_folders import Sketch, write_run
 
 from amber2_core.errors import RunFolderError
-from amber2_core.run_folder import write_curves
+from amber2_core.run_folder import read_results, write_curves, write_results
 from amber2_report.runs import read_run
 
 
@@ -43,12 +43,11 @@ def changed(lines: list[str], column: str, value: str, *, split: str = "test") -
     return [*lines[:at], ",".join(cells), *lines[at + 1 :]]
 
 
-def test_a_run_as_it_was_written_is_read(run: Path) -> None:
-    found = read_run(run)
-    assert len(found.predictions.id) == 60
-    assert set(found.predictions.probs) == {
-        f"{s}/{h}" for s in ("amber2", "cb-ce") for h in ("audio", "text", "fusion")
-    }
+@pytest.mark.parametrize("earlier", [False, True])
+def test_a_run_as_it_was_written_is_read(tmp_path: Path, earlier: bool) -> None:
+    found = read_run(write_run(tmp_path / "run", Sketch(earlier=earlier)))
+    assert len(found.arrays.id) == 60
+    assert set(found.arrays.probs) == {f"{s}/{h}" for s in ("amber2", "cb-ce") for h in ("audio", "text", "fusion")}
 
 
 @pytest.mark.parametrize("name", ["settings.json", "results.csv", "predictions.npz"])
@@ -128,7 +127,7 @@ def test_predictions_that_are_no_numbers_are_refused(run: Path) -> None:
 def test_a_head_may_predict_nothing_for_some_utterances_but_the_rest_must_agree(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", Sketch(lacking={"text": [3, 4, 30]}))
     read = read_run(run)
-    assert np.isnan(read.predictions.probs["amber2/text"][:, [3, 4, 30]]).all()
+    assert np.isnan(read.arrays.probs["amber2/text"][:, [3, 4, 30]]).all()
     edit(run / "results.csv", lambda lines: changed(lines, "n", "19"))
     assert "n of amber2/audio, fold 1, seed 0 is 19, its predictions give 20" in refusal(run)
 
@@ -139,3 +138,11 @@ def test_predictions_that_were_taken_out_by_hand_are_missed(run: Path) -> None:
     kept["cb-ce/text"][0, 3] = np.nan
     np.savez(run / "predictions.npz", **kept)
     assert "of cb-ce/text, fold 1, seed 0 is" in refusal(run)
+
+
+def test_a_metric_that_is_younger_than_the_run_is_no_reason_to_refuse_it(run: Path) -> None:
+    rows = [{name: value for name, value in row.items() if name != "ece"} for row in read_results(run)]
+    write_results(run / "results.csv", rows)
+    assert read_run(run).tested["ece"].notna().all()
+    edit(run / "results.csv", lambda lines: changed(lines, "js", "0.01"))
+    assert "changed by hand" in refusal(run)
