@@ -175,31 +175,27 @@ def entropies(axes: Axes, rated: Floats, predicted: Floats, limit: float, label:
     """Mean predicted entropy with the middle half of utterances, in ten bins of rater entropy."""
     edges = np.linspace(0, limit, 11)
     member = np.minimum(np.searchsorted(edges[1:-1], rated, side="right"), 9)
-    filled = [b for b in range(10) if np.count_nonzero(member == b) > 1]
-    centre = (edges[1:] + edges[:-1])[filled] / 2
-    low, high = np.array([np.quantile(predicted[member == b], [0.25, 0.75]) for b in filled]).reshape(-1, 2).T
-    axes.fill_between(centre, low, high, color=SERIES[k % len(SERIES)], alpha=0.15, linewidth=0)
-    axes.plot(centre, [predicted[member == b].mean() for b in filled], label=label, **series(k))
+    bins = pd.Series(predicted).groupby(member)
+    table = pd.DataFrame({"mean": bins.mean(), "low": bins.quantile(0.25), "high": bins.quantile(0.75)})[
+        bins.size() > 1
+    ]
+    centre = (edges[table.index] + edges[table.index + 1]) / 2
+    axes.fill_between(centre, table["low"], table["high"], color=SERIES[k % len(SERIES)], alpha=0.15, linewidth=0)
+    axes.plot(centre, table["mean"], label=label, **series(k))
 
 
 def group_means(
-    axes: Axes,
-    members: Sequence[npt.NDArray[np.intp]],
-    names: Sequence[str],
-    lines: Mapping[str, Floats],
-    *,
-    apart: bool,
+    axes: Axes, member: npt.NDArray[np.intp], names: Sequence[str], lines: Mapping[str, Floats], *, apart: bool
 ) -> None:
-    """Means over groups of utterances, one line each, or marks where the groups stand `apart` in no order.
+    """Means over named groups of utterances (N,), one line each, or marks where the groups stand `apart` in no order.
 
     NaN is left out of a mean.
     """
     for k, (label, values) in enumerate(lines.items()):
-        known = [values[rows][~np.isnan(values[rows])] for rows in members]
-        means = [float(some.mean()) if len(some) else np.nan for some in known]
+        means = pd.Series(values).groupby(member).mean().reindex(range(len(names)))
         shift = 0.1 * (k - (len(lines) - 1) / 2) if apart else 0.0
         style = {**series(k), **({"linestyle": ""} if apart else {})}
-        axes.plot(np.arange(len(members)) + shift, means, label=label, **style)
+        axes.plot(means.index + shift, means, label=label, **style)
     axes.set_xticks(range(len(names)), names, rotation=30 if max(map(len, names)) > 6 else 0)
 
 

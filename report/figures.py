@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -101,75 +104,60 @@ def confusion_figures(group: Group) -> list[Drawing]:
 
 def calibration_figures(group: Group) -> list[Drawing]:
     """Reliability, and predicted against rater entropy, all systems overlaid."""
-    shown = group.mains[:OVERLAID]
-    figure, (axes,) = canvas()
-    axes.plot([0, 1], [0, 1], color=MUTED, linewidth=0.8)
-    for k, entry in enumerate(shown):
-        confidence, accuracy, _ = analysis.reliability(group, entry)
-        axes.plot(confidence, accuracy, label=entry.label, **series(k))
-    axes.set(xlim=(0, 1), ylim=(0, 1), xlabel="confidence of the predicted class", ylabel="accuracy")
-    legend(axes, "upper left")
-    reliable = drawing(figure, "reliability", "Reliability of the predicted class")
-    figure, (axes,) = canvas()
-    limit = float(np.log2(len(group.predictions.emotions)))
-    axes.plot([0, limit], [0, limit], color=MUTED, linewidth=0.8)
-    for k, entry in enumerate(shown):
-        entropies(axes, *analysis.entropies(group, entry), limit, entry.label, k)
-    axes.set(xlabel="entropy of the raters, bits", ylabel="entropy of the prediction, bits", ylim=(0, None))
-    legend(axes)
-    return [reliable, drawing(figure, "entropy", "Predicted against rater entropy")]
+    drawings: list[Drawing] = []
+    axis: dict[str, Any] = {"xlabel": "confidence of the predicted class", "ylabel": "accuracy", "ylim": (0, 1)}
+    with _panel(drawings, "reliability", "Reliability of the predicted class", "upper left", **axis) as axes:
+        axes.set_xlim(0, 1)
+        axes.plot([0, 1], [0, 1], color=MUTED, linewidth=0.8)
+        for k, entry in enumerate(group.mains[:OVERLAID]):
+            confidence, accuracy, _ = analysis.reliability(group, entry)
+            axes.plot(confidence, accuracy, label=entry.label, **series(k))
+    axis = {"xlabel": "entropy of the raters, bits", "ylabel": "entropy of the prediction, bits", "ylim": (0, None)}
+    with _panel(drawings, "entropy", "Predicted against rater entropy", **axis) as axes:
+        limit = float(np.log2(len(group.predictions.emotions)))
+        axes.plot([0, limit], [0, limit], color=MUTED, linewidth=0.8)
+        for k, entry in enumerate(group.mains[:OVERLAID]):
+            entropies(axes, *analysis.entropies(group, entry), limit, entry.label, k)
+    return drawings
 
 
 def modality_figures(group: Group) -> list[Drawing]:
     """Expert weight u and disagreement of the modalities, by class and by ambiguity."""
-    bins, emotions = analysis.bins_of(group), group.predictions.emotions
-    labels = distributions.label(group.predictions.target)
-    by_class = [np.flatnonzero(labels == c) for c in range(len(emotions))]
-    by_bin = [np.flatnonzero(bins.member == b) for b in range(len(bins.counts))]
-    places = ((by_class, list(emotions), "class", "label"), (by_bin, _bin_names(bins), "bin", "ambiguity, bits"))
-    drawings = []
-    weighted = next(((m, u) for m in group.mains if (u := analysis.expert_weights(group, m)) is not None), None)
-    conflict = {
-        entry.label: values
-        for entry in group.mains[:OVERLAID]
-        if (values := analysis.disagreement(group, entry)) is not None
-    }
-    for members, names, kind, axis in places:
-        plots: list[tuple[str, str, str, Mapping[str, Floats], float | None]] = []
-        if weighted is not None:
-            main, weights = weighted
-            plots.append(("experts", f"{main.label}: weight of each expert", "expert weight u", weights, 1))
-        if conflict:
-            plots.append(("conflict", "Disagreement of the modalities", "JS between heads, bits", conflict, None))
-        for name, title, ylabel, lines, top in plots:
-            figure, (axes,) = canvas()
-            group_means(axes, members, names, lines, apart=kind == "class")
-            axes.set(xlabel=axis, ylabel=ylabel, ylim=(0, top))
-            legend(axes)
-            drawings.append(drawing(figure, f"{name}-{kind}", f"{title} by {kind}"))
+    bins, drawings = analysis.bins_of(group), list[Drawing]()
+    edges = [f"{low:.1f}–{high:.1f}" for low, high in itertools.pairwise(bins.edges)]
+    weighted = [(main, u) for main in group.mains if (u := analysis.expert_weights(group, main)) is not None]
+    conflict = {main.label: analysis.disagreement(group, main) for main in group.mains[:OVERLAID]}
+    lines = {label: values for label, values in conflict.items() if values is not None}
+    for member, names, kind, xlabel in (
+        (distributions.label(group.predictions.target), group.predictions.emotions, "class", "label"),
+        (bins.member, edges, "bin", "ambiguity, bits"),
+    ):
+        for main, weights in weighted[:1]:
+            title, axis = f"{main.label}: weight of each expert by {kind}", {"ylabel": "expert weight u"}
+            with _panel(drawings, f"experts-{kind}", title, xlabel=xlabel, ylim=(0, 1), **axis) as axes:
+                group_means(axes, member, names, weights, apart=kind == "class")
+        if lines:
+            title, axis = f"Disagreement of the modalities by {kind}", {"ylabel": "JS between heads, bits"}
+            with _panel(drawings, f"conflict-{kind}", title, xlabel=xlabel, ylim=(0, None), **axis) as axes:
+                group_means(axes, member, names, lines, apart=kind == "class")
     return drawings
 
 
 def spread_figures(group: Group, speaker: Texts) -> list[Drawing]:
     """JS by fold and by speaker."""
-    shown = group.mains[:OVERLAID]
-    figure, (axes,) = canvas()
-    folds = list(group.predictions.folds)
-    for k, entry in enumerate(shown):
-        places = np.searchsorted(folds, entry.tested["fold"]) + 0.16 * (k - (len(shown) - 1) / 2)
-        axes.plot(places, entry.tested["js"], label=entry.label, **{**series(k), "linestyle": ""})
-    axes.set(xlabel="test fold", ylabel="JS, bits (each mark a seed)")
-    axes.set_xticks(range(len(folds)), [str(fold) for fold in folds])
-    legend(axes)
-    drawings = [drawing(figure, "spread-folds", "JS by fold and seed")]
-    if any(speaker):
-        figure, (axes,) = canvas()
+    shown, folds, drawings = group.mains[:OVERLAID], list(group.predictions.folds), list[Drawing]()
+    axis = {"xlabel": "test fold", "ylabel": "JS, bits (each mark a seed)"}
+    with _panel(drawings, "spread-folds", "JS by fold and seed", **axis) as axes:
         for k, entry in enumerate(shown):
-            means = analysis.speaker_scores(group, entry, speaker)
-            axes.plot(np.arange(1, len(means) + 1), means, label=entry.label, **{**series(k), "markersize": 2.5})
-        axes.set(xlabel="speakers, from the best predicted to the worst", ylabel="JS, bits")
-        legend(axes, "upper left")
-        drawings.append(drawing(figure, "spread-speakers", "JS by speaker"))
+            places = np.searchsorted(folds, entry.tested["fold"]) + 0.16 * (k - (len(shown) - 1) / 2)
+            axes.plot(places, entry.tested["js"], label=entry.label, **{**series(k), "linestyle": ""})
+        axes.set_xticks(range(len(folds)), [str(fold) for fold in folds])
+    if any(speaker):
+        axis = {"xlabel": "speakers, from the best predicted to the worst", "ylabel": "JS, bits"}
+        with _panel(drawings, "spread-speakers", "JS by speaker", "upper left", **axis) as axes:
+            for k, entry in enumerate(shown):
+                means = analysis.speaker_scores(group, entry, speaker)
+                axes.plot(np.arange(1, len(means) + 1), means, label=entry.label, **{**series(k), "markersize": 2.5})
     return drawings
 
 
@@ -195,28 +183,31 @@ def grid_figures(group: Group) -> list[Drawing]:
 
 def training_figures(group: Group) -> list[Drawing]:
     """Dev JS by epoch: the main heads overlaid, then all heads of each system; none for runs without curves."""
-    drawings = []
-    lines = {entry.label: entry for entry in group.mains[:OVERLAID]}
-    plots = [("training", "JS on dev by epoch", lines)]
+    drawings: list[Drawing] = []
+    plots = [("training", "JS on dev by epoch", {entry.label: entry for entry in group.mains[:OVERLAID]})]
     for main in group.mains[:CURVES]:
-        own = {entry.head: entry for entry in group.heads(main).values()}
-        if len(own) > 1:
+        if len(own := group.heads(main)) > 1:
             system = main.label.removesuffix(f" {main.head}")
             plots.append((f"training-{slug(system)}", f"{system}: JS on dev by epoch, every head", own))
     for name, title, entries in plots:
-        curves = {
-            label: found for label, entry in entries.items() if (found := analysis.training_curve(entry)) is not None
-        }
-        if not curves:
-            continue
-        figure, (axes,) = canvas()
-        for k, (label, found) in enumerate(curves.items()):
-            curve(axes, found, label, k)
-        axes.set(xlabel="epoch", ylabel="JS on dev, bits")
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        legend(axes)
-        drawings.append(drawing(figure, name, title))
+        found = {label: analysis.training_curve(entry) for label, entry in entries.items()}
+        curves = {label: some for label, some in found.items() if some is not None}
+        if curves:
+            with _panel(drawings, name, title, xlabel="epoch", ylabel="JS on dev, bits") as axes:
+                for k, (label, some) in enumerate(curves.items()):
+                    curve(axes, some, label, k)
+                axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     return drawings
+
+
+@contextmanager
+def _panel(found: list[Drawing], name: str, title: str, loc: str = "best", **axis: Any) -> Iterator[Axes]:
+    """Axes to draw named lines on; with the labels and limits of `axis` they are one more of the drawings `found`."""
+    figure, (axes,) = canvas()
+    yield axes
+    axes.set(**axis)
+    legend(axes, loc)
+    found.append(drawing(figure, name, title))
 
 
 def _counts_panel(bins: analysis.Bins) -> Drawing:
@@ -231,18 +222,10 @@ def _metric_panel(
     figure, (axes,) = canvas()
     _draw_scores(axes, metric, bins, scores)
     legend(axes, labels=labels)
-    return drawing(
-        figure,
-        f"ambiguity-{metric.replace('_', '-')}",
-        f"{title_of(metric)} by ambiguity",
-        paper=False,
-    )
+    name = f"ambiguity-{metric.replace('_', '-')}"
+    return drawing(figure, name, f"{title_of(metric)} by ambiguity", paper=False)
 
 
 def _draw_scores(axes: Axes, metric: str, bins: analysis.Bins, scores: Sequence[Mapping[str, Floats]]) -> None:
     unit = ", bits" if metric == "js" else ""
     bin_scores(axes, bins.edges, [found[metric] for found in scores], title_of(metric).rstrip(" ↓↑") + unit)
-
-
-def _bin_names(bins: analysis.Bins) -> list[str]:
-    return [f"{low:.1f}–{high:.1f}" for low, high in zip(bins.edges[:-1], bins.edges[1:], strict=True)]

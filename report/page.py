@@ -5,11 +5,12 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import jinja2
+import pandas as pd
 
 from amber2_core.errors import RunFolderError
 from amber2_core.run_folder import new_run_folder
@@ -18,7 +19,7 @@ from .drawing import Drawing
 from .figures import OVERLAID, figures
 from .groups import Group, grouped, slug
 from .runs import read_run
-from .significance import DRAWS, Comparison, compare, method_in_words, speaker_clusters
+from .significance import DRAWS, compare, method_in_words, speaker_clusters
 from .table import Table, csv_text, latex_text, markdown_text, number_text, p_text
 from .tables import all_tables
 from .utterances import (
@@ -34,27 +35,18 @@ from .utterances import (
 
 HERE = Path(__file__).parent
 HEADLINES = 4
+# of settings.json, what the page tells of a run, beside its records
+TOLD = ("created", "corpus", "cache", "emotions", "systems", "seeds", "epochs", "inputs", "missing", "device")
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class AudioRequest:
-    """Which recordings go into the page."""
-
-    # None: AMBER2_<CORPUS>_ROOT, else ./corpora/<corpus>
-    root: Path | None = None
-    # of the first rows of each preset
-    count: int = 100
 
 
 @dataclass(frozen=True)
 class Options:
     """What may be chosen."""
 
-    # where caches lie now, if not where the runs remember
-    caches: Sequence[Path] = field(default_factory=tuple)
-    # None: no recording is part of the page
-    audio: AudioRequest | None = None
+    caches: Sequence[Path] = ()  # where caches lie now, if not where the runs remember
+    recordings: int = 0  # how many of the first rows of each preset the page is to play
+    root: Path | None = None  # of the recordings; None: AMBER2_<CORPUS>_ROOT, else ./corpora/<corpus>
     draws: int = DRAWS
 
 
@@ -65,7 +57,7 @@ class Chapter:
     title: str
     group: Group
     facts: CorpusFacts
-    comparisons: Sequence[Comparison]
+    comparisons: pd.DataFrame  # of `significance.compare`
     tables: Mapping[str, Table]  # by name
     figures: Mapping[str, Sequence[Drawing]]  # by the part of the page
     utterances: str  # JSON for a script element
@@ -81,7 +73,7 @@ class Chapter:
         """The first system against the others, or else against its own other heads, in words."""
         lines = []
         systems = {entry.label for entry in self.group.mains}
-        found = [c for c in self.comparisons if c.metric == "js"]
+        found: list[Any] = [*self.comparisons[self.comparisons["metric"] == "js"].itertuples()]
         for c in ([c for c in found if c.second in systems] or found)[:HEADLINES]:
             verdict = "lower" if c.difference < 0 else "higher"
             sure = "" if c.p_holm < 0.05 else "; the difference could be chance"
@@ -149,7 +141,7 @@ def chapter(group: Group, options: Options) -> Chapter:
     clusters = speaker_clusters(group.predictions.fold, facts.speaker)
     comparisons = compare(group, clusters, draws=options.draws)
     _log.info("%s: %d comparisons, drawing figures", names, len(comparisons))
-    recordings = _recordings(group, facts, options.audio) if options.audio else None
+    recordings = _recordings(group, facts, options) if options.recordings else None
     return Chapter(
         title=f"{group.corpus}: {names}",
         group=group,
@@ -187,15 +179,14 @@ def _notes(group: Group, recordings: Recordings | None) -> list[str]:
     return notes
 
 
-def _recordings(group: Group, facts: CorpusFacts, request: AudioRequest) -> Recordings:
+def _recordings(group: Group, facts: CorpusFacts, options: Options) -> Recordings:
     variable = f"AMBER2_{slug(group.corpus).replace('-', '_').upper()}_ROOT"
-    root = request.root or Path(os.environ.get(variable) or Path("corpora") / group.corpus)
+    root = options.root or Path(os.environ.get(variable) or Path("corpora") / group.corpus)
     root = root.expanduser()
     if not root.exists():
         raise RunFolderError(f"No recordings at {root}: name the root of the corpus with --root, or set {variable}")
-    recordings = read_recordings(
-        root if root.is_dir() else root.parent, list(facts.audio[interesting_rows(group, request.count)])
-    )
+    rows = interesting_rows(group, options.recordings)
+    recordings = read_recordings(root if root.is_dir() else root.parent, list(facts.audio[rows]))
     _log.info("%s", recordings.note)
     return recordings
 
@@ -219,11 +210,7 @@ def _equals(p: str) -> str:
 
 def _plain(settings: Mapping[str, Any]) -> dict[str, str]:
     """Settings in words, one line each, those that are records of records left out."""
-    words = {}
-    for name in ("created", "corpus", "cache", "emotions", "systems", "seeds", "epochs", "inputs", "missing", "device"):
-        if name in settings:
-            value = settings[name]
-            words[name] = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+    words = {name: _words(settings[name]) for name in TOLD if name in settings}
     for name in ("utterances", "policy", "grid", "versions"):
         if isinstance(settings.get(name), Mapping):
             words[name] = "; ".join(f"{key}: {_words(value)}" for key, value in settings[name].items())

@@ -13,10 +13,12 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pandas as pd
 from scipy.special import ndtr, ndtri, stdtr, stdtrit
 
 from amber2_core.metrics import METRICS, UTTERANCE_METRICS, confusion
@@ -34,6 +36,7 @@ Finish = Callable[[Floats], Floats]  # sums over drawn clusters (…, K) → sco
 MEANS = ("js", "bc", "r2", "accuracy")
 # in the order of `_scores`
 COMPARED = (*MEANS, "uar", "macro_f1", "weighted_f1")
+COLUMNS = ["first", "second", "metric", "n", "difference", "low", "high", "p", "p_holm", "seeds_agree"]  # of `compare`
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,27 +78,17 @@ def speaker_clusters(fold: npt.NDArray[np.int64], speaker: Texts) -> Clusters:
     return Clusters(rows, [number for number, _ in people], [len(names) for _, names in people], by_speaker)
 
 
-@dataclass(frozen=True)
-class Comparison:
-    """`first` minus `second` in one metric, over the utterances that both predict."""
-
-    first: str
-    second: str
-    metric: str
-    n: int  # utterances
-    difference: float
-    low: float  # of the 95 % interval
-    high: float
-    p: float
-    p_holm: float  # corrected for all comparisons of this metric
-    seeds_agree: float | None  # share of seeds whose difference has the sign of the whole; None: seeds are not alike
-
-
-def compare(group: Group, clusters: Clusters, *, draws: int = DRAWS, seed: int = 0) -> list[Comparison]:
+def compare(group: Group, clusters: Clusters, *, draws: int = DRAWS, seed: int = 0) -> pd.DataFrame:
     """The first system's main head against every other system's, then against its own other heads, in `COMPARED`.
 
     Where a head predicts not every utterance, both are scored on those that both predict, as if there were no others;
     heads that diverged in some run are not compared.
+
+    Returns:
+        A row for each pair and metric, under `COLUMNS`: `first` minus `second` in `metric` over the `n` utterances that
+        both predict, the ends `low` and `high` of its 95 % interval, `p`, `p_holm` corrected for all comparisons of the
+        metric, and `seeds_agree`, the share of seeds whose difference has the sign of the whole (NaN where the two have
+        not the same seeds).
     """
     reference = group.mains[0]
     rivals = [*group.mains[1:], *(e for e in group.heads(reference).values() if e is not reference)]
@@ -104,16 +97,12 @@ def compare(group: Group, clusters: Clusters, *, draws: int = DRAWS, seed: int =
     for rival in rivals:
         together.setdefault((reference.there & rival.there).tobytes(), []).append(rival)
     found = [
-        one for some in together.values() for one in _compare_on_common(reference, some, group, clusters, draws, seed)
+        row for some in together.values() for row in _compare_on_common(reference, some, group, clusters, draws, seed)
     ]
-    corrected = [
-        replace(one, p_holm=p)
-        for metric in COMPARED
-        for own in [[one for one in found if one.metric == metric]]
-        for one, p in zip(own, holm([one.p for one in own]), strict=True)
-    ]
+    frame = pd.DataFrame(found, columns=COLUMNS)
+    frame["p_holm"] = frame.groupby("metric")["p"].transform(lambda p: holm(p.tolist()))
     places = {rival.label: k for k, rival in enumerate(rivals)}
-    return sorted(corrected, key=lambda one: places[one.second])
+    return frame.sort_values("second", key=lambda labels: labels.map(places), kind="stable", ignore_index=True)
 
 
 def method_in_words(clusters: Clusters, draws: int) -> str:
@@ -188,8 +177,8 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 def _compare_on_common(
     reference: Entry, rivals: Sequence[Entry], group: Group, clusters: Clusters, draws: int, seed: int
-) -> list[Comparison]:
-    """The first against others that predict the same of its utterances; `p_holm` is not corrected yet."""
+) -> list[tuple[Any, ...]]:
+    """The first against others that predict the same of its utterances: rows of `compare`, p not yet corrected."""
     common = reference.there & rivals[0].there
     clusters = clusters.of(common)
     if clusters.freedom < 1:
@@ -201,7 +190,7 @@ def _compare_on_common(
         low, high, p = interval(difference, widened[:, 0, m] - widened[:, k, m], clusters.freedom)
         agree = _seeds_agree(*(_per_seed(entry, metric, group, clusters) for entry in (reference, rival)))
         n = int(common.sum())
-        found.append(Comparison(reference.label, rival.label, metric, n, difference, low, high, p, p, agree))
+        found.append((reference.label, rival.label, metric, n, difference, low, high, p, p, agree))
     return found
 
 
@@ -216,12 +205,10 @@ def _draw(entries: Sequence[Entry], group: Group, clusters: Clusters, draws: int
         return np.stack([_scores(block, classes) for block in blocks], axis=-2)
 
     sums = []
-    for rows, numbers, size in zip(clusters.rows, clusters.numbers, clusters.sizes, strict=True):
+    for rows, numbers in zip(clusters.rows, clusters.numbers, strict=True):
         target = group.predictions.target[rows]
         table = np.concatenate([_columns(target, entry.probs[:, rows]) for entry in entries], axis=1)  # (n, K)
-        order = np.argsort(numbers, kind="stable")
-        starts = np.searchsorted(numbers[order], np.arange(size))
-        sums.append(np.add.reduceat(table[order], starts, axis=0))  # (S_f, K)
+        sums.append(pd.DataFrame(table).groupby(numbers).sum().to_numpy())  # (S_f, K)
     observed = [finish(some.sum(0)) for some in sums]
     drawn = drawn_scores(sums, finish, draws=draws, seed=seed)
     return widened_draws(observed, drawn, clusters.sizes), np.asarray(np.mean(observed, axis=0))
@@ -255,16 +242,14 @@ def _scores(sums: Floats, classes: int) -> Floats:
 
 def _per_seed(entry: Entry, metric: str, group: Group, clusters: Clusters) -> Floats:
     """A metric averaged over the folds of each seed → (seeds,), over the utterances of these clusters."""
-    if sum(map(len, clusters.rows)) == len(entry.there):
-        return entry.per_seed(metric)
     target = group.predictions.target
     scores = [METRICS[metric](target[rows], entry.probs[:, rows]) for rows in clusters.rows]
     return np.asarray(np.mean(scores, axis=0))
 
 
-def _seeds_agree(a: Floats, b: Floats) -> float | None:
+def _seeds_agree(a: Floats, b: Floats) -> float:
     if len(a) != len(b):
-        return None
+        return float("nan")
     signs = np.sign(a - b)
     return float(np.mean(signs == np.sign(np.mean(a - b))))
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,6 @@ from amber2_core.run_folder import Floats, fold_means, mean_and_sd
 
 from .analysis import bins_of, scores_by_bin
 from .groups import Entry, Group, slug
-from .significance import Comparison
 from .table import Column, Table, title_of
 
 # Numbers that others have printed, each under the metric that it measures: NAME, and NAME_sd where a spread was printed
@@ -31,10 +29,10 @@ ENTRY = Column("entry", "system, head")
 Row = dict[Any, Any]
 
 
-def all_tables(group: Group, comparisons: Sequence[Comparison], method: str) -> dict[str, Table]:
+def all_tables(group: Group, comparisons: pd.DataFrame, method: str) -> dict[str, Table]:
     """Every table that a group has, by name."""
     tables = [*result_tables(group), published_table(group)]
-    if comparisons:
+    if len(comparisons):
         tables.append(significance_table(comparisons, method))
     tables += [*ablation_tables(group), fold_table(group), ambiguity_table(group), *setting_tables(group)]
     return {table.name: table for table in tables}
@@ -145,12 +143,11 @@ def setting_tables(group: Group) -> list[Table]:
     return tables
 
 
-def significance_table(comparisons: Sequence[Comparison], method: str) -> Table:
+def significance_table(comparisons: pd.DataFrame, method: str) -> Table:
     """Differences with their intervals; and on how many utterances, where that is not the same for all."""
-    frame = pd.DataFrame([asdict(one) for one in comparisons])
+    frame = comparisons.rename(columns={"low": "interval_low", "high": "interval_high"})
     frame["comparison"] = frame["first"] + " − " + frame["second"]
     frame["metric"] = frame["metric"].map(title_of)
-    frame = frame.rename(columns={"low": "interval_low", "high": "interval_high"})
     columns = [
         Column("comparison", "comparison"), Column("n", "n"), Column("metric", "metric"),
         Column("difference", "difference", "change"), Column("interval", "95 % interval", "interval"),

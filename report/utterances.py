@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -215,12 +216,8 @@ def _nothing(count: int, why: str) -> CorpusFacts:
 
 
 def _thousandths(values: Floats | npt.NDArray[np.float32]) -> list[int | None]:
-    flat = np.asarray(values, np.float64).ravel()
-    missing = np.isnan(flat)
-    rounded: list[int | None] = np.rint(np.where(missing, 0.0, flat) * THOUSAND).astype(np.int64).tolist()
-    for place in np.flatnonzero(missing).tolist():
-        rounded[place] = None
-    return rounded
+    rounded = np.rint(np.asarray(values, np.float64).ravel() * THOUSAND).tolist()
+    return [None if math.isnan(x) else int(x) for x in rounded]
 
 
 def _seconds(values: npt.NDArray[np.float32]) -> list[float | None]:

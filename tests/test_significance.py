@@ -38,7 +38,7 @@ def clusters_of(group: Group) -> Clusters:
 
 def test_every_compared_score_is_that_of_the_metrics(run_folder: Path) -> None:
     (group,) = grouped([read_run(run_folder)])
-    found = compare(group, clusters_of(group), draws=50)
+    found = list(compare(group, clusters_of(group), draws=50).itertuples())
     by_label = {entry.label: entry for entry in group.entries}
     p = group.predictions
     for one in found:
@@ -55,9 +55,8 @@ def test_every_compared_score_is_that_of_the_metrics(run_folder: Path) -> None:
 
 def test_the_share_of_seeds_that_agree_is_counted(tmp_path: Path) -> None:
     (group,) = grouped([read_run(write_run(tmp_path / "run", Sketch(count=80, seeds=4)))])
-    one = next(
-        c for c in compare(group, clusters_of(group), draws=20) if (c.metric, c.second) == ("js", "cb-ce fusion")
-    )
+    found = compare(group, clusters_of(group), draws=20)
+    (one,) = found[(found["metric"] == "js") & (found["second"] == "cb-ce fusion")].itertuples()
     p = group.predictions
     differences = []
     for seed in range(4):
@@ -86,14 +85,14 @@ def only(run: RunFolder, rows: npt.NDArray[np.intp]) -> RunFolder:
 def test_heads_that_predict_different_utterances_are_compared_on_those_that_both_predict(tmp_path: Path) -> None:
     lacking = {"text": [0, 1, 2, 3, 31, 45, 46], "audio": [5, 50]}
     (group,) = grouped([read_run(write_run(tmp_path / "run", Sketch(lacking=lacking)))])
-    found = {(one.second, one.metric): one for one in compare(group, clusters_of(group), draws=500)}
+    found = {(one.second, one.metric): one for one in compare(group, clusters_of(group), draws=500).itertuples()}
     assert {one.n for one in found.values()} == {60, 53, 58}
     for head, missing in lacking.items():
         rows = np.setdiff1d(np.arange(60), missing)
         (some,) = grouped([only(group.runs[0], rows)])
         alone = with_heads(some, ("fusion", head))
         expected = compare(alone, clusters_of(some), draws=500)
-        theirs = {one.metric: one for one in expected if one.second == f"amber2 {head}"}
+        theirs = {one.metric: one for one in expected.itertuples() if one.second == f"amber2 {head}"}
         for metric in COMPARED:
             ours = found[f"amber2 {head}", metric]
             assert ours.n == len(rows)
@@ -110,9 +109,10 @@ def test_a_fold_whose_utterances_a_head_all_lacks_is_not_drawn_from(tmp_path: Pa
     second = np.flatnonzero(whole.predictions.fold == 2).tolist()
     write_run(tmp_path / "less", Sketch(lacking={"text": second}))
     (group,) = grouped([read_run(tmp_path / "less")])
-    found = [one for one in compare(group, clusters_of(group), draws=200) if one.second == "amber2 text"]
-    assert {one.n for one in found} == {60 - len(second)}
-    assert all(np.isfinite([one.difference, one.low, one.high, one.p, one.p_holm]).all() for one in found)
+    found = compare(group, clusters_of(group), draws=200)
+    found = found[found["second"] == "amber2 text"]
+    assert set(found["n"]) == {60 - len(second)}
+    assert np.isfinite(found[["difference", "low", "high", "p", "p_holm"]]).all(axis=None)
 
 
 # --- the bootstrap ---
