@@ -157,6 +157,16 @@ def test_an_absent_expert_has_no_weight_and_without_any_there_is_none() -> None:
     np.testing.assert_array_equal(weights[:, 1:], [[0, 1, math.nan], [1, 0, math.nan]])
 
 
+@given(targets, st.integers(2, 4))
+def test_disagreement_is_the_mean_of_the_pairs_that_are_there(target: Floats, count: int) -> None:
+    probs = [anywhere(*target.shape, seed=seed) for seed in range(count)]
+    probs[0][0] = math.nan
+    for row, found in enumerate(distributions.disagreement(probs)):
+        there = [p[row].tolist() for p in probs if not math.isnan(p[row, 0])]
+        pairs = [reference.js(p, q) for p, q in itertools.combinations(there, 2)]
+        assert found == pytest.approx(np.mean(pairs) if pairs else math.nan, abs=1e-12, nan_ok=True)
+
+
 def test_scoring_reading_and_writing_need_no_torch() -> None:
     code = (
         "import sys, amber2_core.cache, amber2_core.distributions, amber2_core.files, amber2_core.metrics;"

@@ -59,11 +59,7 @@ def expert_weights(probs: Mapping[str, Floats], target: Floats, setting: Setting
 
 def modality_disagreement(probs: Mapping[str, Floats]) -> Floats:
     """JS(p_A‖p_T) (seeds, n); with more modalities the mean over the pairs that an utterance has, NaN without any."""
-    modalities = [head for head in probs if head != FUSION_HEAD]
-    pairs = np.stack([utterance_js(probs[a], probs[b]) for a, b in itertools.combinations(modalities, 2)])
-    there = ~np.isnan(pairs)  # (pairs, seeds, n)
-    with np.errstate(invalid="ignore"):  # 0 / 0
-        return np.asarray(np.where(there, pairs, 0.0).sum(axis=0) / there.sum(axis=0))
+    return distributions.disagreement([p for head, p in probs.items() if head != FUSION_HEAD])
 
 
 def _groups(target: Floats, emotions: Sequence[str]) -> Iterator[tuple[tuple[str, str], npt.NDArray[np.bool_]]]:
