@@ -49,6 +49,8 @@ def report_runs(
       report-runs --output ablation runs/full runs/no-mai
     """
 
+    import pandas as pd
+
     from .page import Options, write_report
 
     folder = output or Path("reports") / f"{time.strftime('%Y%m%d-%H%M%S')}-{runs[0].resolve().name}"
