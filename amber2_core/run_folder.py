@@ -61,7 +61,7 @@ from .errors import RunFolderError, parse_problem
 from .files import folder_written_whole
 from .files import write_json as write_json  # settings.json and summary.json are written by it
 from .metrics import METRICS
-from .tables import Texts, texts
+from .tables import Texts
 
 if TYPE_CHECKING:  # it takes half a second to load, for which no command should wait that does not need it
     from pandas import DataFrame, Series
@@ -165,23 +165,23 @@ def new_run_folder(path: Path) -> Iterator[Path]:
 
 
 def write_results(path: Path, rows: Sequence[Row]) -> None:
-    """Write results.csv: at least one row, all with the names of the first."""
-    _write_rows(path, rows)
+    """Write results.csv: rows with the names of the first; None is an empty cell, numbers stand in full."""
+    _write_rows(path, rows, (*KEY_COLUMNS, "epoch", "n"))
 
 
 def write_curves(path: Path, rows: Sequence[Row]) -> None:
     """Write curves.csv, as `write_results`."""
-    _write_rows(path, rows)
+    _write_rows(path, rows, CURVE_COLUMNS)
 
 
 def write_experts(path: Path, rows: Sequence[Row]) -> None:
     """Write experts.csv, as `write_results`."""
-    _write_rows(path, rows)
+    _write_rows(path, rows, EXPERT_COLUMNS)
 
 
 def write_utterances(path: Path, rows: Sequence[Row]) -> None:
     """Write utterances.csv, as `write_results`; the rows stand in the order of the predictions."""
-    _write_rows(path, rows)
+    _write_rows(path, rows, UTTERANCE_COLUMNS)
 
 
 def write_predictions(path: Path, predictions: Predictions) -> None:
@@ -216,7 +216,11 @@ def read_results(folder: Path) -> list[dict[str, Any]]:
     Raises:
         RunFolderError: not a run folder, or the file is damaged.
     """
-    return _read_rows(_file(folder / "results.csv"), (*KEY_COLUMNS, "epoch", "n"))
+    path = _file(folder / "results.csv")
+    rows = _read_rows(path, (*KEY_COLUMNS, "epoch", "n"))
+    if not rows:
+        raise RunFolderError(f"{path} has no rows: train again")
+    return rows
 
 
 def read_predictions(folder: Path) -> Predictions:
@@ -266,10 +270,9 @@ def read_utterances(folder: Path) -> DataFrame | None:
     if not path.is_file():
         return None
     header, rows = _cells(path, UTTERANCE_COLUMNS)
-    table = pd.DataFrame({name: texts(some) for name, some in zip(header, zip(*rows, strict=True), strict=True)})
     try:
-        return table.astype({"fold": np.int64}) if rows else table
-    except ValueError as problem:
+        return pd.DataFrame(rows, columns=header, dtype=object).astype({"fold": np.int64})
+    except (ValueError, OverflowError) as problem:
         raise RunFolderError(f"{path} is damaged (fold: {problem}): train again") from None
 
 
@@ -381,9 +384,10 @@ def _with_younger_metrics(run: RunFolder) -> RunFolder:
     return replace(run, results=results.join(in_order[younger]))
 
 
-def _write_rows(path: Path, rows: Sequence[Row]) -> None:
+def _write_rows(path: Path, rows: Sequence[Row], columns: Sequence[str]) -> None:
+    """Write rows with the names of the first, or the header alone where there is none."""
     with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
+        writer = csv.DictWriter(file, list(rows[0]) if rows else columns, lineterminator="\n")
         writer.writeheader()
         writer.writerows({name: "" if value is None else value for name, value in row.items()} for row in rows)
 

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from run_folders import Sketch, write_run
 
 from amber2_core.errors import RunFolderError
@@ -146,3 +148,23 @@ def test_a_metric_that_is_younger_than_the_run_is_no_reason_to_refuse_it(run: Pa
     assert read_run(run).tested["ece"].notna().all()
     edit(run / "results.csv", lambda lines: changed(lines, "js", "0.01"))
     assert "changed by hand" in refusal(run)
+
+
+@given(
+    st.sampled_from(["settings.json", "results.csv", "curves.csv", "utterances.csv", "predictions.npz"]),
+    st.floats(0, 1), st.binary(max_size=4) | st.sampled_from([b",", b"\n", b"nan", b"1e999", b"9" * 30]), st.booleans(),
+)  # fmt: skip
+@settings(max_examples=60)
+@pytest.mark.filterwarnings("ignore::ResourceWarning")  # numpy leaves a damaged archive open
+def test_whatever_became_of_a_file_is_told_in_one_line_or_does_not_matter(
+    tmp_path_factory: pytest.TempPathFactory, run_folder: Path, name: str, place: float, bytes_: bytes, cut: bool
+) -> None:
+    run = tmp_path_factory.mktemp("damaged") / "run"
+    shutil.copytree(run_folder, run)
+    whole = (run / name).read_bytes()
+    at = int(place * len(whole))
+    (run / name).write_bytes(whole[:at] + bytes_ + (b"" if cut else whole[at + len(bytes_) :]))
+    try:
+        read_run(run)
+    except RunFolderError as problem:
+        assert "\n" not in str(problem)
