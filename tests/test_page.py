@@ -251,6 +251,18 @@ def test_the_page_names_nothing_outside_of_itself(text: str) -> None:
     assert "default-src 'none'" in text
 
 
+def test_how_the_run_was_made_is_told_in_words(text: str) -> None:
+    made = re.sub(r"\s+", " ", text[text.index("How it was made</h3>") :])
+    for name, words in (
+        ("emotions", "neutral, &lt;b&gt;sad&lt;/b&gt;, angry, happy"),
+        ("utterances", "kept: 90; dropped: no counting vote 0"),
+        ("folds", "3 by speaker"),
+    ):
+        assert f"<dt>{name}</dt><dd><bdi>{words}</bdi></dd>" in made
+    assert "<code>train-heads --seeds 3</code>" in made
+    assert "merge: none" in made
+
+
 def test_hostile_words_are_text_in_the_file(text: str) -> None:
     assert text.count("<script") == 2 == text.count("</script")
     assert "<img" not in text
