@@ -165,7 +165,7 @@ def new_run_folder(path: Path) -> Iterator[Path]:
 
 
 def write_results(path: Path, rows: Sequence[Row]) -> None:
-    """Write results.csv: rows with the names of the first; None is an empty cell, numbers stand in full."""
+    """Write results.csv; None, and what a row lacks and others have, is an empty cell, numbers stand in full."""
     _write_rows(path, rows, (*KEY_COLUMNS, "epoch", "n"))
 
 
@@ -385,9 +385,9 @@ def _with_younger_metrics(run: RunFolder) -> RunFolder:
 
 
 def _write_rows(path: Path, rows: Sequence[Row], columns: Sequence[str]) -> None:
-    """Write rows with the names of the first, or the header alone where there is none."""
+    """Write rows; where there are none, the header alone with the columns that there must be."""
     with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(rows[0]) if rows else columns, lineterminator="\n")
+        writer = csv.DictWriter(file, _names(rows) or columns, lineterminator="\n")
         writer.writeheader()
         writer.writerows({name: "" if value is None else value for name, value in row.items()} for row in rows)
 
@@ -429,12 +429,16 @@ def _value(text: str) -> Any:
     return text
 
 
+def _names(rows: Sequence[Row]) -> list[str]:
+    """All that rows name, in order of appearance."""
+    return list(dict.fromkeys(name for row in rows for name in row))
+
+
 def _table(rows: Sequence[Row]) -> DataFrame:
     """Rows as a table: whole numbers, else numbers, where all that is there is such, else words."""
     import pandas as pd
 
-    names = list(rows[0]) if rows else []
-    return pd.DataFrame({name: _column([row[name] for row in rows]) for name in names})
+    return pd.DataFrame({name: _column([row.get(name) for row in rows]) for name in _names(rows)})
 
 
 def _column(values: Sequence[Any]) -> Series[Any]:

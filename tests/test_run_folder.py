@@ -232,6 +232,13 @@ def test_columns_hold_whole_numbers_numbers_or_words(tmp_path: Path) -> None:
     assert results["some"].isna().tolist() == results["word"].isna().tolist() == [False, True]
 
 
+def test_systems_may_have_settings_of_their_own(tmp_path: Path) -> None:
+    rows = [result_row(1, 0), {**result_row(1, 0), "head": "audio", "temperature": 2.0}]
+    write_results(tmp_path / "results.csv", rows)
+    assert read_results(tmp_path) == [{**rows[0], "temperature": None}, rows[1]]
+    assert set(summarise(rows)["amber2"]) == {"fusion", "audio"}
+
+
 def test_settings_are_what_a_folder_declares_and_in_folders_of_before_the_known_ones(tmp_path: Path) -> None:
     columns = [*KEY_COLUMNS, "kappa", "temperature", "seconds", "epoch", "n", *METRICS]
     assert axes_of({"axes": ["temperature", "kappa", "gone"]}, columns) == ("kappa", "temperature")
