@@ -214,6 +214,7 @@ def test_torch_is_never_loaded() -> None:
     assert done.stdout.split() == []
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_what_train_heads_writes_is_what_the_report_reads(tmp_path: Path) -> None:
     cache = write_small_cache(tmp_path, count=90)
     arguments = ["--cache", str(cache), "--output", str(tmp_path / "run"), "--seeds", "2", "--epochs", "2"]
