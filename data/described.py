@@ -16,7 +16,7 @@ from amber2_core.votes import CONSENSUS
 
 from .label_forms import counted_votes, distributed_votes, finite_number, listed_ratings, single_label
 from .manifest_columns import Columns, manifest_columns
-from .rows import Row, Table
+from .release import Row, Table
 from .smoothing import EMO_SUPERB_EPSILON, ROUNDING, restored, smoothing_floor
 
 Labels = Callable[[Mapping[str, str]], tuple[Rating, ...]]

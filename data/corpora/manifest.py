@@ -39,9 +39,8 @@ from amber2_core.errors import CorpusError, bad_choice
 from amber2_core.utterance import Corpus
 
 from ..described import described_corpus
-from ..json_rows import read_json_lines
 from ..manifest_columns import NAMES
-from ..rows import Table, read_table
+from ..release import Table, read_json_lines, read_table
 
 __all__ = ["NAMES", "ORIGIN", "read"]
 

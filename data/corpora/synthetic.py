@@ -106,9 +106,8 @@ def read(root: Path) -> Corpus:
     description = read_description(root)
     corpus = manifest.read(root / UTTERANCES)
     if len(corpus.utterances) != description.utterances:
-        raise CorpusError(
-            f"{root / UTTERANCES} holds {len(corpus.utterances)} utterances, not {description.utterances}. {ORIGIN}"
-        )
+        counts = f"{description.utterances} but {len(corpus.utterances)}"
+        raise CorpusError(f"Not {counts} utterances are in {root / UTTERANCES}: write the corpus anew")
     version = f"{FORMAT['format_version']}, seed {description.seed}"
     return replace(corpus, name="synthetic", defaults=DEFAULTS, version=version)
 
