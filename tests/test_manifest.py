@@ -17,7 +17,8 @@ from amber2_core.errors import CorpusError
 from amber2_core.utterance import Corpus, Utterance
 from amber2_data.corpora import manifest
 from amber2_data.corpora.registry import read_corpus
-from amber2_data.smoothing import smoothed, unsmoothed
+from amber2_data.label_forms import smoothed, unsmoothed
+from amber2_data.manifest_columns import NAMES
 
 VOTES = """id,audio,text,speaker,session,votes.neutral,votes.happy,votes.angry
 a1,wav/a1.wav,"Well, no.",mary,1,2,0,1
@@ -111,7 +112,7 @@ def test_a_label_beside_votes_is_the_consensus(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("role", "column"),
-    [(role, column) for role in ("audio", "text", "session") for column in manifest.NAMES[role]]
+    [(role, column) for role in ("audio", "text", "session") for column in NAMES[role]]
     + [("audio", "FileName"), ("text", "Utterance"), ("audio", "Audio_Path")],
 )
 def test_every_spelling_of_a_column_means_the_same(role: str, column: str, tmp_path: Path) -> None:
