@@ -69,7 +69,7 @@ def speakers(sessions: int, random: np.random.Generator) -> list[tuple[Speaker, 
     """A woman and a man for each session, no two voices alike."""
 
     def speaker(name: str, pitch: float, tract: float) -> Speaker:
-        pitch, tract = pitch * random.uniform(0.94, 1.06), tract * random.uniform(0.97, 1.03)
+        pitch, tract = pitch * random.uniform(0.96, 1.04), tract * random.uniform(0.98, 1.02)
         return Speaker(name, pitch, tract, tempo=random.uniform(0.94, 1.06))
 
     names = [f"Ses{session:02d}" for session in range(1, sessions + 1)]

@@ -8,7 +8,7 @@
 └── wav/Ses01/Ses01_d000_F000.wav   16 kHz mono PCM16
 ```
 `python -m amber2_data.corpora.synthetic DIR` writes one. It has the shape of IEMOCAP: five sessions of a woman and a
-man who take turns, four emotions, three or four raters. What voice, words and raters have to do with one another:
+man who take turns, four emotions, three raters. What voice, words and raters have to do with one another:
 `amber2_data.synthesis`. Equal settings give equal bytes.
 """
 
