@@ -222,9 +222,9 @@ def test_columns_hold_whole_numbers_numbers_or_words(tmp_path: Path) -> None:
     other = {"whole": 3, "some": None, "number": 1, "word": None, "nobody": None}
     write_results(tmp_path / "results.csv", [{**row, **cells}, {**row, **other}])
     write_json(tmp_path / "settings.json", {})
-    nothing = np.zeros((1, 0, 2), np.float32)
-    empty = Predictions(texts([]), np.array([], int), nothing[0], ("a", "b"), {"amber2/fusion": nothing})
-    write_predictions(tmp_path / "predictions.npz", empty)
+    probs = np.full((1, 1, 2), 0.5, np.float32)
+    one = Predictions(texts(["a"]), np.array([1]), probs[0], ("up", "down"), {"amber2/fusion": probs})
+    write_predictions(tmp_path / "predictions.npz", one)
     results = load(tmp_path).results
     assert {name: str(results[name].dtype) for name in cells} == {
         "whole": "int64", "some": "Int64", "number": "float64", "word": "str", "nobody": "float64",
