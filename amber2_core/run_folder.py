@@ -280,7 +280,8 @@ def read_utterances(folder: Path) -> DataFrame | None:
 
 def axes_of(settings: Mapping[str, Any], columns: Sequence[str]) -> tuple[str, ...]:
     """Which columns of results.csv are settings: those that settings.json declares, else those of earlier versions."""
-    declared = settings.get("axes", EARLIER_AXES)
+    declared = settings.get("axes")
+    declared = declared if isinstance(declared, list) else EARLIER_AXES
     return tuple(name for name in columns if name in declared and name not in KEY_COLUMNS)
 
 
@@ -311,7 +312,7 @@ def load(folder: Path | str) -> RunFolder:
         axes=axes_of(settings, list(results.columns)),
         results=results,
         arrays=arrays,
-        utterances=pd.concat([found, rated], axis=1),
+        utterances=pd.concat([found.drop(columns=rated.columns, errors="ignore"), rated], axis=1),
         experts=_table(read_experts(folder) if (folder / "experts.csv").is_file() else []),
         curves=_table(read_curves(folder)),
     )

@@ -242,7 +242,8 @@ def test_systems_may_have_settings_of_their_own(tmp_path: Path) -> None:
 def test_settings_are_what_a_folder_declares_and_in_folders_of_before_the_known_ones(tmp_path: Path) -> None:
     columns = [*KEY_COLUMNS, "kappa", "temperature", "seconds", "epoch", "n", *METRICS]
     assert axes_of({"axes": ["temperature", "kappa", "gone"]}, columns) == ("kappa", "temperature")
-    assert axes_of({}, columns) == ("kappa",)
+    assert axes_of({"axes": []}, columns) == ()
+    assert axes_of({}, columns) == axes_of({"axes": None}, columns) == ("kappa",)
     assert axes_of({}, list(result_row(1, 0))) == ("kappa", "student", "lambda_rai")
 
 
