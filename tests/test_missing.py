@@ -65,12 +65,10 @@ def test_every_head_is_scored_on_the_utterances_that_have_it_and_n_says_how_many
         rows = fold.dev if row["split"] == "dev" else fold.test
         assert row["n"] == sum(i not in LACKING.get(row["head"], ()) for i in rows)
         assert all(math.isfinite(row[name]) for name in METRICS)
-    curves = {
-        tuple(c[k] for k in ("system", "head", "fold", "seed", "epoch")): c["dev_js"] for c in found.results.curves
-    }
+    keys = ("system", "head", "fold", "seed", "epoch")
+    curves = {tuple(row[key] for key in keys): row["dev_js"] for row in found.results.curves}
     for row in (r for r in found.results.rows if r["split"] == "dev" and r["selected"]):
-        key = (row["system"], row["head"], row["fold"], row["seed"], row["epoch"])
-        assert row["js"] == pytest.approx(curves[key], abs=1e-6)
+        assert row["js"] == pytest.approx(curves[tuple(row[key] for key in keys)], abs=1e-6)
 
 
 def test_predictions_are_whole_or_nan_where_a_head_has_nothing_to_go_by_and_the_heads_give_them_again(
