@@ -7,7 +7,7 @@ import importlib.metadata
 import json
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -59,10 +59,6 @@ def settings_record(request: Request) -> dict[str, Any]:
     }
 
 
-def _feature_set(some: Any) -> dict[str, Any]:
-    return {"name": some.name, "fingerprint": some.fingerprint, "recipe": some.recipe}
-
-
 def _digest(data: TrainingData) -> str:
     """sha256 over what the numbers rest on: every kept utterance's id, what its features were made of, its target."""
     digest = hashlib.sha256()
@@ -111,11 +107,12 @@ def say_what_is_kept(request: Request) -> None:
                 _log.warning("fold %d: no utterance of %s has %s%s", fold.number, " and ".join(empty), modality, so)
 
 
-def say_what_is_chosen(selection: Selection, fold: int, folds: int, seconds: float) -> None:
+def say_what_is_chosen(selection: Selection, fold: int, folds: int, seconds: float, varied: Sequence[str]) -> None:
+    """Log what dev chose in a fold; `varied` are the settings that have several values on the grid."""
     points = []
     for name, place in selection.chosen(fold).items():
         row = selection.settings[place].row()
-        named = "".join(f" {axis} {row[axis]}" for axis in ("lambda_mai", "kappa") if axis in row)
+        named = "".join(f" {axis} {row[axis]}" for axis in varied if axis in row)
         points.append(f"{name}{named} (dev js {selection.best[fold, name][1]:.4f})")
     _log.info("fold %d of %d after %.1f s; chosen on dev: %s", fold, folds, seconds, ", ".join(points))
 

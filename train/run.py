@@ -111,7 +111,8 @@ def _trained(request: Request, finished: FinishedTasks, on_progress: OnProgress)
         for fold in request.folds:
             if fold.number not in told and selection.is_complete(fold.number):
                 told.add(fold.number)
-                say_what_is_chosen(selection, fold.number, len(request.folds), time.monotonic() - began)
+                seconds, varied = time.monotonic() - began, request.options.grid.varied
+                say_what_is_chosen(selection, fold.number, len(request.folds), seconds, varied)
 
     missing = []
     for task in request.tasks:
