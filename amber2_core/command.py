@@ -66,10 +66,12 @@ class _StandardError(logging.Handler):
 
 
 def _set_up_log(level: int) -> None:
-    """Our own packages speak at `level`, all others only when they warn."""
+    """Our own packages speak at `level`, all others only when they warn; files of a log hear what is not said, too."""
     root = logging.getLogger()
     root.handlers = [handler for handler in root.handlers if not isinstance(handler, _StandardError)]
-    root.addHandler(_StandardError())
+    said = _StandardError()
+    said.setLevel(level)
+    root.addHandler(said)
     root.setLevel(logging.WARNING)
     for package in ("amber2_core", "amber2_data", "amber2_extract", "amber2_train", "amber2_report", "amber2_predict"):
-        logging.getLogger(package).setLevel(level)
+        logging.getLogger(package).setLevel(min(level, logging.INFO))
