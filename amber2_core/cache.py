@@ -126,11 +126,7 @@ def write_cache(path: Path, cache: FeatureCache, stored: Sequence[StoredFeatures
     except OSError as problem:
         raise CacheError(f"Cannot read what {path} is made of: {_reason(problem)}") from None
     try:
-        with (
-            written_whole(path) as writing,
-            Sink(writing, "w+") as sink,
-            h5py.File(sink, "w", **_LAYOUT) as file,
-        ):
+        with written_whole(path) as writing, Sink(writing, "w+") as sink, h5py.File(sink, "w", **_LAYOUT) as file:
             _write(file, cache, stored)
     except FileExistsError:
         raise CacheError(f"Cannot write {path}: {path.parent} is a file; choose another place with --output") from None
@@ -162,18 +158,7 @@ def read_feature_headers(path: Path) -> tuple[FeatureHeader, ...]:
         CacheError: as `read_cache`.
     """
     with _opened(path) as (file, reader):
-        return tuple(
-            FeatureHeader(
-                some.modality,
-                some.name,
-                some.values.shape,
-                str(some.values.dtype),
-                some.recipe,
-                some.fingerprint,
-                some.frames is not None,
-            )
-            for some in reader.features(file, None)
-        )
+        return reader.headers(file)
 
 
 @contextmanager
@@ -254,6 +239,7 @@ def _verified_place(path: Path, written: tuple[int, int], dataset: h5py.Dataset)
 
 
 def _tables(file: h5py.File) -> FeatureCache:
+    failures = [read_dataset(file["failures"][name]) for name in ("utterance", "stage", "reason")]
     return FeatureCache(
         corpus=read_attribute(file, "corpus"),
         corpus_version=read_attribute(file, "corpus_version"),
@@ -265,7 +251,7 @@ def _tables(file: h5py.File) -> FeatureCache:
         ratings=_table(file["ratings"], RatingTable),
         attributes={name: read_dataset(file["attributes"][name]) for name in file["attributes"]},
         features=(),
-        failures=tuple(Failure(*row) for row in zip(*_failure_columns(file), strict=True)),
+        failures=tuple(Failure(*row) for row in zip(*failures, strict=True)),
     )
 
 
@@ -276,27 +262,39 @@ def _table(group: h5py.Group, table: Any) -> Any:
     return table(**columns)
 
 
-def _failure_columns(file: h5py.File) -> list[list[str]]:
-    return [list(read_dataset(file["failures"][name])) for name in ("utterance", "stage", "reason")]
+def _groups(file: h5py.File) -> Iterator[tuple[h5py.Group, str, str]]:
+    """The group of each feature set, its modality and its name."""
+    for modality, sets in file["features"].items():
+        for name in sets:
+            yield sets[name], modality, name
+
+
+def _headers(file: h5py.File) -> tuple[FeatureHeader, ...]:
+    headers = []
+    for group, modality, name in _groups(file):
+        values, recipe = group["values"], _recipe(group)
+        kind = str(values.dtype), recipe, fingerprint(recipe)
+        headers.append(FeatureHeader(modality, name, values.shape, *kind, has_frames="frames" in group))
+    return tuple(headers)
 
 
 def _feature_sets(file: h5py.File, only: Collection[FeatureKey] | None) -> tuple[StoredFeatures, ...]:
-    keys = [(modality, name) for modality in file["features"] for name in file["features"][modality]]
-    return tuple(
-        _feature_set(file["features"][modality][name], modality, name)
-        for modality, name in keys
-        if only is None or (modality, name) in only
-    )
+    sets = []
+    for group, modality, name in _groups(file):
+        if only is None or (modality, name) in only:
+            inputs, recipe, frames = read_dataset(group["inputs"]), _recipe(group), None
+            if "frames" in group:
+                frames = StoredFrames(group["frames/values"], read_dataset(group["frames/offsets"]))
+            sets.append(StoredFeatures(modality, name, group["values"], inputs, recipe, frames))
+    return tuple(sets)
 
 
-def _feature_set(group: h5py.Group, modality: str, name: str) -> StoredFeatures:
+def _recipe(group: h5py.Group) -> Recipe:
+    """The recipe of a feature set, which must match its fingerprint."""
     recipe: Recipe = json.loads(read_attribute(group, "recipe"))
     if fingerprint(recipe) != read_attribute(group, "fingerprint"):
         raise CacheError(f"the recipe of {group.name} does not match its fingerprint")
-    frames = None
-    if "frames" in group:
-        frames = StoredFrames(group["frames/values"], read_dataset(group["frames/offsets"]))
-    return StoredFeatures(modality, name, group["values"], read_dataset(group["inputs"]), recipe, frames)
+    return recipe
 
 
 @dataclass(frozen=True)
@@ -304,11 +302,12 @@ class Reader:
     """How one format version is read from an open file."""
 
     tables: Callable[[h5py.File], FeatureCache]  # all but the feature sets
+    headers: Callable[[h5py.File], tuple[FeatureHeader, ...]]
     # those wanted, None: all; `values` and `frames.values` are datasets, neither read nor verified
     features: Callable[[h5py.File, Collection[FeatureKey] | None], tuple[StoredFeatures, ...]]
 
 
-READERS: Mapping[int, Reader] = {1: Reader(_tables, _feature_sets)}
+READERS: Mapping[int, Reader] = {1: Reader(_tables, _headers, _feature_sets)}
 
 
 @contextmanager
@@ -323,7 +322,7 @@ def _opened(path: Path) -> Iterator[tuple[h5py.File, Reader]]:
                 raise CacheError(f"{path} is an HDF5 file but not a feature cache: make one with extract-features")
             version = int(file.attrs["format_version"])
             if version not in READERS:
-                known, remedy = ", ".join(map(str, READERS)), "update amber2" if version > FORMAT_VERSION else again
+                known, remedy = ", ".join(map(str, READERS)), "update amber2" if version > max(READERS) else again
                 raise CacheError(f"{path} has cache format {version}, this amber2 reads {known}: {remedy}")
             try:
                 yield file, READERS[version]

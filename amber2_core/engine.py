@@ -16,11 +16,13 @@ import os
 import pickle
 import signal
 import sys
+import tempfile
 import threading
 import traceback
 import types
+import warnings
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -39,8 +41,12 @@ Result = TypeVar("Result")
 ENGINES = ("local",)
 # How long a worker that was killed may take to vanish, in seconds.
 _PATIENCE = 5.0
-# macOS has fork, but its libraries do not survive it.
-_HAS_SERVER = "forkserver" in multiprocessing.get_all_start_methods() and sys.platform != "darwin"
+# macOS has fork, but its libraries do not survive it. The server's socket needs a path of at most 107 bytes.
+_HAS_SERVER = (
+    "forkserver" in multiprocessing.get_all_start_methods()
+    and sys.platform != "darwin"
+    and len(os.fsencode(tempfile.gettempdir())) < 72
+)
 _context: Any = multiprocessing.get_context("forkserver" if _HAS_SERVER else "spawn")
 # What a thread brings on itself, what the fork server waits for, and Ctrl-Z, which no handler of ours meets.
 _UNBLOCKED = ("ABRT", "BUS", "FPE", "ILL", "SEGV", "TRAP", "CHLD", "CONT", "TSTP", "TTIN", "TTOU")
@@ -91,7 +97,7 @@ def deal(
     Raises:
         SettingError: no such engine.
         WorkerError: a task killed two workers.
-        Exception: what `function` or `setup` raised, with the worker's traceback as a note.
+        Exception: what `function` or `setup` raised, with the worker's traceback as its cause.
     """
     if engine not in ENGINES:
         raise SettingError(bad_choice("engine", engine, ENGINES))
@@ -101,16 +107,16 @@ def deal(
 
 def call(function: Callable[..., Result], *args: Any) -> Result:
     """What a function gives when a fresh worker calls it once."""
-    ((_, result),) = deal(_apply, [args], setup=_given, workers=[None], shared=function)
+    ((_, result),) = deal(_apply, [args], setup=_callee, workers=[None], shared=function)
     return result
+
+
+def _callee(_: None, shared: Callable[..., Result]) -> Callable[..., Result]:
+    return shared
 
 
 def _apply(function: Callable[..., Result], args: Sequence[Any]) -> Result:
     return function(*args)
-
-
-def _given(_: object, shared: Shared) -> Shared:
-    return shared
 
 
 # ── in the conductor ──────────────────────────────────────────────────────────────────────────────────────────────────
@@ -124,20 +130,6 @@ class _Dealt:
     deaths: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class _Made:
-    """A worker's message: what the function gave."""
-
-    result: Any
-
-
-@dataclass(frozen=True, slots=True)
-class _Raised:
-    """A worker's last message: what the function or its setup raised."""
-
-    problem: BaseException
-
-
 def _results(tasks: Iterator[Any], workers: Sequence[_Worker], queued: int) -> Generator[tuple[Any, Any]]:
     again: deque[_Dealt] = deque()
     heard: dict[tuple[str, int, str], object] = {}
@@ -147,16 +139,17 @@ def _results(tasks: Iterator[Any], workers: Sequence[_Worker], queued: int) -> G
             busy = [worker for worker in workers if worker.dealt]
             if not busy:
                 return
-            for worker in _with_news(busy, timeout=0 if took else None):
-                message = worker.receive()
-                if isinstance(message, _Made):
-                    yield worker.dealt.popleft().task, message.result
-                elif isinstance(message, _Raised):
-                    raise message.problem
-                elif isinstance(message, logging.LogRecord):
-                    _handle_once(message, worker.process, heard)
-                else:
-                    again.extend(_of_the_dead(worker))
+            ready = wait([worker.connection for worker in busy], timeout=0 if took else None)
+            for worker in [worker for worker in busy if worker.connection in ready]:
+                match worker.receive():
+                    case "made", result:
+                        yield worker.dealt.popleft().task, result
+                    case "logged", record:
+                        _handle_once(record, worker.process, heard)
+                    case "raised", problem, where:
+                        raise problem from RuntimeError(f"in a worker:\n{where}")
+                    case _:
+                        again.extend(_of_the_dead(worker))
     finally:
         _end(workers)
 
@@ -173,11 +166,6 @@ def _deal_one(again: deque[_Dealt], tasks: Iterator[Any], workers: Sequence[_Wor
         worker.give(_Dealt(task))
         return True
     return False
-
-
-def _with_news(workers: Sequence[_Worker], timeout: float | None) -> list[_Worker]:
-    ready = wait([of for worker in workers for of in (worker.connection, worker.process.sentinel)], timeout)
-    return [worker for worker in workers if worker.connection in ready or worker.process.sentinel in ready]
 
 
 def _of_the_dead(worker: _Worker) -> list[_Dealt]:
@@ -209,31 +197,30 @@ class _Worker:
         self._entry, self._work = entry, work
 
     def give(self, dealt: _Dealt) -> None:
+        if self.process is None:
+            self._start()
         self.dealt.append(dealt)
-        with suppress(OSError):  # it died: who waits for its messages hears of it
-            if self.process is None:
-                self._start()
-            self._send(dealt.task)
+        self._send(pickle.dumps(dealt.task, pickle.HIGHEST_PROTOCOL))
 
-    def receive(self) -> object:
+    def receive(self) -> Any:
         """Its next message; None if it died."""
         try:
-            pickled = self.connection.recv_bytes() if self.connection.poll() else None
+            pickled = self.connection.recv_bytes()
         except (EOFError, OSError):
             return None
-        return pickle.loads(pickled) if pickled is not None else None
+        return pickle.loads(pickled)
 
     def kill(self) -> None:
         if self.connection is not None:
             self.connection.close()
-        if self.process is not None and self.process.pid is not None and self.process.exitcode is None:
+        if self.process is not None and self.process.exitcode is None:
             self.process.kill()
 
     def bury(self) -> str:
         """How it died."""
         self.kill()
         code = None
-        if self.process is not None and self.process.pid is not None:
+        if self.process is not None:
             self.process.join(_PATIENCE)
             code = self.process.exitcode
         self.process = self.connection = None
@@ -243,26 +230,28 @@ class _Worker:
 
     def _start(self) -> None:
         self.connection, theirs = _context.Pipe()
-        self.process = _context.Process(target=_work, args=(theirs,), name="amber2 worker", daemon=True)
         _alive.add(self)
-        _start(self.process, theirs)
-        self._send((dict(os.environ), _levels(), self._entry))
-        self.connection.send_bytes(self._work)
+        # Where this is interrupted, the worker that comes all the same finds its pipe closed, and ends.
+        self.process = _start(theirs)
+        self._send(pickle.dumps((self._entry, *_surroundings()), pickle.HIGHEST_PROTOCOL))
+        self._send(self._work)
 
-    def _send(self, message: object) -> None:
-        self.connection.send_bytes(pickle.dumps(message, pickle.HIGHEST_PROTOCOL))
+    def _send(self, pickled: bytes) -> None:
+        with suppress(OSError):  # it has died, and who waits for its messages will hear of it
+            self.connection.send_bytes(pickled)
 
 
-def _start(process: Any, theirs: Connection) -> None:
-    """Start a process in a thread: Ctrl-C comes through while the fork server loads, and never halfway through."""
-    started: Future[None] = Future()
+def _start(theirs: Connection) -> Any:
+    """A process, started in a thread: Ctrl-C comes through while the fork server loads, and never halfway through."""
+    started: Future[Any] = Future()
 
     def start() -> None:
         try:
             prepare()
+            process = _context.Process(target=_work, args=(theirs,), name="amber2 worker", daemon=True)
             with _starting, _clean_start(), _bare_main():
                 process.start()
-            started.set_result(None)
+            started.set_result(process)
         except BaseException as problem:
             started.set_exception(problem)
         finally:
@@ -270,7 +259,7 @@ def _start(process: Any, theirs: Connection) -> None:
 
     threading.Thread(target=start, daemon=True).start()
     try:
-        started.result()
+        return started.result()
     except (EOFError, ConnectionError) as problem:
         raise WorkerError("no worker could be started: the fork server has died") from problem
 
@@ -303,11 +292,12 @@ def _bare_main() -> Iterator[None]:
         sys.modules["__main__"] = main
 
 
-def _levels() -> dict[str, int]:
-    """Every logger that has a level of its own, the root as ""."""
+def _surroundings() -> tuple[dict[str, str], dict[str, int], list[Any]]:
+    """The environment, the levels of loggers that have one, the root as "", and what becomes of Python's warnings."""
     loggers = logging.root.manager.loggerDict.items()
     levels = {name: logger.level for name, logger in loggers if isinstance(logger, logging.Logger) and logger.level}
-    return {"": logging.root.level, **levels}
+    filters = [one for one in warnings.filters if one[2].__module__ == "builtins"]
+    return dict(os.environ), {"": logging.root.level, **levels}, filters
 
 
 def _in_words(code: int | None) -> str:
@@ -320,8 +310,16 @@ def _in_words(code: int | None) -> str:
 
 @atexit.register
 def _end_all() -> None:
-    """At the end of the process; before multiprocessing's own way, which would wait for them."""
+    """At exit, before multiprocessing has its way, which would wait for workers that hear no SIGTERM."""
     _end(list(_alive))
+    if _HAS_SERVER and not multiprocessing.active_children():
+        from multiprocessing import forkserver
+
+        # Left alone it ends as well, but only when it has loaded everything.
+        server = getattr(forkserver._forkserver, "_forkserver_pid", None)
+        if server is not None:
+            with suppress(ProcessLookupError):
+                os.kill(server, signal.SIGKILL)
 
 
 def _end(workers: Sequence[_Worker]) -> None:
@@ -342,15 +340,15 @@ def _work(connection: Connection) -> None:
     threading.Thread(target=_listen, args=(connection, inbox), daemon=True).start()
     outbox = _Outbox(connection)
     try:
-        environment, levels, entry = pickle.loads(inbox.get())
-        _settle(environment, levels, outbox)
+        entry, *surroundings = pickle.loads(inbox.get())
+        _settle(outbox, *surroundings)
         function, setup, shared = pickle.loads(inbox.get())
         state = setup(entry, shared)
         del shared
         while True:
-            outbox.put_nowait(_Made(function(state, pickle.loads(inbox.get()))))
+            outbox.send("made", function(state, pickle.loads(inbox.get())))
     except BaseException as problem:
-        outbox.put_nowait(_Raised(_portable(problem)))
+        outbox.send("raised", _portable(problem), traceback.format_exc())
 
 
 def _listen(connection: Connection, inbox: SimpleQueue[bytes]) -> None:
@@ -362,42 +360,43 @@ def _listen(connection: Connection, inbox: SimpleQueue[bytes]) -> None:
         os._exit(1)
 
 
-class _Outbox:
-    """Messages to the conductor, from any thread; for a log's handler it is a queue."""
+class _Outbox(QueueHandler):
+    """The way to the conductor: messages of any thread, and all that is logged."""
 
     def __init__(self, connection: Connection) -> None:
-        self._connection = connection
-        self._lock = threading.Lock()
+        super().__init__(connection)  # type: ignore[arg-type]
+        self._connection, self._sending = connection, threading.Lock()
 
-    def put_nowait(self, message: object) -> None:
+    def enqueue(self, record: logging.LogRecord) -> None:
+        self.send("logged", record)
+
+    def send(self, *message: Any) -> None:
         pickled = pickle.dumps(message, pickle.HIGHEST_PROTOCOL)
         try:
-            with self._lock:
+            with self._sending:
                 self._connection.send_bytes(pickled)
         except OSError:  # the conductor has gone
             os._exit(1)
 
 
-def _settle(environment: Mapping[str, str], levels: Mapping[str, int], outbox: Any) -> None:
+def _settle(outbox: _Outbox, environment: dict[str, str], levels: dict[str, int], filters: list[Any]) -> None:
     """Take over what the conductor has now, which the fork server may never have had."""
     os.environ.clear()
     os.environ.update(environment)
     for name, level in levels.items():
         logging.getLogger(name).setLevel(level)
-    logging.root.handlers = [QueueHandler(outbox)]
+    logging.root.handlers = [outbox]
+    logging.captureWarnings(True)
+    warnings.filters[:] = filters  # type: ignore[index]
 
 
 def _portable(problem: BaseException) -> BaseException:
-    """The problem with its traceback, as an exception that the conductor knows without further libraries."""
-    note = f"in a worker:\n{''.join(traceback.format_exception(problem))}"
+    """The problem as an exception that the conductor knows without further libraries."""
     if isinstance(problem, Amber2Error) or type(problem).__module__ == "builtins":
-        problem.add_note(note)
         with suppress(Exception):
             pickle.loads(pickle.dumps(problem))
             return problem
-    known = RuntimeError(f"{type(problem).__qualname__}: {problem}")
-    known.add_note(note)
-    return known
+    return RuntimeError(f"{type(problem).__qualname__}: {problem}")
 
 
 def _block_signals() -> set[Any] | None:

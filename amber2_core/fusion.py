@@ -155,11 +155,13 @@ class Concat(Fusion):
         super().__init__(sizes, sum(sizes.values()))
 
 
-class SelfGate(Fusion):
-    """`self_gate` and its layer: `gate` (ΣD, ΣD). The fused vector is as wide as the concatenation."""
+class SelfGate(Concat):
+    """`self_gate` and its layer: `gate` (ΣD, ΣD)."""
+
+    joins = False
 
     def __init__(self, sizes: Mapping[str, int], width: int) -> None:
-        super().__init__(sizes, sum(sizes.values()))
+        super().__init__(sizes, width)
         self.layers = (self.layer("gate", self.width, *sizes),)
 
     def fuse(self, x: Mapping[str, Tensor], present: Masks | None = None) -> Tensor:

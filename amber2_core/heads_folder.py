@@ -21,19 +21,19 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
-import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
+from safetensors.torch import save_file
 from torch import Tensor
 
-from .cache import sync
 from .errors import RunFolderError, SettingError
+from .files import written_whole
 from .heads import Architecture, Heads
 
 FORMAT_VERSION = 2
@@ -97,25 +97,17 @@ def write_heads(path: Path, tensors: Mapping[str, Tensor], record: Mapping[str, 
         ValueError: the record is not complete.
     """
     lacking = [name for name in NEEDED if name not in record]
-    lacking += [
-        f"{name} of {modality}"
-        for modality, features in record.get("features", {}).items()
-        for name in NEEDED_OF_FEATURES
-        if name not in features
-    ]
+    for modality, features in record.get("features", {}).items():
+        lacking += [f"{name} of {modality}" for name in NEEDED_OF_FEATURES if name not in features]
     if lacking:
         raise ValueError(f"A record of heads needs {', '.join(lacking)}")
     versions = {name: importlib.metadata.version(name) for name in ("amber2", "numpy", "torch")}
     whole = {"versions": versions, **record, "format_version": FORMAT_VERSION}
     metadata = {"amber2": json.dumps(whole, ensure_ascii=False, sort_keys=True)}
-    writing = path.with_name(f"{path.name}.writing")
     try:
-        # safetensors' own way to a file makes it readable for nobody else
-        writing.write_bytes(save({name: x.detach().cpu().contiguous() for name, x in tensors.items()}, metadata))
-        sync(writing)
-        os.replace(writing, path)
-    except OSError as problem:
-        writing.unlink(missing_ok=True)
+        with written_whole(path) as writing:
+            save_file({name: x.detach().cpu().contiguous() for name, x in tensors.items()}, writing, metadata)
+    except (OSError, SafetensorError) as problem:
         raise RunFolderError(f"Cannot write {path}: {problem}") from None
 
 
@@ -125,18 +117,12 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], Record]:
     Raises:
         RunFolderError: no such file, or another one.
     """
-    try:
-        with safe_open(path, framework="pt") as file:
-            record = json.loads((file.metadata() or {})["amber2"])
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    with _understood(path), safe_open(path, framework="pt") as file:
+        record = json.loads((file.metadata() or {})["amber2"])
         version = record.pop("format_version")
         if version not in READERS:
             raise RunFolderError(f"{path} was written by a newer version of amber2: use that one, or train again")
-        return tensors, READERS[version](record)
-    except FileNotFoundError:
-        raise RunFolderError(f"No trained heads at {path}: train some with train-heads") from None
-    except (SafetensorError, OSError, KeyError, ValueError, TypeError, AttributeError) as problem:
-        raise _not_heads(path, problem) from None
+        return {name: file.get_tensor(name) for name in file.keys()}, READERS[version](record)  # noqa: SIM118
 
 
 def read_heads(path: Path) -> TrainedHeads:
@@ -146,7 +132,7 @@ def read_heads(path: Path) -> TrainedHeads:
         RunFolderError: as `read_tensors`, or the file is of a system with parameters of its own.
     """
     tensors, record = read_tensors(path)
-    try:
+    with _understood(path):
         shape = record.pop("architecture")
         inputs = tuple((name, size) for name, size in shape.pop("inputs"))
         architecture, emotions = Architecture(inputs, **shape), tuple(record.pop("emotions"))
@@ -154,14 +140,19 @@ def read_heads(path: Path) -> TrainedHeads:
         statistics = {m: (tensors.pop(f"inputs.{m}.mean"), tensors.pop(f"inputs.{m}.sd")) for m in means}
         if {name: tuple(x.shape) for name, x in tensors.items()} != architecture.shapes:
             raise ValueError("its tensors are not those of its architecture")
-    except (SettingError, KeyError, ValueError, TypeError, AttributeError) as problem:
-        raise _not_heads(path, problem) from None
     return TrainedHeads(Heads(architecture, tensors), emotions, statistics, record)
 
 
-def _not_heads(path: Path, problem: Exception) -> RunFolderError:
-    reason = (str(problem).splitlines() or [type(problem).__name__])[0]
-    return RunFolderError(f"{path} does not hold trained heads ({reason})")
+@contextmanager
+def _understood(path: Path) -> Iterator[None]:
+    """Within, a file is read; whatever is wrong with it is told in one line."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise RunFolderError(f"No trained heads at {path}: train some with train-heads") from None
+    except (SafetensorError, SettingError, OSError, KeyError, ValueError, TypeError, AttributeError) as problem:
+        reason = (str(problem).splitlines() or [type(problem).__name__])[0]
+        raise RunFolderError(f"{path} does not hold trained heads ({reason})") from None
 
 
 def _read_version_1(record: Record) -> Record:

@@ -1,4 +1,4 @@
-"""Training losses: logits and target distributions in, one loss per run out.
+"""Training losses of logits against target distributions, one number per run.
 
 Logits are (…, batch, classes) with any leading run axes, targets (batch, classes) or (…, batch, classes); a loss is the
 mean over the batch axis alone, so runs stacked along leading axes never meet, and their losses are summed for one step.

@@ -1,4 +1,4 @@
-"""Scores of predicted against rated distributions: target (N, classes) and probs (…, N, classes) in, one per run out.
+"""Scores of predicted against rated distributions, probs (…, N, classes) against target (N, classes), one per run.
 
 numpy, float64. Leading axes of `probs` (runs, seeds) are scored together, so a score has the shape `probs.shape[:-2]`;
 `target` may carry leading axes of its own. Nothing is normalised or clipped into shape: NaN in, NaN out. Where there is

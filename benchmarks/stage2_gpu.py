@@ -25,7 +25,7 @@ from made_up import write_made_up_cache
 
 from amber2_core.devices import set_arithmetic
 from amber2_core.heads import Architecture
-from amber2_train.presets import PAPER
+from amber2_train.options import PAPER
 from amber2_train.systems.amber2 import Amber2Settings
 from amber2_train.systems.system import Precision
 

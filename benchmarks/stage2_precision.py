@@ -15,8 +15,7 @@ from pathlib import Path
 
 from amber2_core.run_folder import Summary
 from amber2_extract.imported import Wanted, import_features
-from amber2_train.options import TrainOptions
-from amber2_train.presets import Grid
+from amber2_train.options import Grid, TrainOptions
 from amber2_train.run import train
 from amber2_train.systems.system import Precision
 

@@ -30,8 +30,7 @@ from stage2_workers import Stopwatch, floor_setup, product_of_dev, watched_train
 
 from amber2_core import engine
 from amber2_train import run, worker
-from amber2_train.options import TrainOptions
-from amber2_train.presets import Grid
+from amber2_train.options import Grid, TrainOptions
 from amber2_train.request import prepared
 from amber2_train.selection import Selection
 from amber2_train.stacked.kernels import low_factors

@@ -18,8 +18,7 @@ from stage2_sweep import CORES, swept, write_corpus
 from stage2_workers import timed
 
 from amber2_train import tasks
-from amber2_train.options import TrainOptions
-from amber2_train.presets import Grid
+from amber2_train.options import Grid, TrainOptions
 from amber2_train.request import prepared
 
 GRID = {"lambda_mai": (0.3, 0.5, 0.7), "kappa": (1.0, 2.0, 4.0, 8.0)}

@@ -30,8 +30,7 @@ from stage2_workers import BATCH, SIZE, floor_of, floor_setup, seconds_of_users_
 
 from amber2_core import engine
 from amber2_train import worker
-from amber2_train.options import TrainOptions
-from amber2_train.presets import Grid
+from amber2_train.options import Grid, TrainOptions
 from amber2_train.request import Request, cores, prepared
 from amber2_train.results import Results, results_of
 from amber2_train.selection import Selection

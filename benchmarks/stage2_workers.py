@@ -20,7 +20,7 @@ from amber2_core.devices import set_arithmetic
 from amber2_core.errors import SettingError
 from amber2_train import tasks, worker
 from amber2_train.folds import make_folds
-from amber2_train.stacked import best_epochs, loop, optimizer, system
+from amber2_train.stacked import loop, optimizer, parameters, system
 from amber2_train.training_data import read_material
 
 SIZE, WIDTH, CLASSES, BATCH = 768, 256, 4, 128
@@ -28,8 +28,8 @@ SIZE, WIDTH, CLASSES, BATCH = 768, 256, 4, 128
 BESIDE_TRAINING: dict[str, tuple[tuple[Any, str], ...]] = {
     "dev after every epoch": (
         (loop, "dev_js"),
-        (best_epochs.BestHeads, "keep"),
-        (best_epochs.BestHeads, "restore"),
+        (parameters.BestHeads, "keep"),
+        (parameters.BestHeads, "restore"),
     ),
     "scoring": ((worker, "scores"), (system.FittedHeads, "probs")),
     "writing": ((tasks.FinishedTasks, "write"),),

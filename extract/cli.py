@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
 import sys
 from collections.abc import Iterator
@@ -194,7 +193,7 @@ def _progress_shown() -> Iterator[OnProgress | None]:
     """A bar on a terminal, a line of the log every half minute elsewhere, nothing with ``--quiet``."""
     from .progress import ProgressLines, describe
 
-    if not logging.getLogger(__package__).isEnabledFor(logging.INFO):
+    if click.get_current_context().params["quiet"]:
         yield None
         return
     if not sys.stderr.isatty():

@@ -13,7 +13,7 @@ from amber2_core.heads import Architecture, initial_parameters
 from amber2_train.fold_data import FoldData
 from amber2_train.grid import Setting
 from amber2_train.stacked.loop import random_stream
-from amber2_train.systems import registry
+from amber2_train.systems.system import system_of
 
 SMALL: dict[str, Any] = {"hidden": 8, "batch_size": 7, "lr": 0.01}
 OF_THE_LOSS = ("student", "lambda_rai", "lambda_mai", "lambda_expert", "kappa", "weight_gradient")
@@ -21,7 +21,7 @@ OF_THE_LOSS = ("student", "lambda_rai", "lambda_mai", "lambda_expert", "kappa", 
 
 def small(system: str = "amber2", **values: Any) -> Setting:
     """A setting that the loops train in a moment."""
-    return Setting(system, registry.system(system).Settings(**{**SMALL, **values}))
+    return Setting(system, system_of(system).Settings(**{**SMALL, **values}))
 
 
 def trained_slowly(

@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from amber2_train import worker
-from amber2_train.folds import Fold, make_folds
+from amber2_train.folds import make_folds
 from amber2_train.grid import Setting, axes_of
-from amber2_train.options import TrainOptions
-from amber2_train.presets import Grid
+from amber2_train.request import feature_record
 from amber2_train.results import Results, results_of
 from amber2_train.selection import Selection
+from amber2_train.systems.system import FitOptions
 from amber2_train.tasks import FinishedTasks, tasks_of
-from amber2_train.training_data import TrainingData
+from amber2_train.training_data import Fold, TrainingData
 
 
 @dataclass(frozen=True)
@@ -36,24 +36,24 @@ def sweep_of(
     settings: Sequence[Setting],
     folds: Sequence[Fold] | None = None,
     *,
-    seeds: int = 2,
     epochs: int = 3,
     device: str = "cpu",
+    standardise: bool = False,
+    score_all: bool = False,
     **options: Any,
 ) -> worker.Sweep:
     """What workers are told of a sweep whose files are kept in a folder."""
-    origin = {
-        "emotions": list(data.emotions),
-        "policy": {},
-        "features": {m: {"name": x.name, "fingerprint": x.fingerprint, "recipe": {}} for m, x in data.inputs.items()},
-    }
+    features = {modality: feature_record(some) for modality, some in data.inputs.items()}
+    origin = {"emotions": list(data.emotions), "policy": {}, "features": features}
     return worker.Sweep(
         data,
         {fold.number: fold for fold in folds or make_folds("session", data)},
         tuple((setting.reference, setting.row()) for setting in settings),
         tuple(setting.name for setting in settings),
-        TrainOptions(grid=Grid(seeds=seeds, epochs=epochs), device=device, **options),
+        FitOptions(epochs, **options),
         device,
+        standardise,
+        score_all,
         origin,
         folder,
     )
@@ -64,14 +64,16 @@ def swept(
     data: TrainingData,
     settings: Sequence[Setting],
     folds: Sequence[Fold] | None = None,
+    *,
+    seeds: int = 2,
     **options: Any,
 ) -> Swept:
     """A whole sweep, trained here; options are those of `sweep_of`."""
     sweep = sweep_of(folder, data, settings, folds, **options)
     folder.mkdir(parents=True, exist_ok=True)
     here = worker.Worker(1, sweep)
-    selection = Selection(settings, sweep.options.grid.seeds, FinishedTasks(folder))
-    for task in tasks_of(settings, selection.seeds, list(sweep.folds), sweep.device):
+    selection = Selection(settings, seeds, FinishedTasks(folder))
+    for task in tasks_of([setting.shape for setting in settings], seeds, list(sweep.folds), sweep.device):
         for run in worker.train(here, task):
             selection.add(run)
     columns = list(axes_of(list(dict.fromkeys(setting.reference for setting in settings))))

@@ -14,8 +14,7 @@ from amber2_core.cache import FeatureCache, Features, write_cache
 from amber2_core.tables import RatingTable, UtteranceTable, texts
 from amber2_core.utterance import LabelDefaults
 from amber2_train.fold_data import FoldData, Rows, features_on, fold_data
-from amber2_train.folds import Fold
-from amber2_train.training_data import TrainingData
+from amber2_train.training_data import Fold, TrainingData
 
 EMOTIONS = ("neutral", "happy", "angry", "sad")
 SIZES = {"audio": 6, "text": 5, "video": 4}

@@ -16,7 +16,7 @@ from amber2_data.synthesis.description import Description, read_description
 from amber2_data.synthesis.sentences import vocabulary
 from amber2_extract.pipeline import extract_features
 from amber2_extract.stand_ins import save_speech_encoder, save_text_encoder
-from amber2_train.presets import Grid
+from amber2_train.options import Grid
 from amber2_train.request import Request
 from amber2_train.run import train
 

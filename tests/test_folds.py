@@ -16,11 +16,10 @@ from synthetic_data import training_data, write_small_cache
 from amber2_core.cache import read_cache, write_cache
 from amber2_core.errors import SettingError
 from amber2_core.tables import texts
-from amber2_train.folds import Fold, make_folds, presence
+from amber2_train.folds import make_folds
 from amber2_train.options import TrainOptions
-from amber2_train.record import settings_record
-from amber2_train.request import Request
-from amber2_train.training_data import TrainingData, read_material
+from amber2_train.request import Request, settings_record
+from amber2_train.training_data import Fold, TrainingData, read_material
 
 
 def data_of(speakers: Sequence[str], sessions: Sequence[str]) -> TrainingData:
@@ -176,7 +175,7 @@ def test_a_run_keeps_the_name_of_its_protocol_and_the_number_of_shared_speakers(
     material = read_material(tmp_path / "split.h5", {"audio": None, "text": None}, {})
     options = TrainOptions(folds=protocol)
     made = make_folds(protocol, material.data)
-    record = settings_record(Request(options, options.settings(), "cpu", material, protocol, made))["folds"]
+    record = settings_record(Request(options, options.settings(), "cpu", True, material, protocol, made))["folds"]
     assert record["protocol"] == protocol
     assert list(record["sizes"]) == [str(k + 1) for k in range(folds)]
     assert record["shared_speakers"] == shared
@@ -188,10 +187,10 @@ def test_a_modality_that_no_train_row_has_is_missing_from_the_whole_fold() -> No
     first, second, _ = make_folds("session", data)
     assert {row % 3 for row in first.train} == {2}
     without_audio, without_text = np.isin(np.arange(30), [0, 4]), np.isin(np.arange(30), lacking)
-    masks = presence(data, first)
+    masks = data.presence(first.train)
     assert masks is not None
     np.testing.assert_array_equal(masks, [~without_audio, np.zeros(30, bool), ~without_audio])
-    masks = presence(data, second)
+    masks = data.presence(second.train)
     assert masks is not None
     np.testing.assert_array_equal(masks, [~without_audio, ~without_text, ~(without_audio & without_text)])
-    assert presence(training_data(30), second) is None
+    assert training_data(30).presence(second.train) is None

@@ -1,58 +1,75 @@
-"""Fusions against loops over single utterances, with plain layers, and with parameters stacked over runs."""
+"""Fusions against loops over single utterances, and their formulas against plain ones."""
 
 from __future__ import annotations
+
+from collections.abc import Mapping
 
 import pytest
 import reference
 import torch
 from torch import Tensor, nn
 
-from amber2_core.errors import SettingError
-from amber2_core.fusion import FUSIONS, Fusion, fusion_layer, gmu, only_present, self_gate, softmax_gate
-from amber2_core.linear import Linear, init_linear, linear
+from amber2_core.fusion import FUSIONS, Fusion, gmu, joined, linear, only_present, self_gate, softmax_gate
 
 TWO = {"audio": 5, "text": 3}
 THREE = {"audio": 5, "text": 3, "video": 4}
+GATED = [name for name, fusion in FUSIONS.items() if not fusion.joins]
 
 
 def seeded(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def vectors(inputs: dict[str, int], *lead: int, seed: int = 0) -> dict[str, Tensor]:
+def vectors(inputs: Mapping[str, int], *lead: int, seed: int = 0) -> dict[str, Tensor]:
     generator = seeded(seed)
     return {name: torch.randn(*lead, size, dtype=torch.float64, generator=generator) for name, size in inputs.items()}
 
 
-@pytest.mark.parametrize("fusion", FUSIONS)
+def weights(fusion: Fusion) -> dict[str, Tensor]:
+    """A parameter for each of its layers."""
+    generator = seeded(7)
+    return {
+        f"{layer.name}.weight": torch.randn(layer.outputs, layer.inputs, dtype=torch.float64, generator=generator) / 2
+        for layer in fusion.layers
+    }
+
+
+def fused(
+    fusion: Fusion, w: Mapping[str, Tensor], h: Mapping[str, Tensor], present: Mapping[str, Tensor] | None = None
+) -> Tensor:
+    """The fused vectors of utterances, of which some lack a modality where `present` says so."""
+    given = {
+        layer.name: linear(joined([h[m] for m in layer.reads]), w[f"{layer.name}.weight"])
+        for layer in fusion.layers
+        if layer.reads
+    }
+    return fusion.fuse({**h, **w, **given}, None if present is None else [present.get(m) for m in h])
+
+
+@pytest.mark.parametrize("name", GATED)
 @pytest.mark.parametrize("inputs", [TWO, THREE], ids=["two", "three"])
-def test_every_fusion_gives_what_the_loops_give(fusion: Fusion, inputs: dict[str, int]) -> None:
-    layer = fusion_layer(fusion, inputs, width=6, generator=seeded()).double()
-    h = vectors(inputs, 7)
-    fused = layer(h)
-    assert fused.shape == (7, layer.width)
-    parameters = {f"fusion.{name}": value for name, value in layer.state_dict().items()}
+def test_every_fusion_gives_what_the_loops_give(name: str, inputs: dict[str, int]) -> None:
+    fusion = FUSIONS[name](inputs, 6)
+    w, h = weights(fusion), vectors(inputs, 7)
+    found = fused(fusion, w, h)
+    assert found.shape == (7, fusion.width)
     for row in range(7):
-        expected = reference.fused_vector(parameters, {name: x[row] for name, x in h.items()}, fusion)
-        torch.testing.assert_close(fused[row], expected)
+        torch.testing.assert_close(found[row], reference.fused_vector(w, {m: x[row] for m, x in h.items()}, name))
 
 
 def test_the_gated_unit_of_two_modalities_is_its_equation() -> None:
     """z = σ(W_z[h_A; h_T]); h = z·tanh(W_A h_A) + (1 − z)·tanh(W_T h_T)."""
-    layer = fusion_layer("gmu", TWO, width=6, generator=seeded()).double()
-    w = layer.state_dict()
+    fusion = FUSIONS["gmu"](TWO, 6)
+    w, h = weights(fusion), vectors(TWO, 4)
     assert {name: tuple(value.shape) for name, value in w.items()} == {
-        "projection.audio.weight": (6, 5),
-        "projection.text.weight": (6, 3),
-        "gate.weight": (6, 8),
+        "fusion.projection.audio.weight": (6, 5),
+        "fusion.projection.text.weight": (6, 3),
+        "fusion.gate.weight": (6, 8),
     }
-    h = vectors(TWO, 4)
-    z = torch.sigmoid(h["audio"] @ w["gate.weight"][:, :5].T + h["text"] @ w["gate.weight"][:, 5:].T)
-    audio, text = (
-        torch.tanh(h["audio"] @ w["projection.audio.weight"].T),
-        torch.tanh(h["text"] @ w["projection.text.weight"].T),
-    )
-    torch.testing.assert_close(layer(h), z * audio + (1 - z) * text)
+    gate = w["fusion.gate.weight"]
+    z = torch.sigmoid(h["audio"] @ gate[:, :5].T + h["text"] @ gate[:, 5:].T)
+    audio, text = (torch.tanh(x @ w[f"fusion.projection.{m}.weight"].T) for m, x in h.items())
+    torch.testing.assert_close(fused(fusion, w, h), z * audio + (1 - z) * text)
 
 
 def test_a_gate_that_is_wide_open_or_shut_passes_one_modality_exactly() -> None:
@@ -67,8 +84,8 @@ def test_a_gate_that_is_wide_open_or_shut_passes_one_modality_exactly() -> None:
 def test_the_softmax_gate_lies_between_its_values_and_the_self_gate_damps() -> None:
     values = list(vectors({"a": 6, "b": 6, "c": 6}, 4).values())
     scores = list(vectors({"a": 1, "b": 1, "c": 1}, 4, seed=1).values())
-    fused, stacked = softmax_gate(scores, values), torch.stack(values)
-    assert ((fused >= stacked.amin(0)) & (fused <= stacked.amax(0))).all()
+    between, stacked = softmax_gate(scores, values), torch.stack(values)
+    assert ((between >= stacked.amin(0)) & (between <= stacked.amax(0))).all()
     torch.testing.assert_close(softmax_gate([torch.zeros(4, 1).double()] * 3, values), stacked.mean(0))
     torch.testing.assert_close(self_gate(torch.zeros(4, 6), values[0]), values[0] / 2)
 
@@ -81,90 +98,43 @@ PRESENT = {
 }
 
 
-@pytest.mark.parametrize("fusion", FUSIONS)
+@pytest.mark.parametrize("name", GATED)
 @pytest.mark.parametrize("inputs", [TWO, THREE], ids=["two", "three"])
-def test_what_an_utterance_lacks_is_as_if_there_were_no_such_modality(fusion: Fusion, inputs: dict[str, int]) -> None:
-    layer = fusion_layer(fusion, inputs, width=6, generator=seeded()).double()
-    h, present = vectors(inputs, 7), {name: PRESENT[name] for name in inputs}
-    fused = layer(only_present(h, present), present)
-    parameters = {f"fusion.{name}": value for name, value in layer.state_dict().items()}
+def test_what_an_utterance_lacks_is_as_if_there_were_no_such_modality(name: str, inputs: dict[str, int]) -> None:
+    fusion = FUSIONS[name](inputs, 6)
+    w, h, present = weights(fusion), vectors(inputs, 7), {m: PRESENT[m] for m in inputs}
+    found = fused(fusion, w, only_present(h, present), present)
     for row in range(6):
-        own = {name: x[row] for name, x in h.items() if present[name][row]}
+        own = {m: x[row] for m, x in h.items() if present[m][row]}
         if own:
-            expected = reference.fused_vector_of_some(parameters, own, fusion, inputs)
-            torch.testing.assert_close(fused[row], expected)
-    assert not fused[6].any()
+            torch.testing.assert_close(found[row], reference.fused_vector_of_some(w, own, name, inputs))
+    assert not found[6].any()
 
 
-@pytest.mark.parametrize("fusion", FUSIONS)
-def test_a_modality_that_everybody_has_needs_no_mask(fusion: Fusion) -> None:
-    layer = fusion_layer(fusion, TWO, width=6, generator=seeded()).double()
-    h = only_present(vectors(TWO, 7), {"text": PRESENT["text"]})
-    everybody = torch.ones(7, dtype=torch.bool)
-    assert torch.equal(layer(h, {"text": PRESENT["text"]}), layer(h, {"audio": everybody, "text": PRESENT["text"]}))
-    assert torch.equal(layer(h, {"audio": everybody, "text": everybody}), layer(h))
-
-
-@pytest.mark.parametrize("fusion", FUSIONS)
-@pytest.mark.parametrize("inputs", [TWO, THREE], ids=["two", "three"])
-def test_runs_stacked_along_leading_axes_give_what_each_gives_alone(fusion: Fusion, inputs: dict[str, int]) -> None:
-    layers = [fusion_layer(fusion, inputs, width=6, generator=seeded(run)).double() for run in range(3)]
-    stacked = {name: torch.stack([each.state_dict()[name] for each in layers]) for name in layers[0].state_dict()}
-    shared, own = vectors(inputs, 7), vectors(inputs, 3, 7)
-    for run, layer in enumerate(layers):
-        for h, mine in ((shared, shared), (own, {name: x[run] for name, x in own.items()})):
-            together = torch.func.functional_call(layers[0], stacked, (h,))
-            expected = layer(mine)
-            torch.testing.assert_close(together.expand(3, 7, layer.width)[run], expected, rtol=0, atol=1e-14)
+@pytest.mark.parametrize("name", GATED)
+def test_a_modality_that_everybody_has_needs_no_mask(name: str) -> None:
+    fusion = FUSIONS[name](TWO, 6)
+    w, some, everybody = weights(fusion), {"text": PRESENT["text"]}, torch.ones(7, dtype=torch.bool)
+    h = only_present(vectors(TWO, 7), some)
+    assert torch.equal(fused(fusion, w, h, some), fused(fusion, w, h, {"audio": everybody, **some}))
+    assert torch.equal(fused(fusion, w, h, {"audio": everybody, "text": everybody}), fused(fusion, w, h))
 
 
 @pytest.mark.parametrize("masked", [False, True], ids=["whole", "masked"])
 @pytest.mark.parametrize("inputs", [TWO, THREE], ids=["two", "three"])
-@pytest.mark.parametrize("fusion", FUSIONS)
-def test_gradients_agree_with_finite_differences(fusion: Fusion, inputs: dict[str, int], masked: bool) -> None:
-    layer = fusion_layer(fusion, inputs, width=4, generator=seeded()).double()
-    names, parameters = zip(*layer.named_parameters(), strict=True) if fusion != "concat" else ((), ())
+@pytest.mark.parametrize("name", GATED)
+def test_gradients_agree_with_finite_differences(name: str, inputs: dict[str, int], masked: bool) -> None:
+    fusion = FUSIONS[name](inputs, 4)
+    w = {name: x.requires_grad_() for name, x in weights(fusion).items()}
     h = {name: x.requires_grad_() for name, x in vectors(inputs, 7 if masked else 2).items()}
     present = {name: PRESENT[name] for name in inputs} if masked else None
 
-    def fused(*tensors: Tensor) -> Tensor:
-        h = dict(zip(inputs, tensors, strict=False))
-        weights = dict(zip(names, tensors[len(inputs) :], strict=True))
-        some = h if present is None else only_present(h, present)
-        result: Tensor = torch.func.functional_call(layer, weights, (some, present))
-        return result
+    def of_tensors(*tensors: Tensor) -> Tensor:
+        own = dict(zip((*inputs, *w), tensors, strict=True))
+        some = {m: own.pop(m) for m in inputs}
+        return fused(fusion, own, some if present is None else only_present(some, present), present)
 
-    assert torch.autograd.gradcheck(fused, (*h.values(), *parameters))
-
-
-def test_an_unknown_fusion_is_refused() -> None:
-    with pytest.raises(
-        SettingError, match=r"Bad fusion 'sum', expected one of \['gmu', 'concat', 'softmax-gate', 'self-gate'\]"
-    ):
-        fusion_layer("sum", TWO)  # type: ignore[arg-type]
-
-
-# --- linear maps ---
-
-
-@pytest.mark.parametrize("bias", [True, False])
-@pytest.mark.parametrize(("inputs", "outputs"), [(1, 1), (7, 3), (768, 256)])
-def test_fresh_parameters_are_those_that_torch_would_draw(inputs: int, outputs: int, bias: bool) -> None:
-    weight, offset = init_linear(inputs, outputs, bias=bias, generator=seeded(5))
-    state = torch.random.get_rng_state()
-    torch.manual_seed(5)
-    expected = nn.Linear(inputs, outputs, bias=bias)
-    torch.random.set_rng_state(state)
-    torch.testing.assert_close(weight, expected.weight.detach(), rtol=0, atol=1e-7)
-    assert (offset is None) is not bias
-    if offset is not None:
-        torch.testing.assert_close(offset, expected.bias.detach(), rtol=0, atol=1e-7)
-
-
-def test_drawing_from_a_generator_leaves_the_other_one_alone() -> None:
-    before = torch.random.get_rng_state()
-    Linear(4, 3, generator=seeded())
-    assert torch.equal(torch.random.get_rng_state(), before)
+    assert torch.autograd.gradcheck(of_tensors, (*h.values(), *w.values()))
 
 
 def test_a_linear_map_takes_parameters_with_or_without_run_axes() -> None:

@@ -9,9 +9,8 @@ import pytest
 
 from amber2_core.errors import SettingError
 from amber2_train.grid import Setting, Variant, axes_of, check_axis, expand, own_axes, parse_axis
-from amber2_train.systems import registry
 from amber2_train.systems.amber2 import Amber2Settings
-from amber2_train.systems.system import System, option
+from amber2_train.systems.system import System, option, system_of
 
 OURS = axes_of(["amber2", "cb-ce"])
 
@@ -98,9 +97,9 @@ def test_axes_are_a_systems_own_first_then_what_it_shares() -> None:
         "weight_gradient",
         "expert_gradient",
     ]
-    shared = list(own_axes(registry.system("cb-ce")))
+    shared = list(own_axes(system_of("cb-ce")))
     assert {"fusion", "hidden", "lr", "labels"} < set(shared)
-    assert list(own_axes(registry.system("amber2"))) == [*own, *shared]
+    assert list(own_axes(system_of("amber2"))) == [*own, *shared]
     assert list(axes_of(["cb-ce", "amber2"])) == [*shared, *own]
     assert list(expand(["cb-ce"], {})[0].row()) == shared
 
@@ -114,8 +113,7 @@ def test_two_systems_may_not_mean_different_things_by_one_name(monkeypatch: pyte
         name = "mine"
 
     Mine.Settings = Settings
-    found = registry.system
-    monkeypatch.setattr(registry, "system", lambda name: Mine() if name == "mine" else found(name))
+    monkeypatch.setattr("amber2_train.grid.system_of", lambda name: Mine() if name == "mine" else system_of(name))
     with pytest.raises(
         SettingError, match=r"^Bad system 'mine': its setting kappa is another system's, too: rename it$"
     ):
@@ -130,7 +128,7 @@ def test_settings_have_a_name_for_results_and_a_point_in_words() -> None:
 
 def test_settings_of_one_shape_are_those_that_can_be_trained_together() -> None:
     def shape(system: str, **values: Any) -> object:
-        return Setting(system, registry.system(system).Settings(**values)).shape
+        return Setting(system, system_of(system).Settings(**values)).shape
 
     assert shape("amber2") == shape("amber2", kappa=9.0, student="audio", loss="kl", expert_gradient="own")
     assert shape("amber2") != shape("cb-ce")

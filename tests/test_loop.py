@@ -24,9 +24,8 @@ from amber2_train.grid import Setting
 from amber2_train.stacked.loop import Trained, dev_js, random_stream, train
 from amber2_train.stacked.parameters import StackedHeads
 from amber2_train.stacked.system import StackedSystem
-from amber2_train.systems import registry
 from amber2_train.systems.amber2 import Amber2
-from amber2_train.systems.system import FitOptions
+from amber2_train.systems.system import FitOptions, system_of
 
 EPOCHS = 4
 TWO = ("audio", "text")
@@ -258,14 +257,12 @@ def test_the_loss_knows_the_epoch_and_systems_may_have_another_output() -> None:
         def log_probs_of(self, outputs: torch.Tensor) -> torch.Tensor:
             return (outputs.square() + 1e-3).log().log_softmax(-1)
 
-    fold, values = whole(), registry.system("cb-ce").Settings(hidden=8, batch_size=15)
+    fold, values = whole(), system_of("cb-ce").Settings(hidden=8, batch_size=15)
     found = train(Squared(), fold, [values], [0], FitOptions(3))
     assert seen == [1.0, 2.0, 3.0]
     (fitted,) = Squared().fit(fold, [values], [0], FitOptions(3))
-    expected = [
-        reference.js(y, p)
-        for y, p in zip(fold.dev.targets.tolist(), fitted.probs(fold.dev)["text"].tolist(), strict=True)
-    ]
+    of_text = fitted.probs(fold.dev)["text"]
+    expected = [reference.js(y, p) for y, p in zip(fold.dev.targets.tolist(), of_text.tolist(), strict=True)]
     assert found.best.dev_js[1, 0, 0] == pytest.approx(np.mean(expected), abs=1e-6)
     power = logits_of(found, fold.dev)[1, 0, 0].square() + 1e-3
     np.testing.assert_allclose(of_text, power / power.sum(-1, keepdim=True), atol=1e-6)

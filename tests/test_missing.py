@@ -119,20 +119,20 @@ def test_a_session_without_a_modality_is_left_out_of_the_means_of_its_head(tmp_p
 
 
 @pytest.mark.parametrize("fusion", FUSIONS)
-@pytest.mark.parametrize("inputs", ["raw", "standardized"])
+@pytest.mark.parametrize("standardise", [False, True], ids=["raw", "standardized"])
 def test_a_modality_that_no_train_row_has_is_left_out_of_the_whole_fold(
-    fusion: str, inputs: str, tmp_path: Path
+    fusion: str, standardise: bool, tmp_path: Path
 ) -> None:
     data = without_text(2, sessions=3)  # all that fold 1 trains on
     present = {**data.present, "audio": ~np.isin(np.arange(48), [0, 1])}  # one of test and one of dev have text alone
     data, (fold, *_) = replace(data, present=present), make_folds("session", data)
-    found = swept(tmp_path / "one", data, settings_of(fusion=fusion), [fold], inputs=inputs)
+    found = swept(tmp_path / "one", data, settings_of(fusion=fusion), [fold], standardise=standardise)
     rows, predictions = found.results.rows, found.results.predictions
     assert {(row["head"], row["n"]) for row in rows} == {("audio", 15), ("text", 0), ("fusion", 15)}
     assert all(math.isfinite(row["js"]) == (row["head"] != "text") for row in rows)
     # as if nobody had text: what the cache holds of it has no influence
     other = with_values(data, text=np.asarray(data.inputs["text"].values) * 100 + 3)
-    again = swept(tmp_path / "other", other, settings_of(fusion=fusion), [fold], inputs=inputs)
+    again = swept(tmp_path / "other", other, settings_of(fusion=fusion), [fold], standardise=standardise)
     for name, probs in predictions.probs.items():
         np.testing.assert_array_equal(probs, again.results.predictions.probs[name])
     heads = heads_of(found, "amber2", 1)

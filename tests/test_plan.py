@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ import torch
 from click.testing import CliRunner
 from synthetic_data import training_data, write_small_cache
 
-from amber2_core.heads import Architecture, MultimodalHeads
+from amber2_core.heads import Architecture
 from amber2_train import jobs as jobs_module
 from amber2_train.cli import train_heads
 from amber2_train.folds import make_folds
@@ -29,7 +30,7 @@ def test_a_plan_counts_the_runs_stacks_and_parameters(monkeypatch: pytest.Monkey
     sizes = []
     for hidden in (5, 7):
         shape = Architecture((("audio", 6), ("text", 5)), 4, hidden=hidden, fusion_width=hidden)
-        sizes.append(sum(p.numel() for p in MultimodalHeads(shape).parameters()))
+        sizes.append(sum(math.prod(size) for size in shape.shapes.values()))
     assert [stack.parameters for stack in plan.stacks] == sizes
     assert plan.seconds > 0
     assert plan.at_once == min(torch.get_num_threads(), 2 * 3 * 5, jobs_module.MOST_LANES["cpu"])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,13 +11,11 @@ import pytest
 import torch
 from synthetic_data import cache_of, training_data, write_small_cache
 
-from amber2_core import engine
 from amber2_core.cache import write_cache
 from amber2_core.errors import SettingError
 from amber2_train import tasks
 from amber2_train.folds import make_folds
-from amber2_train.options import TrainOptions
-from amber2_train.presets import Grid
+from amber2_train.options import Grid, TrainOptions
 from amber2_train.request import Request, cores, identity, prepared
 from amber2_train.training_data import read_material
 
@@ -33,7 +30,7 @@ def request_of(cache: Path, device: str = "cpu", **options: Any) -> Request:
     wanted = TrainOptions(**options)
     material = read_material(cache, wanted.modalities, wanted.policy, missing=wanted.missing)
     folds = make_folds(wanted.folds or "session", material.data)
-    return Request(wanted, wanted.settings(), device, material, wanted.folds or "session", folds)
+    return Request(wanted, wanted.settings(), device, True, material, wanted.folds or "session", folds)
 
 
 def test_the_device_is_the_one_that_is_there(cache: Path) -> None:
@@ -50,16 +47,6 @@ def test_an_accelerator_that_is_not_there_is_refused(cache: Path) -> None:
 def test_tensorfloat_is_refused_where_there_is_none(cache: Path) -> None:
     with pytest.raises(SettingError, match=r"^Bad precision 'tf32' on a CPU: only GPUs have it; use --precision fp32"):
         prepared(cache, TrainOptions(precision="tf32", device="cpu"))
-
-
-@pytest.mark.parametrize("there", [True, False])
-def test_bfloat16_that_is_not_faster_here_is_told(
-    cache: Path, there: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    monkeypatch.setattr(engine, "call", lambda look, device: ("cpu", there))
-    with caplog.at_level(logging.WARNING):
-        prepared(cache, TrainOptions(precision="bf16"))
-    assert ["does not multiply bfloat16" in record.getMessage() for record in caplog.records] == [True] * (not there)
 
 
 def test_there_is_a_worker_for_every_core_but_not_for_more_than_there_are_tasks(

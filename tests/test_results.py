@@ -17,13 +17,13 @@ from synthetic_data import EMOTIONS, training_data
 
 from amber2_core.metrics import METRICS, evaluate
 from amber2_core.run_folder import KEY_COLUMNS, read_experts, write_experts
-from amber2_train.folds import Fold, make_folds
+from amber2_train.folds import make_folds
 from amber2_train.grid import Setting, axes_of
 from amber2_train.results import Results, results_of
 from amber2_train.selection import Selection
 from amber2_train.systems.system import History
 from amber2_train.tasks import FinishedTasks, Run
-from amber2_train.training_data import TrainingData
+from amber2_train.training_data import Fold, TrainingData
 
 SEEDS = 2
 COLUMNS = list(axes_of(["amber2", "cb-ce"]))

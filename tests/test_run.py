@@ -18,6 +18,7 @@ import torch
 from click.testing import CliRunner, Result
 from synthetic_data import cache_of, write_small_cache
 
+from amber2_core import engine
 from amber2_core.cache import write_cache
 from amber2_core.heads_folder import read_heads
 from amber2_core.metrics import METRICS, evaluate
@@ -33,8 +34,7 @@ from amber2_core.run_folder import (
 from amber2_report.cli import report_runs
 from amber2_train import run as run_module
 from amber2_train.cli import train_heads
-from amber2_train.options import TrainOptions
-from amber2_train.presets import Grid
+from amber2_train.options import Grid, TrainOptions
 
 QUICK = ["--hidden", "5", "--seeds", "2", "--epochs", "3", "--batch-size", "16", "--lr", "0.03"]
 GRID = ["--kappa", "0,8", "--lambda-mai", "0.3,2"]
@@ -114,8 +114,9 @@ def test_the_heads_know_what_they_are_and_give_the_predictions(run: Path) -> Non
         system, fold, seed = heads.origin["system"], heads.origin["fold"], heads.origin["seed"]
         assert path.name == f"{system}-fold{fold}-seed{seed}.safetensors"
         assert heads.emotions == predictions.emotions
-        assert heads.origin["policy"] == read_settings(run)["policy"]
-        assert heads.origin["features"] == read_settings(run)["features"]
+        assert {name: heads.origin[name] for name in ("policy", "features", "versions")} == {
+            name: read_settings(run)[name] for name in ("policy", "features", "versions")
+        }
         rows = np.flatnonzero(predictions.fold == fold)
         places = [int(name[1:]) for name in predictions.id[rows]]
         for head, probs in heads.probs({m: torch.from_numpy(x[places]) for m, x in features.items()}).items():
@@ -358,6 +359,16 @@ def test_from_python_the_same_comes_back_and_progress_counts_every_run(run: Path
     assert report.selected == read_summary(run)["selected"]
     assert seen[-1] == (30, 30)
     assert [done for done, _ in seen] == sorted({done for done, _ in seen})
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_bfloat16_that_is_not_faster_here_is_told(
+    cache: Path, there: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine, "call", lambda look, device: ("cpu", there))
+    result = train(cache, tmp_path / "run", "--precision", "bf16", "--epochs", "1", "--seeds", "1", "--system", "cb-ce")
+    for said in (result.stderr, (tmp_path / "run" / "log.txt").read_text()):
+        assert ("this processor does not multiply bfloat16" in said) == (not there)
 
 
 def test_the_process_that_was_started_never_loads_torch(cache: Path, tmp_path: Path) -> None:

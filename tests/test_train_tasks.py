@@ -24,7 +24,7 @@ def test_every_run_is_in_one_task_with_others_of_its_shape_and_no_task_is_too_la
     kappas: int, seeds: int, device: str
 ) -> None:
     settings = expand(["amber2", "cb-ce"], {"kappa": tuple(map(float, range(kappas))), "hidden": (8, 16)})
-    tasks = tasks_of(settings, seeds, [1, 2, 4], device)
+    tasks = tasks_of([setting.shape for setting in settings], seeds, [1, 2, 4], device)
     runs = [(t.fold, place, seed) for t in tasks for place, seed in itertools.product(t.settings, t.seeds)]
     assert sorted(runs) == list(itertools.product([1, 2, 4], range(len(settings)), range(seeds)))
     assert all(len({settings[place].shape for place in t.settings}) == 1 for t in tasks)
@@ -37,7 +37,7 @@ def test_every_run_is_in_one_task_with_others_of_its_shape_and_no_task_is_too_la
 
 
 def test_every_fold_is_cut_alike() -> None:
-    tasks = tasks_of(expand(["amber2"], {"kappa": tuple(map(float, range(9)))}), 5, [1, 2], "cpu")
+    tasks = tasks_of(["one", "another", *["one"] * 8], 5, [1, 2], "cpu")
     cut = [[(t.number, t.settings, t.seeds) for t in tasks if t.fold == fold] for fold in (1, 2)]
     assert cut[0] == cut[1]
 

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from synthetic_data import EMOTIONS, cache_of, soft_labels, write_small_cache
 
-from amber2_core.cache import FeatureCache, Frames, StoredArray, write_cache
+from amber2_core.cache import FeatureCache, StoredArray, write_cache
 from amber2_core.errors import CacheError, LabelError
 from amber2_core.tables import texts
 from amber2_core.votes import LabelPolicy
-from amber2_train.training_data import TrainingData, check_reads, feature_keys, find_cache, read_material
+from amber2_train.training_data import TrainingData, feature_keys, find_cache, read_material
 from amber2_train.training_data import training_data as training_data_of
 
 POLICY = LabelPolicy(EMOTIONS)
@@ -150,24 +150,6 @@ def test_a_feature_that_is_there_must_be_a_number_also_beside_missing_ones() -> 
 def test_a_modality_that_no_labelled_utterance_has_is_refused_with_a_mask() -> None:
     with pytest.raises(CacheError, match="No labelled utterance has text features: see inspect-cache"):
         training_data(cache_of(6, missing={"text": range(6)}), missing="mask")
-
-
-def test_layers_and_frames_that_a_cache_lacks_are_told_with_what_to_do() -> None:
-    (plain, other) = cache_of(12).features
-    layers = replace(plain, values=np.stack([plain.values] * 3, axis=1))
-    frames = replace(other, frames=Frames(np.zeros((0, 2), np.float32), np.zeros(13, np.int64)))
-    check_reads(plain, "vector", "mine")
-    check_reads(layers, "layers", "mine")
-    check_reads(frames, "frames", "mine")
-    with pytest.raises(
-        CacheError,
-        match=r"^mine reads all layers, and audio/audio-model has one: encode with extract-features --layers all$",
-    ):
-        check_reads(plain, "layers", "mine")
-    with pytest.raises(
-        CacheError, match=r"^mine reads frames, and audio/audio-model has none: encode with extract-features --frames$"
-    ):
-        check_reads(layers, "frames", "mine")
 
 
 def test_attributes_are_columns_as_text_and_unknown_numbers_are_empty() -> None:

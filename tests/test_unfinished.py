@@ -192,8 +192,8 @@ def test_stacks_are_read_back_as_they_were_trained(tmp_path: Path) -> None:
     assert first.curves == again.curves
     assert first.selected == again.selected
     for key, heads in first.heads.items():
-        other = again.heads[key].model.state_dict()
-        assert all(bool((tensor == other[name]).all()) for name, tensor in heads.model.state_dict().items())
+        other = again.heads[key].model.parameters
+        assert all(bool((tensor == other[name]).all()) for name, tensor in heads.model.parameters.items())
     assert isinstance(first.selected["amber2", 1], Setting)
 
 

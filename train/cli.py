@@ -16,8 +16,7 @@ from amber2_core.command import DONE, INCOMPLETE, command_body, fail
 from amber2_core.errors import Amber2Error, SettingError
 
 if TYPE_CHECKING:
-    from .options import TrainOptions
-    from .presets import Grid
+    from .options import Grid, TrainOptions
 
 _WORDS = "amber2.words"
 _log = logging.getLogger(__name__)
@@ -58,12 +57,12 @@ def _named(ctx: click.Context) -> tuple[str, ...]:
 def _settings(named: tuple[str, ...]) -> list[tuple[str, list[click.Parameter]]]:
     """The options of all settings of our systems and those that are named, by title: what all have, what some have."""
     from .grid import axes_of, own_axes
-    from .systems import registry
+    from .systems.system import OURS, system_of
 
-    references = list(dict.fromkeys((*registry.OURS, *named)))
+    references = list(dict.fromkeys((*OURS, *named)))
     groups: dict[tuple[str, ...], list[click.Parameter]] = {}
     for name, axis in axes_of(references).items():
-        having = tuple(r for r in references if name in own_axes(registry.system(r)))
+        having = tuple(r for r in references if name in own_axes(system_of(r)))
         what, choices = axis.metadata["what"], ", ".join(axis.metadata["choices"])
         text = f"{what}: {choices}." if choices else what
         flag = "--" + name.replace("_", "-")
@@ -214,8 +213,8 @@ def _options(typed: Mapping[str, Any], words: Sequence[str]) -> TrainOptions:
 def _grid(typed: Mapping[str, Any]) -> Grid:
     """The preset's or the file's grid, changed by what else was typed."""
     from .grid import axes_of, parse_axis
-    from .presets import Grid, preset, read_grid
-    from .systems import registry
+    from .options import Grid, preset, read_grid
+    from .systems.system import OURS, systems_of
 
     if typed["preset"] and typed["grid_file"]:
         raise SettingError("--preset and --grid are both a grid to start from: give one of them")
@@ -227,7 +226,7 @@ def _grid(typed: Mapping[str, Any]) -> Grid:
     changes = {key: value for key in ("seeds", "epochs") if (value := typed[key]) is not None}
     if typed["system"] is not None:
         changes["systems"] = tuple(_list(typed["system"]))
-        registry.systems(changes["systems"])
-    axes = axes_of(list(dict.fromkeys((*registry.OURS, *changes.get("systems", ())))))
+        systems_of(changes["systems"])
+    axes = axes_of(list(dict.fromkeys((*OURS, *changes.get("systems", ())))))
     values = {name: parse_axis(name, axis, text) for name, axis in axes.items() if (text := typed[name]) is not None}
     return replace(grid, axes={**grid.axes, **values}, **changes)

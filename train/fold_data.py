@@ -13,8 +13,7 @@ from torch import Tensor
 from amber2_core.fusion import only_present
 from amber2_core.heads_folder import standardised
 
-from .folds import Fold, presence
-from .training_data import TrainingData
+from .training_data import Fold, TrainingData
 
 Standardisation = Mapping[str, tuple[Tensor, Tensor]]
 STATISTICS_ROWS = 4096  # rows averaged at a time: bounds memory
@@ -101,7 +100,8 @@ class Rows:
 
     def having_head(self, head: str) -> npt.NDArray[np.bool_]:
         """Which of these utterances have the head (n,): the modality's of that name, or any modality."""
-        return dict(zip(self.features, self.having(), strict=False)).get(head, self.having()[-1])
+        having = self.having()
+        return np.asarray(dict(zip(self.features, having, strict=False)).get(head, having[-1]))
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,7 +117,7 @@ class FoldData:
 def fold_data(data: TrainingData, fold: Fold, features: Features, *, standardise: bool = False) -> FoldData:
     """A fold's parts as tensors; standardised by the mean and sd of its train rows where that is asked for."""
     device, every = features.rows.device, len(next(iter(features.values.values())))
-    present, having = None, presence(data, fold)
+    present, having = None, data.presence(fold.train)
     if having is not None:  # of all utterances, not of the training data's alone
         present = torch.zeros(len(having), every, dtype=torch.bool)
         present[:, features.rows.cpu()] = torch.from_numpy(having)

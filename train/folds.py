@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -18,9 +17,8 @@ from amber2_core.distributions import ambiguity_bins, label
 from amber2_core.errors import SettingError, bad_choice
 from amber2_core.votes import codes
 
-from .training_data import TrainingData
+from .training_data import Fold, RowNumbers, TrainingData
 
-RowNumbers = npt.NDArray[np.intp]
 FOLD_COUNT = 5
 ENTROPY_BINS = 5
 STRATIFIED_SEED = 20_260
@@ -28,18 +26,6 @@ STRATIFIED_SEED = 20_260
 TRAIN, DEV, TEST = ("train",), ("dev", "development", "val", "valid", "validation"), ("test", "test1")
 
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, eq=False)
-class Fold:
-    """Rows of the training data in the three parts of one fold; fold k is tested once, by its own models."""
-
-    number: int  # 1, 2, …
-    train: RowNumbers
-    dev: RowNumbers
-    test: RowNumbers
-    # speakers who stand in more than one part; 0 unless the protocol's name says otherwise
-    shared_speakers: int
 
 
 def session_folds(data: TrainingData) -> Sequence[RowNumbers]:
@@ -82,8 +68,12 @@ def official_fold(data: TrainingData, split: str = "") -> Fold:
     """One fold: the release's own partitions; `split` is the one to test on, else test or test1.
 
     Raises:
-        SettingError: train, dev or the partition to test on has no kept utterance.
+        SettingError: train, dev or the partition to test on has no kept utterance, or `split` is train or dev itself.
     """
+    if split.casefold() in (*TRAIN, *DEV):
+        raise SettingError(
+            f"Folds official:{split} would test on utterances that train or choose: name another split of the release"
+        )
     labels = np.array([label.casefold() for label in data.split], dtype=object)
     held = sorted({label for label in labels if label})
     parts = [np.flatnonzero(np.isin(labels, names)) for names in (TRAIN, DEV, (split.casefold(),) if split else TEST)]
@@ -163,17 +153,3 @@ def _natural(name: str) -> list[tuple[int, str]]:
 def _shared_speakers(data: TrainingData, *parts: RowNumbers) -> int:
     speakers = [set(data.speaker[part]) - {""} for part in parts]
     return len((speakers[0] & speakers[1]) | (speakers[0] & speakers[2]) | (speakers[1] & speakers[2]))
-
-
-def presence(data: TrainingData, fold: Fold) -> npt.NDArray[np.bool_] | None:
-    """(heads, K) which utterances have which head in a fold, the fusion last; None where nothing is missing.
-
-    A modality that no train row has is missing from the whole fold, since nothing could be learnt of it; who has no
-    other has no fusion either.
-    """
-    if not data.present:
-        return None
-    every = np.ones(len(data), dtype=bool)
-    masks = np.stack([data.present.get(name, every) for name in data.inputs])  # (modalities, K)
-    masks &= masks[:, fold.train].any(axis=1, keepdims=True)
-    return np.concatenate([masks, masks.any(axis=0, keepdims=True)])

@@ -12,8 +12,7 @@ from typing import Any
 
 from amber2_core.errors import SettingError, bad_choice
 
-from .systems import registry
-from .systems.system import System
+from .systems.system import System, system_of, systems_of
 
 Value = float | int | str
 Axes = Mapping[str, "Field[Any]"]
@@ -23,14 +22,14 @@ Axes = Mapping[str, "Field[Any]"]
 class Setting:
     """One point of the grid: a system and all that may differ between its runs besides fold and seed."""
 
-    reference: str  # as `registry.system` takes it
+    reference: str  # as `system_of` takes it
     values: Any  # of the system's `Settings`
     # what sets this apart from the system as it is, where several variants of one compete; part of its name in results
     variant: str = ""
 
     @property
     def system(self) -> System:
-        return registry.system(self.reference)
+        return system_of(self.reference)
 
     @property
     def name(self) -> str:
@@ -66,11 +65,11 @@ def axes_of(references: Sequence[str]) -> dict[str, Field[Any]]:
     """The axes of some systems by name: what is a system's own first, then what it shares with others.
 
     Raises:
-        SettingError: as `registry.system`, or two systems mean different things by one name.
+        SettingError: as `system_of`, or two systems mean different things by one name.
     """
     axes: dict[str, Field[Any]] = {}
     for reference in references:
-        for name, axis in own_axes(registry.system(reference)).items():
+        for name, axis in own_axes(system_of(reference)).items():
             other = axes.setdefault(name, axis)
             if (other.default, other.metadata["choices"]) != (axis.default, axis.metadata["choices"]):
                 raise SettingError(f"Bad system {reference!r}: its setting {name} is another system's, too: rename it")
@@ -115,10 +114,10 @@ def expand(
     Raises:
         SettingError: an unknown system, or a system or variant named twice.
     """
-    registry.systems(systems)
+    systems_of(systems)
     settings: list[Setting] = []
     for variant in [*(Variant("", {}, name) for name in systems), *variants]:
-        system = registry.system(variant.system)
+        system = system_of(variant.system)
         fixed = {axis: (value,) for axis, value in variant.changes.items()}
         own = {axis: values for axis, values in {**axes, **fixed}.items() if axis in own_axes(system)}
         for point in itertools.product(*own.values()):
@@ -132,8 +131,8 @@ def _check_names(systems: Sequence[str], variants: Sequence[Variant], settings: 
     for variant in variants:
         if not re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", variant.name):
             raise SettingError(f"Bad name {variant.name!r} of a variant, expected one such as no-mai")
-    names = [registry.system(name).name for name in systems]
-    names += [f"{registry.system(variant.system).name}-{variant.name}" for variant in variants]
+    names = [system_of(name).name for name in systems]
+    names += [f"{system_of(variant.system).name}-{variant.name}" for variant in variants]
     if twice := [name for name in names if names.count(name) > 1]:
         raise SettingError(f"Bad grid: two of its variants are called {twice[0]!r}")
 
@@ -145,7 +144,7 @@ def _parse(name: str, axis: Field[Any], text: str) -> Value:
             raise SettingError(bad_choice(_flag(name), text, limits["choices"]))
         return text
     try:
-        value: float | int = type(axis.default)(text)
+        value: float | int = int(text) if isinstance(axis.default, int) else float(text)
     except ValueError:
         example = "128 or 64,128" if isinstance(axis.default, int) else "0.5 or 0.3,0.5,0.7"
         raise SettingError(f"Bad {_flag(name)} {text!r}, expected numbers such as {example}") from None

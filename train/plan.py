@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace
 from statistics import median
 
@@ -34,33 +34,36 @@ class Plan:
         return sum(self.systems.values()) * self.folds * self.seeds
 
 
-def plan_sweep(sweep: Sweep, tasks: Sequence[Task], workers: Sequence[int]) -> Plan:
-    """Count a sweep's runs and measure a few steps.
+def plan_sweep(
+    sweep: Sweep, tasks: Sequence[Task], workers: Sequence[int], *, shapes: Sequence[Hashable], seeds: int
+) -> Plan:
+    """Count a sweep's runs and measure a few steps of a task of every kind; `shapes` are those of the settings.
 
     Raises:
         SettingError: a GPU's memory is too small.
     """
-    kinds = {(task.settings, len(task.seeds)): task for task in tasks}
-    alike = {key: [t for t in tasks if (t.settings, len(t.seeds)) == key] for key in kinds}
-    measured = [task for task in kinds.values() for _ in workers]  # all workers at once, as in the sweep
+    alike: dict[Hashable, list[Task]] = {}
+    for task in tasks:
+        alike.setdefault((shapes[task.settings[0]], len(task.settings), len(task.seeds)), []).append(task)
+    measured = [some[0] for some in alike.values() for _ in workers]  # all workers at once, as in the sweep
     cost: dict[Task, list[tuple[float, float]]] = {}
     memory = 0
     for task, (step, dev_row, peak) in engine.deal(measure, measured, setup=Worker, workers=workers, shared=sweep):
         cost.setdefault(task, []).append((step, dev_row))
         memory = max(memory, peak)
     seconds = 0.0
-    for key, task in kinds.items():
-        step, dev_row = (median(some) for some in zip(*cost[task], strict=True))
-        batch = sweep.settings[task.settings[0]][1].get("batch_size", 128)
-        for each in alike[key]:
+    for some in alike.values():
+        step, dev_row = (median(costs) for costs in zip(*cost[some[0]], strict=True))
+        batch = sweep.settings[some[0].settings[0]][1].get("batch_size", 128)
+        for each in some:
             fold = sweep.folds[each.fold]
-            seconds += sweep.options.grid.epochs * (math.ceil(len(fold.train) / batch) * step + len(fold.dev) * dev_row)
+            seconds += sweep.fit.epochs * (math.ceil(len(fold.train) / batch) * step + len(fold.dev) * dev_row)
     names = list(sweep.names)
     return Plan(
         systems={name: names.count(name) for name in dict.fromkeys(names)},
         folds=len(sweep.folds),
-        seeds=sweep.options.grid.seeds,
-        epochs=sweep.options.grid.epochs,
+        seeds=seeds,
+        epochs=sweep.fit.epochs,
         tasks=len(tasks),
         at_once=len(workers),
         seconds=seconds / len(workers),
@@ -78,7 +81,7 @@ def measure(worker: Worker, task: Task) -> tuple[float, float, int]:
     def seconds(epochs: int, scored: int) -> float:
         short = replace(fold, train=fold.train.first(steps * batch), dev=fold.dev.first(scored))
         began = time.perf_counter()
-        for _ in worker.fitted(task, short, replace(worker.sweep.options.fit, epochs=epochs, patience=None)):
+        for _ in worker.fitted(task, short, replace(worker.sweep.fit, epochs=epochs, patience=None)):
             pass
         return time.perf_counter() - began
 

@@ -1,14 +1,16 @@
-"""A sweep that is ready to be trained: what was asked for, checked, with its data read and divided into folds."""
+"""A sweep that is ready to be trained: what was asked for, checked, with its data read and divided, and its records."""
 
 from __future__ import annotations
 
+import hashlib
 import importlib.metadata
 import json
 import logging
 import os
 import zlib
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Hashable, Sequence
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +18,16 @@ import numpy as np
 
 from amber2_core import engine
 from amber2_core.cache import Features, MappedFeatures
-from amber2_core.errors import SettingError
+from amber2_core.errors import CacheError, SettingError
+from amber2_core.metrics import METRICS
 
 from . import tasks
-from .folds import Fold, make_folds
+from .folds import make_folds
 from .grid import Setting
 from .options import TrainOptions
 from .selection import check_deciders
-from .training_data import Material, TrainingData, check_reads, read_material
+from .systems.system import Need
+from .training_data import Fold, Material, TrainingData, read_material
 from .worker import Sweep, look_at
 
 _log = logging.getLogger(__name__)
@@ -36,14 +40,20 @@ class Request:
     options: TrainOptions
     settings: tuple[Setting, ...]
     device: str
+    has_bfloat16: bool  # whether the device multiplies it, and not only rounds to it
     material: Material
     protocol: str
     folds: tuple[Fold, ...]
 
     @property
+    def shapes(self) -> list[Hashable]:
+        """What is equal for settings that are fitted together, of every setting."""
+        return [setting.shape for setting in self.settings]
+
+    @property
     def tasks(self) -> list[tasks.Task]:
         folds = [fold.number for fold in self.folds]
-        return tasks.tasks_of(self.settings, self.options.grid.seeds, folds, self.device)
+        return tasks.tasks_of(self.shapes, self.options.grid.seeds, folds, self.device)
 
     def sweep(self, folder: Path) -> Sweep:
         """What workers are told; they keep finished tasks in `folder`."""
@@ -56,7 +66,21 @@ class Request:
         settings = tuple((setting.reference, setting.row()) for setting in self.settings)
         names = tuple(setting.name for setting in self.settings)
         folds = {fold.number: fold for fold in self.folds}
-        return Sweep(material.data, folds, settings, names, self.options, self.device, origin, folder)
+        standardise = self.options.inputs == "standardized"
+        # digests of what was encoded are large, and no worker's business
+        inputs = {m: replace(some, inputs=some.inputs[:0]) for m, some in material.data.inputs.items()}
+        return Sweep(
+            replace(material.data, inputs=inputs, columns={}),
+            folds,
+            settings,
+            names,
+            self.options.fit,
+            self.device,
+            standardise,
+            self.options.score_all,
+            origin,
+            folder,
+        )
 
     @property
     def workers(self) -> list[int]:
@@ -78,22 +102,17 @@ def prepared(cache_path: Path, options: TrainOptions) -> Request:
     """
     engine.prepare("amber2_train.worker", "amber2_train.fold_data", "amber2_train.stacked.loop")
     settings = options.settings()
+    device, has_bfloat16 = engine.call(look_at, options.device)
+    if options.precision == "tf32" and device == "cpu":
+        raise SettingError("Bad precision 'tf32' on a CPU: only GPUs have it; use --precision fp32 or --device cuda")
     material = read_material(cache_path, options.modalities, options.policy, missing=options.missing)
     protocol = options.folds or material.cache.defaults.folds
     folds = make_folds(protocol, material.data)
     check_deciders(material.data, folds, settings)
     for setting in settings:
         for modality, inputs in material.data.inputs.items():
-            check_reads(inputs, setting.system.reads(setting.values, modality), setting.name)
-    device, has_bfloat16 = engine.call(look_at, options.device)
-    if options.precision == "tf32" and device == "cpu":
-        raise SettingError("Bad precision 'tf32' on a CPU: only GPUs have it; use --precision fp32 or --device cuda")
-    if options.precision == "bf16" and not has_bfloat16:
-        _log.warning(
-            "this processor does not multiply bfloat16: --precision bf16 rounds like one that does, but is not faster "
-            "than fp32"
-        )
-    return Request(options, settings, device, material, protocol, folds)
+            _check_reads(inputs, setting.system.reads(setting.values, modality), setting.name)
+    return Request(options, settings, device, has_bfloat16, material, protocol, folds)
 
 
 def identity(request: Request) -> dict[str, Any]:
@@ -142,3 +161,71 @@ def cores() -> int:
 def feature_record(features: Features | MappedFeatures) -> dict[str, Any]:
     """What a run folder and its heads tell of a feature set that they expect."""
     return {"name": features.name, "fingerprint": features.fingerprint, "recipe": features.recipe}
+
+
+def settings_record(request: Request) -> dict[str, Any]:
+    """settings.json (see `amber2_core.run_folder`)."""
+    material, data, folds, options = request.material, request.material.data, request.folds, request.options
+    cache = material.cache
+    return {
+        "command": list(options.command),
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "corpus": cache.corpus,
+        "corpus_version": cache.corpus_version,
+        "cache": str(material.path),
+        "features": {m: feature_record(some) for m, some in data.inputs.items()},
+        "policy": json.loads(json.dumps(asdict(material.policy))),
+        "emotions": list(data.emotions),
+        "utterances": {
+            "in the cache": len(cache.utterances),
+            "kept": len(data),
+            "dropped": dict(data.dropped),
+            "missing": data.missing,
+        },
+        "ratings": {"in the cache": len(cache.ratings), "ignored": dict(data.ignored)},
+        "folds": {
+            "protocol": request.protocol,
+            "shared_speakers": max(fold.shared_speakers for fold in folds),
+            "sizes": {str(f.number): {"train": len(f.train), "dev": len(f.dev), "test": len(f.test)} for f in folds},
+        },
+        "versions": {name: importlib.metadata.version(name) for name in ("amber2", "numpy", "torch")},
+        "digest": _digest(data),
+        "systems": list(dict.fromkeys(setting.name for setting in request.settings)),
+        "axes": options.grid.columns,
+        "metrics": list(METRICS),
+        "grid": {axis: list(values) for axis, values in options.grid.axes.items()},
+        **options.named(request.device),
+        "device": request.device,
+    }
+
+
+def _feature_set(some: Any) -> dict[str, Any]:
+    return {"name": some.name, "fingerprint": some.fingerprint, "recipe": some.recipe}
+
+
+def _digest(data: TrainingData) -> str:
+    """sha256 over what the numbers rest on: every kept utterance's id, what its features were made of, its target."""
+    digest = hashlib.sha256()
+    for name, row, target in zip(data.id, data.rows, data.targets, strict=True):
+        inputs = [some.inputs[row] for some in data.inputs.values()]
+        digest.update("\0".join([name, *inputs]).encode() + target.tobytes())
+    return digest.hexdigest()
+
+
+def utterance_rows(request: Request) -> list[dict[str, Any]]:
+    """One row per test utterance, in the order of predictions.npz: who spoke, and what people group by."""
+    data = request.material.data
+    return [
+        {"id": data.id[k], "fold": fold.number, **{name: column[k] for name, column in data.columns.items()}}
+        for fold in request.folds
+        for k in fold.test
+    ]
+
+
+def _check_reads(features: Features | MappedFeatures, need: Need, system: str) -> None:
+    """Raises CacheError where a feature set lacks what a system reads of it."""
+    place = f"{features.modality}/{features.name}"
+    if need == "layers" and len(features.values.shape) < 3:
+        raise CacheError(f"{system} reads all layers, and {place} has one: encode with extract-features --layers all")
+    if need == "frames" and features.frames is None:
+        raise CacheError(f"{system} reads frames, and {place} has none: encode with extract-features --frames")

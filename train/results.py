@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,13 +13,11 @@ import numpy.typing as npt
 
 from amber2_core.distributions import ambiguity_bins, disagreement, label
 from amber2_core.heads import FUSION_HEAD
-from amber2_core.metrics import METRICS, evaluate
-from amber2_core.run_folder import Predictions
+from amber2_core.run_folder import Predictions, Summary
 
-from .folds import Fold, presence
 from .selection import Selection
-from .tasks import Run, Scores
-from .training_data import TrainingData
+from .tasks import Run, Scores, scores_of
+from .training_data import Fold, TrainingData
 
 Row = dict[str, Any]
 Floats = npt.NDArray[np.floating[Any]]
@@ -33,6 +32,18 @@ class Results:
     experts: list[Row]
     predictions: Predictions
     selected: Mapping[str, Mapping[int, int]]  # system → fold → place of the setting
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a command shows of a finished run."""
+
+    folder: Path
+    table: Summary
+    # system → fold → setting, of the settings with several values on the grid
+    selected: Mapping[str, Mapping[str, Mapping[str, Any]]]
+    # system → expert → weight, mean over folds and seeds
+    weights: Mapping[str, Mapping[str, float]]
 
 
 def results_of(selection: Selection, data: TrainingData, folds: Sequence[Fold], columns: Sequence[str]) -> Results:
@@ -70,16 +81,6 @@ def results_of(selection: Selection, data: TrainingData, folds: Sequence[Fold], 
     return Results(rows, curves, _expert_rows(selection, predictions, selected), predictions, selected)
 
 
-def scores_of(target: Floats, probs: Floats, having: npt.NDArray[np.bool_]) -> Scores:
-    """`n`, how many utterances have a head, and its metrics over those for which it predicts something.
-
-    NaN for a head that no utterance has, and for one of which no epoch was kept, since it diverged at once.
-    """
-    there = having & ~np.isnan(probs).any(axis=-1)
-    metrics = evaluate(target[there], probs[there])
-    return {"n": int(having.sum()), **{name: float(metrics[name]) for name in METRICS}}
-
-
 def _rows(
     selection: Selection, run: Run, split: str, scores: Mapping[str, Scores], columns: Sequence[str], *, chosen: bool
 ) -> Iterator[Row]:
@@ -100,7 +101,7 @@ def _curve_rows(name: str, run: Run) -> Iterator[Row]:
 
 def _having(data: TrainingData, fold: Fold, head: str) -> npt.NDArray[np.bool_]:
     """Which of a fold's test utterances have a head: the modality's of that name, or any modality."""
-    masks = presence(data, fold)
+    masks = data.presence(fold.train)
     if masks is None:
         return np.ones(len(fold.test), dtype=bool)
     return np.asarray(dict(zip(data.inputs, masks, strict=False)).get(head, masks[-1])[fold.test])

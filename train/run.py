@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import closing
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
 from amber2_core import engine
 from amber2_core.run_folder import (
-    Summary,
     new_run_folder,
     summarise,
     write_curves,
@@ -27,26 +26,14 @@ from amber2_core.run_folder import (
 from . import worker
 from .options import TrainOptions
 from .plan import Plan, plan_sweep
-from .record import logged, say_what_is_chosen, say_what_is_kept, settings_record, utterance_rows
-from .request import Request, identity, prepared
-from .results import Results, results_of
+from .request import Request, identity, prepared, settings_record, utterance_rows
+from .results import Report, Results, results_of
 from .selection import Selection, warn_of_deciders
 from .tasks import FinishedTasks, Run
 from .unfinished import LOG, check_free, earlier_output, new_output, unfinished_sweep
 
 OnProgress = Callable[[int, int], None]
-
-
-@dataclass(frozen=True)
-class Report:
-    """What a command shows of a finished run."""
-
-    folder: Path
-    table: Summary
-    # system → fold → setting, of the settings with several values on the grid
-    selected: Mapping[str, Mapping[str, Mapping[str, Any]]]
-    # system → expert → weight, mean over folds and seeds
-    weights: Mapping[str, Mapping[str, float]]
+_log = logging.getLogger(__name__)
 
 
 def train(
@@ -74,8 +61,8 @@ def train(
         name = name or cache_path.stem
         output = earlier_output(Path("runs"), name, this) or new_output(Path("runs"), name)
     with unfinished_sweep(output, this, tasks=len(request.tasks)) as finished:
-        with logged(finished.folder / LOG):
-            say_what_is_kept(request)
+        with _logged(finished.folder / LOG):
+            _say_what_is_kept(request)
             warn_of_deciders(request.material.data, request.settings)
             selection = _trained(request, finished, on_progress)
         results = results_of(selection, request.material.data, request.folds, options.grid.columns)
@@ -92,7 +79,9 @@ def plan(cache_path: Path, options: TrainOptions) -> Plan:
         Amber2Error: as `train`.
     """
     request = prepared(cache_path, options)
-    return plan_sweep(request.sweep(Path()), request.tasks, request.workers)
+    return plan_sweep(
+        request.sweep(Path()), request.tasks, request.workers, shapes=request.shapes, seeds=options.grid.seeds
+    )
 
 
 def _trained(request: Request, finished: FinishedTasks, on_progress: OnProgress) -> Selection:
@@ -100,7 +89,6 @@ def _trained(request: Request, finished: FinishedTasks, on_progress: OnProgress)
     seeds, settings = request.options.grid.seeds, request.settings
     selection = Selection(settings, seeds, finished)
     total, done, began = len(settings) * seeds * len(request.folds), 0, time.monotonic()
-    told = set[int]()
 
     def take(runs: Sequence[Run]) -> None:
         nonlocal done
@@ -108,11 +96,8 @@ def _trained(request: Request, finished: FinishedTasks, on_progress: OnProgress)
             selection.add(run)
         done += len(runs)
         on_progress(done, total)
-        for fold in request.folds:
-            if fold.number not in told and selection.is_complete(fold.number):
-                told.add(fold.number)
-                seconds, varied = time.monotonic() - began, request.options.grid.varied
-                say_what_is_chosen(selection, fold.number, len(request.folds), seconds, varied)
+        if selection.is_complete(runs[0].fold):
+            _say_what_is_chosen(selection, runs[0].fold, len(request.folds), time.monotonic() - began)
 
     missing = []
     for task in request.tasks:
@@ -177,3 +162,64 @@ def _mean_weights(experts: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, f
                 expert = column.removeprefix("weight_")
                 weights.setdefault(row["system"], {}).setdefault(expert, []).append(value)
     return {s: {expert: sum(some) / len(some) for expert, some in own.items()} for s, own in weights.items()}
+
+
+def _say_what_is_kept(request: Request) -> None:
+    """Log what was read, kept and divided."""
+    material, data, folds = request.material, request.material.data, request.folds
+    sets = ", ".join(f"{modality} {some.name}" for modality, some in data.inputs.items())
+    _log.info("%s: corpus %s, %s", material.path, material.cache.corpus, sets)
+    dropped = ", ".join(f"{count} {reason}" for reason, count in data.dropped.items() if count) or "none"
+    _log.info(
+        "%d of %d utterances kept (dropped: %s), stimulus %s, emotions %s",
+        len(data), len(material.cache.utterances), dropped, material.policy.stimulus, " ".join(data.emotions),
+    )  # fmt: skip
+    if data.missing:
+        lacking = ", ".join(f"{count} without {modality}" for modality, count in data.missing.items())
+        _log.info("of these, trained and scored with what they have: %s", lacking)
+    ignored = ", ".join(f"{count} {reason}" for reason, count in data.ignored.items() if count)
+    if ignored:
+        _log.info("%d ratings, ignored: %s", len(material.cache.ratings), ignored)
+    sizes = ", ".join(f"{len(f.train)}/{len(f.dev)}/{len(f.test)}" for f in folds)
+    _log.info("%d folds by %s, train/dev/test: %s", len(folds), request.protocol, sizes)
+    if request.options.precision == "bf16" and not request.has_bfloat16:
+        _log.warning(
+            "this processor does not multiply bfloat16: --precision bf16 rounds like one that does, but is not faster "
+            "than fp32"
+        )
+    shared = max(fold.shared_speakers for fold in folds)
+    if shared:
+        _log.warning("up to %d speakers stand in more than one part of a fold", shared)
+    for fold in folds:
+        for modality, having in data.present.items():
+            parts = {"train": fold.train, "dev": fold.dev, "test": fold.test}
+            if empty := [part for part, rows in parts.items() if not having[rows].any()]:
+                so = ", so it is left out of this fold" if "train" in empty else ""
+                _log.warning("fold %d: no utterance of %s has %s%s", fold.number, " and ".join(empty), modality, so)
+
+
+def _say_what_is_chosen(selection: Selection, fold: int, folds: int, seconds: float) -> None:
+    points = []
+    for name, place in selection.chosen(fold).items():
+        row = selection.settings[place].row()
+        named = "".join(f" {axis} {row[axis]}" for axis in ("lambda_mai", "kappa") if axis in row)
+        points.append(f"{name}{named} (dev js {selection.best[fold, name][1]:.4f})")
+    _log.info("fold %d of %d after %.1f s; chosen on dev: %s", fold, folds, seconds, ", ".join(points))
+
+
+@contextmanager
+def _logged(path: Path) -> Iterator[None]:
+    """Everything that this package and core log is added to a file, too."""
+    handler = logging.FileHandler(path, encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s", datefmt="%Y-%m-%d %H:%M:%S"))
+    loggers = [logging.getLogger(package) for package in ("amber2_core", __package__)]
+    for logger in loggers:
+        logger.addHandler(handler)
+    began = time.monotonic()
+    try:
+        yield
+        _log.info("done in %.1f s", time.monotonic() - began)
+    finally:
+        for logger in loggers:
+            logger.removeHandler(handler)
+        handler.close()

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from amber2_core.errors import SettingError
 
-from .folds import Fold
 from .grid import Setting
 from .tasks import FinishedTasks, Run
-from .training_data import TrainingData
+from .training_data import Fold, TrainingData
 
 _log = logging.getLogger(__name__)
 
@@ -32,6 +32,7 @@ class Selection:
         self.runs: dict[tuple[int, int], dict[int, Run]] = {}
         # (fold, name of the system) → place of the setting, and its dev JS, averaged over seeds
         self.best: dict[tuple[int, str], tuple[int, float]] = {}
+        self._there = Counter[int]()  # fold → how many runs
 
     def add(self, run: Run) -> None:
         """Take in a run; with a setting's last one it competes.
@@ -41,6 +42,7 @@ class Selection:
         """
         runs = self.runs.setdefault((run.fold, run.setting), {})
         runs[run.seed] = run
+        self._there[run.fold] += 1
         if len(runs) < self.seeds:
             return
         setting = self.settings[run.setting]
@@ -61,7 +63,7 @@ class Selection:
 
     def is_complete(self, fold: int) -> bool:
         """Whether all runs of a fold are there."""
-        return all(len(self.runs.get((fold, place), ())) == self.seeds for place in range(len(self.settings)))
+        return self._there[fold] == self.seeds * len(self.settings)
 
     def chosen(self, fold: int) -> dict[str, int]:
         """Name of the system → place of its setting.

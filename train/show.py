@@ -12,7 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from .plan import Plan
-from .run import Report
+from .results import Report
 
 # the metrics of the paper's tables, with the direction that is better; all others are in results.csv
 SHOWN = {"js": "↓", "bc": "↑", "r2": "↑", "macro_f1": "↑", "weighted_f1": "↑", "accuracy": "↑", "uar": "↑", "ece": "↓"}

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -19,8 +19,8 @@ import numpy.typing as npt
 
 from amber2_core.errors import RunFolderError
 from amber2_core.files import write_text, written_whole
+from amber2_core.metrics import METRICS, evaluate
 
-from .grid import Setting
 from .systems.system import Fitted, History
 
 # Runs that train together. On a CPU a run alone loses a quarter of its time between products, and from three to twelve
@@ -54,11 +54,11 @@ class Run:
     test: Mapping[str, Scores]  # empty unless the test scores of every setting are asked for
 
 
-def tasks_of(settings: Sequence[Setting], seeds: int, folds: Sequence[int], device: str) -> list[Task]:
-    """All tasks of a sweep, fold by fold; they depend on nothing but the sweep and the kind of device."""
-    runs, alike = RUNS[device.partition(":")[0]], dict[Any, list[int]]()
-    for place, setting in enumerate(settings):
-        alike.setdefault(setting.shape, []).append(place)
+def tasks_of(shapes: Sequence[Hashable], seeds: int, folds: Sequence[int], device: str) -> list[Task]:
+    """All tasks of a sweep, fold by fold, from the shape of each setting; the kind of device tells their size."""
+    runs, alike = RUNS[device.partition(":")[0]], dict[Hashable, list[int]]()
+    for place, shape in enumerate(shapes):
+        alike.setdefault(shape, []).append(place)
     of_fold = []
     for places in alike.values():
         for some in _parts(places, runs):
@@ -132,6 +132,16 @@ class FinishedTasks:
 
     def _path(self, task: Task) -> Path:
         return self.folder / f"fold{task.fold}-task{task.number}.json"
+
+
+def scores_of(target: npt.NDArray[Any], probs: npt.NDArray[Any], having: npt.NDArray[np.bool_]) -> Scores:
+    """`n`, how many utterances have a head, and its metrics over those for which it predicts something.
+
+    NaN for a head that no utterance has, and for one of which no epoch was kept, since it diverged at once.
+    """
+    there = having & ~np.isnan(probs).any(axis=-1)
+    metrics = evaluate(target[there], probs[there])
+    return {"n": int(having.sum()), **{name: float(metrics[name]) for name in METRICS}}
 
 
 def _record(run: Run) -> dict[str, Any]:

@@ -20,19 +20,18 @@ from amber2_core.cache import (
     read_cache,
     read_feature_headers,
 )
-from amber2_core.errors import CacheError
+from amber2_core.errors import CacheError, SettingError
 from amber2_core.features import blocks
 from amber2_core.label_spaces import policy_with
 from amber2_core.tables import Texts, take, texts
 from amber2_core.votes import LabelPolicy, label_distributions
-
-from .systems.system import Need
 
 CACHE_DIR_VARIABLE = "AMBER2_CACHE_DIR"
 FOLD_COLUMNS = ("speaker", "session", "dialogue", "split", "language")
 # an utterance without features of some modality is left out, or kept with those that it has
 Missing = Literal["drop", "mask"]
 MISSING: tuple[Missing, ...] = get_args(Missing)
+RowNumbers = npt.NDArray[np.intp]
 # why an utterance was dropped
 LACKING: Mapping[Missing, str] = {"drop": "features missing", "mask": "no features of any modality"}
 
@@ -62,6 +61,19 @@ class TrainingData:
 
     def __len__(self) -> int:
         return len(self.id)
+
+    def presence(self, train: RowNumbers) -> npt.NDArray[np.bool_] | None:
+        """(heads, K) which utterances have which head in a fold of these train rows, the fusion last.
+
+        None where nothing is missing. A modality that no train row has is missing from the whole fold, since nothing
+        could be learnt of it; who has no other has no fusion either.
+        """
+        if not self.present:
+            return None
+        every = np.ones(len(self), dtype=bool)
+        masks = np.stack([self.present.get(name, every) for name in self.inputs])  # (modalities, K)
+        masks &= masks[:, train].any(axis=1, keepdims=True)
+        return np.concatenate([masks, masks.any(axis=0, keepdims=True)])
 
     @property
     def missing(self) -> dict[str, int]:
@@ -111,6 +123,26 @@ def feature_keys(path: Path, names: Mapping[str, str | None]) -> list[tuple[str,
             )
         keys.append((modality, chosen[0]))
     return keys
+
+
+@dataclass(frozen=True, eq=False)
+class Fold:
+    """Rows of the training data in the three parts of one fold; fold k is tested once, by its own models.
+
+    SettingError: an utterance stands in two parts.
+    """
+
+    number: int  # 1, 2, …
+    train: RowNumbers
+    dev: RowNumbers
+    test: RowNumbers
+    # speakers who stand in more than one part; 0 unless the protocol's name says otherwise
+    shared_speakers: int
+
+    def __post_init__(self) -> None:
+        rows = np.concatenate((self.train, self.dev, self.test))
+        if len(np.unique(rows)) < len(rows):
+            raise SettingError(f"Fold {self.number}: an utterance stands in two of train, dev and test")
 
 
 @dataclass(frozen=True, eq=False)
@@ -185,15 +217,6 @@ def training_data(
         present={modality: mask[kept] for modality, mask in encoded.items() if not mask[kept].all()},
         checksum="".join(_checked(some) for some in inputs.values()),
     )
-
-
-def check_reads(features: Features | MappedFeatures, need: Need, system: str) -> None:
-    """Raises CacheError where a feature set lacks what a system reads of it."""
-    place = f"{features.modality}/{features.name}"
-    if need == "layers" and len(features.values.shape) < 3:
-        raise CacheError(f"{system} reads all layers, and {place} has one: encode with extract-features --layers all")
-    if need == "frames" and features.frames is None:
-        raise CacheError(f"{system} reads frames, and {place} has none: encode with extract-features --frames")
 
 
 def _kept(encoded: Mapping[str, npt.NDArray[np.bool_]], missing: Missing) -> npt.NDArray[np.bool_]:

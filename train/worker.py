@@ -11,13 +11,9 @@ from typing import TYPE_CHECKING, Any
 from amber2_core.devices import choose_device, is_out_of_memory, set_arithmetic
 from amber2_core.errors import SettingError
 
-from .folds import Fold
-from .options import TrainOptions
-from .results import scores_of
-from .systems import registry
-from .systems.system import Fitted
-from .tasks import FinishedTasks, Probs, Run, Scores, Task
-from .training_data import TrainingData
+from .systems.system import FitOptions, Fitted, system_of
+from .tasks import FinishedTasks, Probs, Run, Scores, Task, scores_of
+from .training_data import Fold, TrainingData
 
 if TYPE_CHECKING:  # the process that plans a sweep never loads torch
     from .fold_data import FoldData, Rows
@@ -32,8 +28,11 @@ class Sweep:
     # (system, its settings as plain values): classes of a user's own file are not known to a worker before it loads it
     settings: tuple[tuple[str, Mapping[str, Any]], ...]
     names: tuple[str, ...]  # of the settings, as results have them
-    options: TrainOptions
+    fit: FitOptions
     device: str
+    # features standardised by a fold's train rows; every setting scored on test
+    standardise: bool = False
+    score_all: bool = False
     # what the files of weights tell beside their runs: emotions, label policy, features
     origin: Mapping[str, Any] = field(default_factory=dict)
     # where finished tasks are kept
@@ -46,9 +45,9 @@ class Worker:
     def __init__(self, threads: int, sweep: Sweep) -> None:
         from .fold_data import features_on
 
-        set_arithmetic(choose_device(sweep.device), tf32=sweep.options.precision == "tf32", threads=threads)
+        set_arithmetic(choose_device(sweep.device), tf32=sweep.fit.precision == "tf32", threads=threads)
         self.sweep = sweep
-        with _memory_for(f"the features of {len(sweep.data)} utterances: try another GPU", sweep.device):
+        with _memory_for(f"the features of {len(sweep.data)} utterances: train on fewer modalities", sweep.device):
             self.features = features_on(sweep.device, sweep.data)
         self._fold: FoldData | None = None
 
@@ -58,18 +57,18 @@ class Worker:
 
         if self._fold is None or self._fold.number != number:
             sweep = self.sweep
-            standardise = sweep.options.inputs == "standardized"
-            self._fold = fold_data(sweep.data, sweep.folds[number], self.features, standardise=standardise)
+            fold, standardise = sweep.folds[number], sweep.standardise
+            self._fold = fold_data(sweep.data, fold, self.features, standardise=standardise)
         return self._fold
 
-    def fitted(self, task: Task, fold: FoldData, options: Any) -> Iterator[tuple[int, Fitted]]:
+    def fitted(self, task: Task, fold: FoldData, options: FitOptions) -> Iterator[tuple[int, Fitted]]:
         """Every run of a task, trained, with the place of its setting."""
         systems = [self.sweep.settings[place] for place in task.settings]
-        system = registry.system(systems[0][0])
-        values = [system.Settings(**some) for _, some in systems]
+        own = system_of(systems[0][0])
+        values = [own.Settings(**some) for _, some in systems]
         runs = len(values) * len(task.seeds)
         with _memory_for(f"{runs} runs at once: ask for fewer --seeds or a smaller --hidden", self.sweep.device):
-            for one in system.fit(fold, values, task.seeds, options):
+            for one in own.fit(fold, values, task.seeds, options):
                 yield task.settings[values.index(one.setting)], one
 
 
@@ -85,9 +84,9 @@ def train(worker: Worker, task: Task) -> list[Run]:
     """Train a task, score it, and keep it; what there is to know of its runs."""
     sweep, fold = worker.sweep, worker.fold(task.fold)
     found = []
-    for place, one in worker.fitted(task, fold, sweep.options.fit):
+    for place, one in worker.fitted(task, fold, sweep.fit):
         on_test = one.probs(fold.test)
-        test = scores(fold.test, on_test) if sweep.options.score_all else {}
+        test = scores(fold.test, on_test) if sweep.score_all else {}
         run = Run(task.fold, place, one.seed, one.history, scores(fold.dev, one.probs(fold.dev)), test)
         found.append((run, one, on_test))
     if len(found) != len(task.settings) * len(task.seeds):
@@ -119,10 +118,15 @@ def _origin(sweep: Sweep, run: Run) -> dict[str, Any]:
 
 @contextmanager
 def _memory_for(what: str, device: str) -> Iterator[None]:
-    """Raises SettingError where a GPU has too little memory for what is done within."""
+    """Raises SettingError where there is too little memory for what is done within."""
     try:
         yield
+    except MemoryError:
+        pass
     except RuntimeError as problem:
-        if device == "cpu" or not is_out_of_memory(problem):
+        if not is_out_of_memory(problem):
             raise
-        raise SettingError(f"{device} ran out of memory with {what}, or use --device cpu") from None
+    else:
+        return
+    instead = "let fewer workers run, as with OMP_NUM_THREADS=1" if device == "cpu" else "use --device cpu"
+    raise SettingError(f"{device} ran out of memory with {what}, or {instead}")

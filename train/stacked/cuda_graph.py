@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -73,6 +74,7 @@ def cuda_graph(step: Callable[[], None], *, device: torch.device) -> Callable[[]
         RuntimeError: it does something that a graph cannot hold.
     """
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.device(device), torch.cuda.graph(graph):
+    of_this_thread: Any = "thread_local"  # whatever other threads ask of the device is no part of it, and no error
+    with torch.cuda.device(device), torch.cuda.graph(graph, capture_error_mode=of_this_thread):
         step()
     return graph.replay

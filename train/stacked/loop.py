@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -15,16 +15,25 @@ from amber2_core.devices import on
 from amber2_core.divergences import js
 from amber2_core.heads import Architecture, initial_parameters
 
-from ..systems.system import FitOptions
-from .best_epochs import BestHeads
+from ..systems.system import FitOptions, FoldData, Rows
 from .cuda_graph import record_steps
 from .optimizer import StackedAdamW
-from .parameters import Dropout, StackedHeads
-from .system import SCORED_ROWS
+from .parameters import BestHeads, StackedHeads, dropout_factors
 
-if TYPE_CHECKING:
-    from ..fold_data import FoldData, Rows
-    from .system import StackedSystem
+# Rows scored at a time, by device: on a CPU what is computed between two products stays in its cache.
+SCORED_ROWS = {"cpu": 256, "cuda": 2048}
+
+
+class Objective(Protocol):
+    """What a stack learns, and how it is judged; see `amber2_train.stacked.system.StackedSystem`."""
+
+    def loss(self, settings: Sequence[Any], *, heads: Sequence[str], fold: FoldData) -> Callable[..., Tensor]: ...
+
+    def learnt(self, setting: Any, target: Tensor) -> Tensor: ...
+
+    def judge(self, head: str, setting: Any) -> str: ...
+
+    def log_probs_of(self, outputs: Tensor) -> Tensor: ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,7 +45,7 @@ class Trained:
 
 
 def train(
-    system: StackedSystem, fold: FoldData, settings: Sequence[Any], seeds: Sequence[int], options: FitOptions
+    system: Objective, fold: FoldData, settings: Sequence[Any], seeds: Sequence[int], options: FitOptions
 ) -> Trained:
     """Train all settings, of one shape, under every seed on one fold.
 
@@ -51,7 +60,6 @@ def train(
     heads = stack.architecture.heads
     orders = [random_stream(seed, fold.number, "order") for seed in seeds]
     streams = [random_stream(seed, fold.number, "dropout") for seed in seeds]
-    dropout = Dropout(first.dropout, streams, heads=len(heads), units=first.hidden, dtype=dtype)
     optimizer = StackedAdamW(
         stack.parameters, wide=stack.wide, lr=first.lr, weight_decay=first.weight_decay, precision=options.precision
     )
@@ -76,7 +84,9 @@ def train(
         epoch.fill_(number)
         order = on(device, torch.stack([torch.randperm(len(data), generator=stream) for stream in orders]))
         for rows in torch.split(order, first.batch_size, dim=1):  # (seeds, batch)
-            keep = dropout.draw(rows.shape[1])
+            keep = dropout_factors(
+                first.dropout, streams, heads=len(heads), batch=rows.shape[1], units=first.hidden, dtype=dtype
+            )
             take_step(rows, keep if keep is None else on(device, keep))
         best.keep(number, dev_js(system, stack, fold.dev, optimizer=optimizer))
         if best.all_stopped:
@@ -103,7 +113,7 @@ def random_stream(seed: int, fold: int, purpose: str) -> Generator:
 
 @torch.no_grad()
 def dev_js(
-    system: StackedSystem, stack: StackedHeads, dev: Rows, *, optimizer: StackedAdamW | None = None
+    system: Objective, stack: StackedHeads, dev: Rows, *, optimizer: StackedAdamW | None = None
 ) -> npt.NDArray[np.float64]:
     """JS on dev, mean over the utterances that have the head, (heads, seeds, settings); NaN where none has.
 

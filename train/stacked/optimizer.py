@@ -13,7 +13,7 @@ from torch import Tensor
 from .kernels import Learn, low_factors, rounded
 
 if TYPE_CHECKING:
-    from ..precision import Precision
+    from ..systems.system import Precision
 
 BETAS = (0.9, 0.999)
 EPSILON = 1e-8

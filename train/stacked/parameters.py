@@ -11,6 +11,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Generator, Tensor
 
@@ -79,7 +81,7 @@ class StackedHeads:
         """Vectors (seeds, batch, D_m) by modality → logits (heads, seeds, settings, batch, classes).
 
         `present` (heads, seeds, batch) tells who has which head, where some lack a modality; logits of a head that is
-        not there mean nothing. `keep` are the factors of `Dropout`. With an optimizer the wide products are of its
+        not there mean nothing. `keep` are `dropout_factors`. With an optimizer the wide products are of its
         precision, and a backward pass lets it update their weights.
         """
         of_all = {name: x.unsqueeze(1) for name, x in vectors.items()}  # one axis for all settings
@@ -131,33 +133,17 @@ class StackedHeads:
         return given
 
 
-class Dropout:
-    """Inverted dropout with a random stream of each seed's own; the settings of a seed drop the same units."""
+def dropout_factors(
+    share: float, streams: Sequence[Generator], *, heads: int, batch: int, units: int, dtype: torch.dtype
+) -> Tensor | None:
+    """Inverted dropout of one batch's hidden units, (heads, seeds, batch, units): a share is 0, the rest 1/(1−share).
 
-    def __init__(
-        self,
-        share: float,
-        streams: Sequence[Generator],
-        *,
-        heads: int,
-        units: int,
-        dtype: torch.dtype = torch.float32,
-    ) -> None:
-        self.share, self.streams = share, streams
-        self.heads, self.units, self.dtype = heads, units, dtype
-
-    def draw(self, batch: int) -> Tensor | None:
-        """The factors of one batch's hidden units, (heads, seeds, batch, units): a share is 0, the rest 1/(1−share).
-
-        None where nothing is dropped.
-        """
-        if not self.share:
-            return None
-        size = (batch, self.units)
-        draws = torch.stack(
-            [torch.stack([torch.rand(size, generator=stream) for stream in self.streams]) for _ in range(self.heads)]
-        )
-        return (draws >= self.share).to(self.dtype) / (1 - self.share)
+    Every seed has a random stream of its own; its settings drop the same units. None where nothing is dropped.
+    """
+    if not share:
+        return None
+    draws = [[torch.rand(batch, units, generator=stream) for stream in streams] for _ in range(heads)]
+    return (torch.stack([torch.stack(of_seeds) for of_seeds in draws]) >= share).to(dtype) / (1 - share)
 
 
 def _blocks(architecture: Architecture, modality: str) -> list[Block]:
@@ -177,3 +163,64 @@ def _owner(parameter: str) -> str:
     """The head that alone reads a parameter."""
     room, name, *_ = parameter.split(".")
     return name if room == "heads" else FUSION_HEAD
+
+
+class BestHeads:
+    """Keeps, for every run, each head's parameters of the epoch at which its judge scored best.
+
+    Args:
+        judges: (heads, settings) the index of the head whose score decides which epoch of a head is kept.
+        patience: a head that has not improved for so many epochs has stopped: nothing of it is kept any more. A stopped
+            head costs as much as another until all of a stack have stopped.
+    """
+
+    def __init__(self, stack: StackedHeads, judges: npt.NDArray[np.intp], *, patience: int | None = None) -> None:
+        self.stack, self.judges, self.patience = stack, judges, patience
+        runs = (len(judges), stack.seeds, stack.settings)
+        self.epoch: npt.NDArray[np.int64] = np.zeros(runs, dtype=np.int64)
+        self.dev_js = np.full(runs, np.nan)
+        self._score = np.full(runs, np.inf)
+        self._stopped = np.zeros(runs, dtype=bool)
+        # how many epochs a head was looked at: what a run leaves must not depend on when its neighbours stop
+        self.epochs: npt.NDArray[np.int64] = np.zeros(runs, dtype=np.int64)
+        self._scores: list[npt.NDArray[np.float64]] = []
+        self._kept = {name: parameter.detach().clone() for name, parameter in stack.parameters.items()}
+
+    @property
+    def all_stopped(self) -> bool:
+        return bool(self._stopped.all())
+
+    @property
+    def curves(self) -> npt.NDArray[np.float64]:
+        """Dev JS after every epoch (epochs, heads, seeds, settings); of a head, its first `epochs` count."""
+        return np.stack(self._scores)
+
+    def keep(self, epoch: int, scores: npt.NDArray[np.float64]) -> None:
+        """Take over the heads that got better; scores (heads, seeds, settings)."""
+        judged = np.take_along_axis(scores, self.judges[:, None, :], axis=0)
+        self._scores.append(scores)
+        self.epochs[~self._stopped] = epoch
+        better = (judged < self._score) & ~self._stopped
+        self._score[better], self.epoch[better], self.dev_js[better] = judged[better], epoch, scores[better]
+        if self.patience is not None:
+            self._stopped |= epoch - self.epoch >= self.patience
+        for head, improved in zip(self.stack.architecture.heads, better, strict=True):
+            runs = np.nonzero(improved)  # (seeds, settings)
+            for name, rows in self.stack.owned(head):
+                _take_over(self._kept[name][:, :, rows], self.stack.parameters[name].detach()[:, :, rows], runs)
+
+    @torch.no_grad()
+    def restore(self) -> None:
+        """Give the stack every head of its best epoch."""
+        for name, parameter in self.stack.parameters.items():
+            parameter.copy_(self._kept[name])
+
+
+def _take_over(kept: Tensor, now: Tensor, runs: tuple[npt.NDArray[np.intp], ...]) -> None:
+    """Copy some runs' parameters (seeds, settings, …): on a CPU one by one, which takes a fifth of the time there."""
+    if kept.device.type == "cpu":
+        for seed, setting in zip(*runs, strict=True):
+            kept[seed, setting].copy_(now[seed, setting])
+    else:
+        places = tuple(torch.from_numpy(of_axis).to(kept.device) for of_axis in runs)
+        kept[places] = now[places]

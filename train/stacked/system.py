@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from amber2_core.fusion import FUSIONS
 
-from ..systems.system import FitOptions, Fitted, History, System, option
+from ..systems.system import FitOptions, Fitted, FoldData, History, Rows, System, option
 
 if TYPE_CHECKING:
     import numpy as np
@@ -18,14 +18,12 @@ if TYPE_CHECKING:
 
     from amber2_core.heads import Architecture
 
-    from ..fold_data import FoldData, Rows
     from .loop import Trained
 
 Labels = Literal["soft", "hard"]
 # outputs (heads, seeds, settings, batch, …), target (seeds, 1, batch, C), who has which head (heads, seeds, 1, batch)
 # or None where all have all, and the epoch, a number on the device, from 1 → losses (seeds, settings)
 Loss = Callable[["Tensor", "Tensor", "Tensor | None", "Tensor"], "Tensor"]
-SCORED_ROWS = {"cpu": 256, "cuda": 2048}  # at a time: on a CPU what is computed between two products stays in its cache
 
 
 @dataclass(frozen=True)
@@ -109,6 +107,8 @@ class FittedHeads:
         import torch
 
         from amber2_core.heads import Heads
+
+        from .loop import SCORED_ROWS
 
         model, names = Heads(self.architecture, self.state), self.architecture.heads
         index, parts = torch.arange(len(rows), device=rows.index.device), []

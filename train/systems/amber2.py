@@ -11,12 +11,11 @@ from amber2_core.errors import SettingError, bad_choice
 from amber2_core.heads import FUSION_HEAD
 
 from ..stacked.system import Loss, StackedSettings, StackedSystem
-from .system import option
+from .system import FoldData, option
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ..fold_data import FoldData
     from .system import Floats
 
 Distance = Literal["js", "kl", "soft-ce"]

@@ -6,11 +6,10 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from ..stacked.system import Loss, StackedSystem
+from .system import FoldData
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-    from ..fold_data import FoldData
 
 
 class ClassBalancedCrossEntropy(StackedSystem):

@@ -1,4 +1,4 @@
-"""The contract of a system: what stage 2 asks of anything that it trains or scores.
+"""The contract of a system, what stage 2 asks of anything that it trains or scores; and systems by name.
 
 A system's `Settings` are its axes on a grid, its options of `train-heads` and its columns of results.csv. What all
 systems share stays outside of them: folds, targets, selection on dev, the test looked at once, results, report.
@@ -6,25 +6,36 @@ systems share stays outside of them: folds, targets, selection on dev, the test 
 
 from __future__ import annotations
 
+import importlib.util
 import math
+import sys
+import zlib
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
+from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
+from amber2_core.errors import SettingError, bad_choice
 from amber2_core.heads import FUSION_HEAD
 
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
-
-    from ..fold_data import FoldData, Rows
+    from torch import Tensor
 
     Floats = npt.NDArray[np.floating[Any]]
 
 # What a system reads of a modality: one vector of an utterance, all layers' vectors, or the sequence of its frames.
 Need = Literal["vector", "layers", "frames"]
 Precision = Literal["fp32", "tf32", "bf16"]
+ENTRY_POINTS = "amber2.systems"
+# name → where its class is; what a worker is told, too
+OURS: Mapping[str, str] = {
+    "amber2": "amber2_train.systems.amber2:Amber2",
+    "cb-ce": "amber2_train.systems.cb_ce:ClassBalancedCrossEntropy",
+}
 
 
 def option(
@@ -66,6 +77,66 @@ class History:
     epoch: Mapping[str, int] = field(default_factory=dict)
     # heads whose epoch nobody could choose, as no dev utterance has the head that decides
     unjudged: frozenset[str] = frozenset()
+
+
+class Rows(Protocol):
+    """Some utterances of a fold: their targets, and whatever a system reads of their features."""
+
+    @property
+    def features(self) -> Mapping[str, Tensor]:
+        """All utterances' features by modality, (N, D_m) or (N, layers, D_m): a system needs their sizes alone."""
+
+    @property
+    def index(self) -> Tensor:
+        """(n,) which of the N utterances these are."""
+
+    @property
+    def targets(self) -> Tensor:
+        """(n, C) the raters' distributions; their type and device are those to compute in."""
+
+    @property
+    def standardisation(self) -> Mapping[str, tuple[Tensor, Tensor]]:
+        """Modality → mean and sd (D_m,) of the train rows; empty where features are used as they are."""
+
+    def __len__(self) -> int: ...
+
+    def vectors(self, rows: Tensor) -> dict[str, Tensor]:
+        """The last layer's vectors of some of these utterances, (…, batch) of 0 … n−1 → (…, batch, D_m) by modality.
+
+        Zero, also after standardisation, where an utterance lacks the modality.
+        """
+
+    def layers(self, modality: str, rows: Tensor) -> Tensor:
+        """All layers' vectors as cached, (…, batch) → (…, batch, layers, D_m), NaN where there are none."""
+
+    def frames(self, modality: str, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Sequences of some utterances (batch,), padded with 0: (batch, T, D), and which are frames (batch, T)."""
+
+    def presence(self, rows: Tensor) -> Tensor | None:
+        """Which heads some of these utterances have, (…, batch) of 0 … n−1 → (heads, …, batch); None: all of them.
+
+        Heads are the modalities, then the fusion, which is there with any of them.
+        """
+
+    def having(self) -> npt.NDArray[np.bool_]:
+        """Which of these utterances have which head, (heads, n)."""
+
+
+class FoldData(Protocol):
+    """The three parts of one fold."""
+
+    @property
+    def number(self) -> int:
+        """From 1; part of every run's random stream."""
+
+    @property
+    def train(self) -> Rows: ...
+
+    @property
+    def dev(self) -> Rows: ...
+
+    @property
+    def test(self) -> Rows: ...
 
 
 class Fitted(Protocol):
@@ -120,7 +191,8 @@ class System(Protocol):
 
     def shape(self, setting: Any) -> Hashable:
         """What is equal for settings that are fitted together."""
-        return setting
+        whole: Hashable = setting
+        return whole
 
     def check(self, setting: Any, heads: Sequence[str]) -> None:
         """Raises SettingError for values that do not go together."""
@@ -128,3 +200,65 @@ class System(Protocol):
     def expert_weights(self, setting: Any, probs: Mapping[str, Floats], target: Floats) -> Mapping[str, Floats]:
         """How much each expert counted, (seeds, n) by head, from probabilities (seeds, n, C); none without experts."""
         return {}
+
+
+@cache
+def system_of(reference: str) -> System:
+    """The system of that name, or of a file's class: ``path/to/my_system.py:MySystem``.
+
+    Raises:
+        SettingError: there is none, or it cannot be loaded.
+    """
+    path, _, name = reference.rpartition(":")
+    if path.endswith(".py"):
+        return _made(reference, _module_of(Path(path)), name)
+    ours = {each: EntryPoint(each, place, ENTRY_POINTS) for each, place in OURS.items()}
+    points = {point.name: point for point in entry_points(group=ENTRY_POINTS)} if reference not in ours else {}
+    found = (points | ours).get(reference)
+    if found is None:
+        known = [*ours, *points, "path/to/my_system.py:MySystem"]
+        raise SettingError(bad_choice("system", reference, known))
+    try:
+        return _made(reference, importlib.import_module(found.module), found.attr)
+    except ImportError as problem:
+        raise SettingError(f"Cannot load the system {reference!r} from {found.value}: {problem}") from None
+
+
+def systems_of(references: Sequence[str]) -> dict[str, System]:
+    """Reference → system. SettingError: as `system_of`, or two go by one name."""
+    found = {reference: system_of(reference) for reference in references}
+    names = [each.name for each in found.values()]
+    if not names or len(set(names)) < len(names) or len(found) < len(references):
+        raise SettingError(f"Bad system {','.join(references)!r}, expected a list of different ones")
+    return found
+
+
+def _module_of(path: Path) -> Any:
+    """A user's file as a module; the same one at the next call."""
+    if not path.is_file():
+        raise SettingError(f"Bad system: no file {path}; give path/to/my_system.py:MySystem")
+    name = f"amber2_system_{path.stem}_{zlib.crc32(str(path.resolve()).encode()):08x}"
+    if name not in sys.modules:
+        spec = importlib.util.spec_from_file_location(name, path)
+        assert spec is not None
+        assert spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[name] = module
+        try:
+            spec.loader.exec_module(module)
+        except Exception as problem:  # the user's own code
+            del sys.modules[name]
+            what = f"{type(problem).__name__}: {problem}".partition("\n")[0]
+            raise SettingError(f"Cannot load the system of {path}: {what}") from problem
+    return sys.modules[name]
+
+
+def _made(reference: str, module: Any, name: str) -> System:
+    kind = getattr(module, name, None)
+    if not isinstance(kind, type):
+        raise SettingError(f"Bad system {reference!r}: {module.__file__} has no class {name!r}")
+    made: Any = kind()
+    for attribute in ("name", "Settings", "fit"):
+        if not hasattr(made, attribute):
+            raise SettingError(f"Bad system {reference!r}: {name} has no {attribute}; see docs/extend.md")
+    return made  # type: ignore[no-any-return]

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from amber2_train import precision as precisions
-from amber2_train.optimizer import StackedAdamW
-from amber2_train.precision import rounded
-from amber2_train.products import ClassScores, RunLinear, WideProduct, _all_at_once, _run_by_run
+from amber2_train.stacked import kernels
+from amber2_train.stacked.kernels import ClassScores, RunLinear, WideProduct, _all_at_once, _run_by_run, rounded
+from amber2_train.stacked.optimizer import StackedAdamW
 
 SIZES = [3, 2, 4]
 
@@ -85,7 +85,7 @@ def test_a_precision_that_saves_no_time_is_told_of(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     for native, precision, lines in ((True, "bf16", 0), (False, "fp32", 0), (False, "bf16", 1)):
-        monkeypatch.setattr(precisions, "_multiplies_bfloat16", lambda native=native: native)
+        monkeypatch.setattr(kernels, "multiplies_bfloat16", lambda native=native: native)
         caplog.clear()
         precisions.warn_of_precision(precision, "cpu")  # type: ignore[arg-type]
         assert len(caplog.messages) == lines
@@ -150,7 +150,7 @@ def stepped(precision: str, steps: int = 5) -> tuple[dict[str, Tensor], StackedA
 def test_the_optimizer_is_torchs_adamw_whether_whole_or_in_pieces(
     precision: str, native: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(precisions, "_multiplies_bfloat16", lambda: native)
+    monkeypatch.setattr(kernels, "multiplies_bfloat16", lambda: native)
     ours, optimizer, torchs = stepped(precision)
     for name, parameter in torchs.items():
         torch.testing.assert_close(ours[name], parameter, rtol=1e-6, atol=1e-6)

@@ -17,8 +17,8 @@ from amber2_train.fit import Fitted, fit
 from amber2_train.folds import make_folds
 from amber2_train.grid import Setting
 from amber2_train.precision import Precision
-from amber2_train.recording import WARM_UP, RecordedStep, Step, cuda_graph
 from amber2_train.rows import FoldRows, Rows, fold_rows
+from amber2_train.stacked.cuda_graph import WARM_UP, RecordedStep, Step, cuda_graph
 
 SETTINGS = [
     Setting(hidden=8, batch_size=7, lr=0.01, **values)
