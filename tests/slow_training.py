@@ -10,54 +10,50 @@ import torch
 from torch import Tensor
 
 from amber2_core.heads import Architecture, initial_parameters
-from amber2_train.fit import random_stream
+from amber2_train.fold_data import FoldData
 from amber2_train.grid import Setting
-from amber2_train.rows import FoldRows
+from amber2_train.stacked.loop import random_stream
+from amber2_train.systems.system import system_of
 
 SMALL: dict[str, Any] = {"hidden": 8, "batch_size": 7, "lr": 0.01}
+OF_THE_LOSS = ("student", "lambda_rai", "lambda_mai", "lambda_expert", "kappa", "weight_gradient")
 
 
-def small(**values: Any) -> Setting:
+def small(system: str = "amber2", **values: Any) -> Setting:
     """A setting that the loops train in a moment."""
-    return Setting(**{**SMALL, **values})
+    return Setting(system, system_of(system).Settings(**{**SMALL, **values}))
 
 
 def trained_slowly(
-    fold: FoldRows, setting: Setting, *, seed: int, epochs: int, lacking: Mapping[str, Sequence[int]] | None = None
+    fold: FoldData, setting: Setting, *, seed: int, epochs: int, lacking: Mapping[str, Sequence[int]] | None = None
 ) -> list[dict[str, Tensor]]:
     """Parameters after each epoch; `lacking` names the rows of the data that a modality does not have."""
+    values = setting.values
     inputs = tuple((name, x.shape[1]) for name, x in fold.train.features.items())
-    shape = Architecture(inputs, 4, setting.fusion, setting.hidden, setting.hidden)
-    start = {
-        n: t.double() for n, t in initial_parameters(shape, random_stream(seed, fold.number, "parameters")).items()
-    }
+    shape = Architecture(inputs, 4, values.fusion, values.hidden, values.hidden)
+    start = initial_parameters(shape, random_stream(seed, fold.number, "parameters"))
     order = random_stream(seed, fold.number, "order")
     place, batches = fold.train.index.tolist(), []
     for _ in range(epochs):
         rows = torch.randperm(len(fold.train), generator=order).tolist()
-        batches.append([rows[first : first + setting.batch_size] for first in range(0, len(rows), setting.batch_size)])
+        batches.append([rows[first : first + values.batch_size] for first in range(0, len(rows), values.batch_size)])
     return reference.train_reference(
-        start,
-        {name: x[fold.train.index] for name, x in fold.train.features.items()},
+        {name: x.double() for name, x in start.items()},
+        {name: x[fold.train.index].double() for name, x in fold.train.features.items()},
         fold.train.targets,
         batches,
-        system=setting.system,  # type: ignore[arg-type]
-        fusion=setting.fusion,
-        student=setting.student,
-        lambda_rai=setting.lambda_rai,
-        lambda_mai=setting.lambda_mai,
-        lambda_expert=setting.lambda_expert,
-        kappa=setting.kappa,
-        weight_gradient=setting.weight_gradient,
+        system=setting.reference,  # type: ignore[arg-type]
+        fusion=values.fusion,
         class_weights=reference.class_balanced_weights(fold.train.targets.tolist()),
-        learning_rate=setting.lr,
-        weight_decay=setting.weight_decay,
+        learning_rate=values.lr,
+        weight_decay=values.weight_decay,
         lacking={name: [k for k, row in enumerate(place) if row in rows] for name, rows in (lacking or {}).items()},
+        **{name: getattr(values, name) for name in OF_THE_LOSS if hasattr(values, name)},
     )
 
 
 def slow_dev_js(
-    fold: FoldRows, parameters: Mapping[str, Tensor], fusion: str, lacking: Mapping[str, Sequence[int]] | None = None
+    fold: FoldData, parameters: Mapping[str, Tensor], fusion: str, lacking: Mapping[str, Sequence[int]] | None = None
 ) -> dict[str, float]:
     """Mean JS on dev by head, over the utterances that have it."""
     values: dict[str, list[float]] = {}
@@ -71,4 +67,4 @@ def slow_dev_js(
 
 def vectors_of(rows: Mapping[str, Tensor], row: int, lacking: Mapping[str, Sequence[int]]) -> dict[str, Tensor]:
     """What one utterance has: modality → (D_m,)."""
-    return {name: x[row] for name, x in rows.items() if row not in lacking.get(name, ())}
+    return {name: x[row].double() for name, x in rows.items() if row not in lacking.get(name, ())}

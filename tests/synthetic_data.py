@@ -9,17 +9,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from amber2_core.cache import FeatureCache, Features, write_cache
-from amber2_core.losses import class_balanced_weights
 from amber2_core.tables import RatingTable, UtteranceTable, texts
 from amber2_core.utterance import LabelDefaults
-from amber2_train.folds import Fold
-from amber2_train.labels import LABELS
-from amber2_train.rows import FoldRows, Rows, presence
-from amber2_train.systems.system import TrainingStatistics
-from amber2_train.targets import TrainingData
+from amber2_train.fold_data import FoldData, Rows, features_on, fold_data
+from amber2_train.training_data import Fold, TrainingData
 
 EMOTIONS = ("neutral", "happy", "angry", "sad")
 SIZES = {"audio": 6, "text": 5, "video": 4}
@@ -64,47 +59,55 @@ def training_data(
 ) -> TrainingData:
     """Utterances of three sessions; `missing` names rows that a modality does not have."""
     targets = soft_labels(count, seed=seed)
-    vectors, present = features(targets, modalities, seed=seed), {}
-    for name, rows in (missing or {}).items():
-        present[name] = np.isin(np.arange(count), rows, invert=True)
-        vectors[name][~present[name]] = np.nan
+    sets = feature_sets(targets, modalities, missing=missing, seed=seed)
     return TrainingData(
         id=texts([f"u{i:03}" for i in range(count)]),
         speaker=texts([f"s{i % speakers}" for i in range(count)]),
         session=texts([f"Ses{i % sessions}" for i in range(count)]),
         split=texts([""] * count),
-        features=vectors,
+        inputs={some.modality: some for some in sets},
+        rows=np.arange(count),
         targets=targets,
         emotions=EMOTIONS,
-        feature_sets={name: (f"{name}-model", name * 9) for name in modalities},
         dropped={},
         ignored={},
-        present=present,
+        present={some.modality: some.encoded for some in sets if some.modality in (missing or {})},
     )
 
 
+def with_values(data: TrainingData, **values: np.ndarray[Any, Any]) -> TrainingData:
+    """The same utterances with other numbers as features of some modalities."""
+    sets = {name: replace(data.inputs[name], values=x.astype(np.float32)) for name, x in values.items()}
+    return replace(data, inputs={**data.inputs, **sets})
+
+
 def fold_in(
-    data: TrainingData,
-    fold: Fold,
+    data: TrainingData, fold: Fold, *, dtype: torch.dtype = torch.float64, standardise: bool = False
+) -> FoldData:
+    """A fold on the CPU, to be trained in any precision."""
+    found = fold_data(data, fold, features_on("cpu", data), standardise=standardise)
+
+    def part(rows: Rows) -> Rows:
+        return replace(rows, targets=rows.targets.to(dtype))
+
+    return FoldData(fold.number, part(found.train), part(found.dev), part(found.test))
+
+
+def feature_sets(
+    targets: np.ndarray[Any, Any],
+    modalities: Sequence[str],
     *,
-    dtype: torch.dtype = torch.float64,
-    test_targets: Tensor | None = None,
-    modalities: Sequence[str] | None = None,
-) -> FoldRows:
-    """A fold in any precision, with other test targets where they are given."""
-    tensors = {name: torch.from_numpy(data.features[name]).to(dtype) for name in modalities or data.features}
-
-    present = presence(replace(data, features={name: data.features[name] for name in tensors}), fold)
-
-    def part(rows: np.ndarray[Any, Any]) -> Rows:
-        targets = torch.from_numpy(data.targets[rows]).to(dtype)
-        return Rows(tensors, torch.from_numpy(rows), targets, present=present)
-
-    train, test = part(fold.train), part(fold.test)
-    if test_targets is not None:
-        test = replace(test, targets=test_targets)
-    statistics = {kind: TrainingStatistics(class_balanced_weights(LABELS[kind](train.targets))) for kind in LABELS}
-    return FoldRows(fold.number, train, part(fold.dev), test, statistics)
+    missing: Mapping[str, Sequence[int]] | None = None,
+    seed: int = 0,
+) -> list[Features]:
+    """What a cache holds of `features`."""
+    sets = []
+    for name, values in features(targets, modalities, seed=seed).items():
+        inputs = np.array([f"{i:064}" for i in range(len(targets))], dtype=object)
+        for row in (missing or {}).get(name, ()):
+            values[row], inputs[row] = np.nan, ""
+        sets.append(Features(name, f"{name}-model", values, inputs, {"model": name}))
+    return sets
 
 
 def cache_of(
@@ -122,12 +125,7 @@ def cache_of(
     """A feature cache; `missing` names rows that a modality does not have."""
     ticks = votes(count, seed=seed)
     columns = {name: texts([""] * count) for name in ("dialogue", "split", "language", "transcript", "audio")}
-    sets = []
-    for name, values in features(soft_labels(count, seed=seed), modalities, seed=seed).items():
-        inputs = np.array([f"{i:064}" for i in range(count)], dtype=object)
-        for row in (missing or {}).get(name, ()):
-            values[row], inputs[row] = np.nan, ""
-        sets.append(Features(name, f"{name}-model", values, inputs, {"model": name}))
+    sets = feature_sets(soft_labels(count, seed=seed), modalities, missing=missing, seed=seed)
     return FeatureCache(
         corpus="made-up",
         utterances=UtteranceTable(

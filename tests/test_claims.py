@@ -14,8 +14,7 @@ from amber2_data.corpora.registry import read_corpus
 from amber2_data.synthesis import RELIABLE
 from amber2_extract.pipeline import extract_features
 from amber2_extract.stand_ins import save_speech_encoder, save_text_encoder
-from amber2_train.presets import Grid
-from amber2_train.request import Request
+from amber2_train.options import Grid, TrainOptions
 from amber2_train.run import train
 
 SEEDS = 3
@@ -63,7 +62,7 @@ def outcome(tmp_path_factory: pytest.TempPathFactory) -> Outcome:
     models = [str(folder / name) for name in ("speech", "text")]
     extract_features(corpus, folder / "cache.h5", audio_model=models[0], text_model=models[1])
     for name, grid in (("run", CLAIMED), ("without-kappa", WITHOUT_KAPPA)):
-        train(folder / "cache.h5", folder / name, Request(grid, inputs="standardized", device="cpu"))
+        train(folder / "cache.h5", folder / name, TrainOptions(grid=grid, inputs="standardized", device="cpu"))
     return Outcome(folder / "run", folder / "without-kappa", truth)
 
 

@@ -9,26 +9,27 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from slow_training import small
 from synthetic_data import fold_in, training_data
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from amber2_train import fit as fitting
-from amber2_train.fit import Fitted, fit
+from amber2_train.fold_data import FoldData, Rows, features_on, fold_data
 from amber2_train.folds import make_folds
-from amber2_train.grid import Setting
-from amber2_train.precision import Precision
-from amber2_train.rows import FoldRows, Rows, fold_rows
+from amber2_train.stacked import loop
 from amber2_train.stacked.cuda_graph import WARM_UP, RecordedStep, Step, cuda_graph
+from amber2_train.stacked.loop import Trained
+from amber2_train.systems.amber2 import Amber2
+from amber2_train.systems.system import FitOptions, Precision
 
 SETTINGS = [
-    Setting(hidden=8, batch_size=7, lr=0.01, **values)
+    small(**values).values
     for values in (
         {},
         {"kappa": 8.0, "student": "audio", "weight_gradient": "flow"},
         {"loss": "kl"},
         {"lambda_expert": 1.0, "expert_gradient": "own"},
     )
-] + [Setting(system="cb-ce", hidden=8, batch_size=7, lr=0.01)]
+]
 
 
 def play_back(step: Callable[[], None]) -> Callable[[], None]:
@@ -41,18 +42,18 @@ def refuse(step: Callable[[], None]) -> Callable[[], None]:
 
 
 @pytest.fixture(scope="module", params=[None, {"text": [3, 4, 5, 9, 14, 20]}], ids=["whole", "masked"])
-def fold(request: pytest.FixtureRequest) -> FoldRows:
+def fold(request: pytest.FixtureRequest) -> FoldData:
     data = training_data(45, missing=request.param)
     return fold_in(data, make_folds("session", data)[0])
 
 
-def trained(fold: FoldRows, *, dropout: float = 0.0) -> Fitted:
+def trained(fold: FoldData, *, dropout: float = 0.0) -> Trained:
     settings = [replace(setting, dropout=dropout) for setting in SETTINGS]
-    return fit(fold, settings, seeds=[0, 1], epochs=4, dtype=fold.train.targets.dtype)
+    return loop.train(Amber2(), fold, settings, [0, 1], FitOptions(4))
 
 
-def assert_the_same(some: Fitted, other: Fitted) -> None:
-    assert (some.epoch == other.epoch).all()
+def assert_the_same(some: Trained, other: Trained) -> None:
+    assert (some.best.epoch == other.best.epoch).all()
     for name, parameter in some.stack.parameters.items():
         assert torch.equal(parameter, other.stack.parameters[name]), name
 
@@ -82,18 +83,18 @@ def test_a_step_is_recorded_once_for_each_shape_and_reads_every_batch_anew() -> 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
 def test_training_by_recorded_steps_gives_the_same_numbers(
-    fold: FoldRows, dropout: float, monkeypatch: pytest.MonkeyPatch
+    fold: FoldData, dropout: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     expected = trained(fold, dropout=dropout)
-    monkeypatch.setattr(fitting, "record_steps", lambda step, device: RecordedStep(step, play_back))
+    monkeypatch.setattr(loop, "record_steps", lambda step, device: RecordedStep(step, play_back))
     assert_the_same(trained(fold, dropout=dropout), expected)
 
 
 def test_where_a_step_cannot_be_recorded_training_goes_on_and_the_log_says_so(
-    fold: FoldRows, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    fold: FoldData, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     expected = trained(fold)
-    monkeypatch.setattr(fitting, "record_steps", lambda step, device: RecordedStep(step, refuse))
+    monkeypatch.setattr(loop, "record_steps", lambda step, device: RecordedStep(step, refuse))
     with caplog.at_level(logging.WARNING):
         assert_the_same(trained(fold), expected)
     assert [record.getMessage() for record in caplog.records] == [
@@ -104,7 +105,7 @@ def test_where_a_step_cannot_be_recorded_training_goes_on_and_the_log_says_so(
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_a_step_on_cuda_waits_for_nothing_and_mixes_no_devices(
-    fold: FoldRows, precision: Precision, monkeypatch: pytest.MonkeyPatch
+    fold: FoldData, precision: Precision, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """On tensors without numbers, that say where they lie: reading a number raises, and so does a mixed product.
 
@@ -122,29 +123,25 @@ def test_a_step_on_cuda_waits_for_nothing_and_mixes_no_devices(
 
         return take
 
-    monkeypatch.setattr(fitting, "record_steps", counted)
+    monkeypatch.setattr(loop, "record_steps", counted)
     # there is no memory to pin
-    monkeypatch.setattr(fitting, "on", lambda device, tensor: tensor.to(device))
+    monkeypatch.setattr(loop, "on", lambda device, tensor: tensor.to(device))
     monkeypatch.setattr(torch.Tensor, "backward", lambda self: None)
-    monkeypatch.setattr(fitting, "dev_js", lambda *args, **options: np.zeros((3, 1, len(SETTINGS))))
+    monkeypatch.setattr(loop, "dev_js", lambda *args, **options: np.zeros((3, 1, len(SETTINGS))))
     with FakeTensorMode(allow_non_fake_inputs=True):
-        fit(on_cuda(fold), [replace(s, dropout=0.1) for s in SETTINGS], seeds=[0], epochs=1, precision=precision)
+        settings = [replace(setting, dropout=0.1) for setting in SETTINGS]
+        loop.train(Amber2(), on_cuda(fold), settings, [0], FitOptions(1, precision=precision))
     assert steps == -(-len(fold.train) // SETTINGS[0].batch_size)
 
 
-def on_cuda(fold: FoldRows) -> FoldRows:
+def on_cuda(fold: FoldData) -> FoldData:
     def moved(rows: Rows) -> Rows:
         features = {name: x.float().to("cuda") for name, x in rows.features.items()}
         present = None if rows.present is None else rows.present.to("cuda")
         index, targets = rows.index.to("cuda"), rows.targets.float().to("cuda")
         return replace(rows, features=features, index=index, targets=targets, present=present)
 
-    statistics = {
-        labels: replace(of_train, class_weights=of_train.class_weights.float().to("cuda"))
-        for labels, of_train in fold.statistics.items()
-    }
-    parts = {"train": moved(fold.train), "dev": moved(fold.dev), "test": moved(fold.test)}
-    return replace(fold, statistics=statistics, **parts)
+    return FoldData(fold.number, moved(fold.train), moved(fold.dev), moved(fold.test))
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
@@ -157,10 +154,10 @@ def test_a_cuda_graph_gives_the_numbers_of_the_same_steps_taken_one_by_one(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     data = training_data(45, missing=missing)
-    fold = fold_rows(data, make_folds("session", data)[0], device="cuda")
+    fold = fold_data(data, make_folds("session", data)[0], features_on("cuda", data))
     recorded = trained(fold, dropout=dropout)
     assert not caplog.records
-    monkeypatch.setattr(fitting, "record_steps", lambda step, device: step)
+    monkeypatch.setattr(loop, "record_steps", lambda step, device: step)
     one_by_one = trained(fold, dropout=dropout)
     for name, parameter in recorded.stack.parameters.items():
         torch.testing.assert_close(parameter, one_by_one.stack.parameters[name], rtol=0, atol=1e-4)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import replace
@@ -11,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 from synthetic_data import training_data, write_small_cache
@@ -19,9 +16,10 @@ from synthetic_data import training_data, write_small_cache
 from amber2_core.cache import read_cache, write_cache
 from amber2_core.errors import SettingError
 from amber2_core.tables import texts
-from amber2_train.cli import train_heads
-from amber2_train.folds import Fold, make_folds
-from amber2_train.targets import TrainingData
+from amber2_train.folds import make_folds
+from amber2_train.options import TrainOptions
+from amber2_train.request import Request, settings_record
+from amber2_train.training_data import Fold, TrainingData, read_material
 
 
 def data_of(speakers: Sequence[str], sessions: Sequence[str]) -> TrainingData:
@@ -174,12 +172,25 @@ def test_a_run_keeps_the_name_of_its_protocol_and_the_number_of_shared_speakers(
     table = replace(cache.utterances, split=split, speaker=speaker)
     wave = np.arange(count, dtype=np.float64) // 3 % 4
     write_cache(tmp_path / "split.h5", replace(cache, utterances=table, attributes={"wave": wave}))
-    quick = ["--hidden", "4", "--seeds", "1", "--epochs", "1", "--system", "cb-ce", "--output", str(tmp_path / "run")]
-    result = CliRunner().invoke(train_heads, ["--cache", str(tmp_path / "split.h5"), "--folds", protocol, *quick])
-    assert result.exit_code == 0, result.output
-    settings = json.loads((tmp_path / "run" / "settings.json").read_text())
-    assert settings["folds"]["protocol"] == protocol
-    assert len(settings["folds"]["sizes"]) == folds
-    assert settings["folds"]["shared_speakers"] == shared
-    with (tmp_path / "run" / "results.csv").open() as file:
-        assert {row["fold"] for row in csv.DictReader(file)} == {str(k + 1) for k in range(folds)}
+    material = read_material(tmp_path / "split.h5", {"audio": None, "text": None}, {})
+    options = TrainOptions(folds=protocol)
+    made = make_folds(protocol, material.data)
+    record = settings_record(Request(options, options.settings(), "cpu", True, material, protocol, made))["folds"]
+    assert record["protocol"] == protocol
+    assert list(record["sizes"]) == [str(k + 1) for k in range(folds)]
+    assert record["shared_speakers"] == shared
+
+
+def test_a_modality_that_no_train_row_has_is_missing_from_the_whole_fold() -> None:
+    lacking = [0, 1, *(row for row in range(30) if row % 3 == 2)]  # all of the last session, and some more
+    data = training_data(30, missing={"text": lacking, "audio": [0, 4]})
+    first, second, _ = make_folds("session", data)
+    assert {row % 3 for row in first.train} == {2}
+    without_audio, without_text = np.isin(np.arange(30), [0, 4]), np.isin(np.arange(30), lacking)
+    masks = data.presence(first.train)
+    assert masks is not None
+    np.testing.assert_array_equal(masks, [~without_audio, np.zeros(30, bool), ~without_audio])
+    masks = data.presence(second.train)
+    assert masks is not None
+    np.testing.assert_array_equal(masks, [~without_audio, ~without_text, ~(without_audio & without_text)])
+    assert training_data(30).presence(second.train) is None

@@ -6,7 +6,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from amber2_train import precision as precisions
 from amber2_train.stacked import kernels
 from amber2_train.stacked.kernels import ClassScores, RunLinear, WideProduct, _all_at_once, _run_by_run, rounded
 from amber2_train.stacked.optimizer import StackedAdamW
@@ -79,17 +78,6 @@ def test_where_a_processor_has_no_bfloat16_the_numbers_are_those_of_one_that_has
     torch.testing.assert_close(*of_both, rtol=1e-2, atol=1e-3)
     gradients = [learnt(x, weight, low) for low in (native, emulated)]
     assert float((gradients[0] - gradients[1]).abs().max() / gradients[0].abs().max()) < 2e-2
-
-
-def test_a_precision_that_saves_no_time_is_told_of(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    for native, precision, lines in ((True, "bf16", 0), (False, "fp32", 0), (False, "bf16", 1)):
-        monkeypatch.setattr(kernels, "multiplies_bfloat16", lambda native=native: native)
-        caplog.clear()
-        precisions.warn_of_precision(precision, "cpu")  # type: ignore[arg-type]
-        assert len(caplog.messages) == lines
-    assert "--precision bf16 rounds like one that does, but is not faster than fp32" in caplog.text
 
 
 @pytest.mark.parametrize("seeds", [1, 2])

@@ -479,3 +479,12 @@ def test_smoothed_labels_follow_the_loops_and_sum_to_one(seed: int, classes: int
 def test_a_smoothing_that_is_no_share_is_refused(epsilon: float) -> None:
     with pytest.raises(SettingError, match="Bad label smoothing"):
         losses.smooth_labels(targets(2, 4, 0), epsilon)
+
+
+@given(st.lists(st.integers(0, 5), min_size=2, max_size=8).filter(any))
+def test_hard_labels_are_one_hot_of_the_first_largest_share(votes: list[int]) -> None:
+    y = torch.tensor(votes, dtype=torch.float32) / sum(votes)
+    expected = torch.zeros(len(votes))
+    expected[votes.index(max(votes))] = 1
+    assert torch.equal(losses.one_hot_labels(y), expected)
+    assert torch.equal(losses.one_hot_labels(torch.stack([y, y.flip(0)]))[0], expected)

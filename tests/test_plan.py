@@ -5,58 +5,74 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
-import torch
 from click.testing import CliRunner
+from small_sweep import sweep_of
 from synthetic_data import training_data, write_small_cache
 
-from amber2_core.heads import Architecture
-from amber2_train import jobs as jobs_module
+from amber2_core import engine
 from amber2_train.cli import train_heads
-from amber2_train.folds import make_folds
 from amber2_train.grid import expand
-from amber2_train.plan import plan_sweep
+from amber2_train.plan import measure, plan_sweep
+from amber2_train.tasks import FinishedTasks, Task, tasks_of
+from amber2_train.worker import Worker
+
+SETTINGS = expand(["amber2", "cb-ce"], {"kappa": (2.0, 4.0, 8.0), "hidden": (5, 7), "batch_size": (8,)})
+SHAPES = [setting.shape for setting in SETTINGS]
 
 
-def test_a_plan_counts_the_runs_stacks_and_parameters(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(jobs_module, "STACKED_SETTINGS", {"cpu": 4})
-    data = training_data(48)
-    settings = expand(["amber2", "cb-ce"], {"kappa": (2.0, 4.0, 8.0), "hidden": (5, 7)})
-    plan = plan_sweep(data, make_folds("session", data), settings, seeds=5, epochs=2)
+def test_a_plan_counts_runs_and_tasks_and_adds_up_what_was_measured_of_each_kind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sweep = sweep_of(tmp_path, training_data(48), SETTINGS, epochs=4)
+    tasks = tasks_of(SHAPES, 5, [1, 2, 3], "cpu")
+    measured: list[Task] = []
+
+    def deal(function: Any, some: Any, **how: Any) -> Any:
+        assert (function, how["setup"], how["shared"]) == (measure, Worker, sweep)
+        for task in some:
+            measured.append(task)
+            runs = len(task.settings) * len(task.seeds)
+            yield task, (runs / 8, runs / 64, 1000 * runs)  # seconds of a step, of a dev row; bytes
+
+    monkeypatch.setattr(engine, "deal", deal)
+    plan = plan_sweep(sweep, tasks, [1, 1], shapes=SHAPES, seeds=5)
     assert plan.systems == {"amber2": 6, "cb-ce": 2}
-    assert (plan.runs, plan.folds) == (8 * 3 * 5, 3)
-    assert [(stack.settings, stack.seeds) for stack in plan.stacks] == [(4, 1), (4, 1)]
-    sizes = []
-    for hidden in (5, 7):
-        shape = Architecture((("audio", 6), ("text", 5)), 4, hidden=hidden, fusion_width=hidden)
-        sizes.append(sum(math.prod(size) for size in shape.shapes.values()))
-    assert [stack.parameters for stack in plan.stacks] == sizes
-    assert plan.seconds > 0
-    assert plan.at_once == min(torch.get_num_threads(), 2 * 3 * 5, jobs_module.MOST_LANES["cpu"])
-    assert plan.bytes >= plan.feature_bytes + plan.at_once * 4 * 4 * 5 * max(sizes)
+    assert (plan.runs, plan.folds, plan.tasks, plan.at_once) == (8 * 3 * 5, 3, len(tasks), 2)
+    sizes = [len(task.settings) * len(task.seeds) for task in tasks]
+    # 16 train rows in batches of 8, 16 dev rows
+    assert plan.seconds == pytest.approx(sum(4 * (2 * runs / 8 + 16 * runs / 64) for runs in sizes) / 2)
+    assert plan.bytes == 2 * 1000 * max(sizes)
+    kinds = [(SHAPES[task.settings[0]], len(task.settings), len(task.seeds)) for task in measured]
+    assert {kinds.count(kind) for kind in kinds} == {2}  # in both workers
+    assert set(kinds) == {(SHAPES[task.settings[0]], len(task.settings), len(task.seeds)) for task in tasks}
+
+
+def test_measuring_a_task_keeps_nothing_of_it(tmp_path: Path) -> None:
+    worker = Worker(1, sweep_of(tmp_path, training_data(48), SETTINGS, epochs=4))
+    step, dev_row, held = measure(worker, Task(1, 1, (0, 2), (0,)))
+    assert math.isfinite(step)
+    assert step > 0
+    assert dev_row >= 0
+    assert held > 2**20
+    assert list(tmp_path.iterdir()) == []
+    assert FinishedTasks(tmp_path).count == 0
 
 
 def test_the_command_shows_the_plan_and_writes_nothing(tmp_path: Path) -> None:
     (tmp_path / "caches").mkdir()
     cache = write_small_cache(tmp_path / "caches", count=30)
-    arguments = [
-        "--cache",
-        str(cache),
-        "--output",
-        str(tmp_path / "run"),
-        "--hidden",
-        "5",
-        "--preset",
-        "paper",
-        "--plan",
-    ]
+    arguments = ["--cache", str(cache), "--output", str(tmp_path / "run"), "--hidden", "5"]
+    arguments += ["--preset", "paper", "--plan"]
     shown = CliRunner().invoke(train_heads, arguments)
     assert shown.exit_code == 0, shown.output
     assert "amber2: 9 settings x 3 folds x 5 seeds = 135 runs" in shown.stdout
     assert "cb-ce: 1 settings x 3 folds x 5 seeds = 15 runs" in shown.stdout
-    assert "in all 150 runs of 30 epochs" in shown.stdout
+    assert "in all 150 runs of 30 epochs in " in shown.stdout
+    assert "nothing was trained" in shown.stdout
     assert [path.name for path in tmp_path.iterdir()] == ["caches"]
     as_json = json.loads(CliRunner().invoke(train_heads, [*arguments, "--json"]).stdout)
-    assert as_json["at_once"] == min(torch.get_num_threads(), jobs_module.MOST_LANES["cpu"])
     assert (as_json["runs"], as_json["settings"]) == (150, {"amber2": 9, "cb-ce": 1})
+    assert set(as_json) == {"runs", "tasks", "at_once", "bytes", "seconds", "settings"}

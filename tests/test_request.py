@@ -1,59 +1,135 @@
-"""What a sweep is asked for: refused at the door where it has no meaning, and told by the names that the user knows."""
+"""A sweep that is ready to be trained: its device, its workers, and all that its results depend on."""
 
 from __future__ import annotations
 
-import re
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from synthetic_data import cache_of, training_data, write_small_cache
 
+from amber2_core.cache import write_cache
 from amber2_core.errors import SettingError
-from amber2_train.presets import Grid
-from amber2_train.request import Request, checked, options_of
-
-BAD = [
-    (Request(Grid(seeds=0)), "Bad seeds 0, expected a number of at least 1"),
-    (Request(Grid(epochs=-1)), "Bad epochs -1, expected a number of at least 1"),
-    (Request(patience=0), "Bad patience 0, expected a number of at least 1"),
-    (Request(inputs="whitened"), "Bad inputs 'whitened', expected one of ['raw', 'standardized']"),  # type: ignore[arg-type]
-    (Request(missing="impute"), "Bad missing 'impute', expected one of ['drop', 'mask']"),  # type: ignore[arg-type]
-    (Request(precision="fp8"), "Bad precision 'fp8', expected one of ['fp32', 'tf32', 'bf16']"),  # type: ignore[arg-type]
-    (Request(device="tpu"), "Bad device 'tpu', expected one of ['auto', 'cpu', 'cuda', 'cuda:N']"),
-    (
-        Request(Grid(axes={"student": ("video",)})),
-        "Bad student 'video', expected one of ['audio', 'text', 'fusion']",
-    ),
-]
+from amber2_train import tasks
+from amber2_train.folds import make_folds
+from amber2_train.options import Grid, TrainOptions
+from amber2_train.request import Request, cores, identity, prepared
+from amber2_train.training_data import read_material
 
 
-@pytest.mark.parametrize(("request_", "line"), BAD, ids=[line.split(",")[0] for _, line in BAD])
-def test_what_has_no_meaning_is_refused_before_any_data_is_read(request_: Request, line: str) -> None:
-    with pytest.raises(SettingError, match=f"^{re.escape(line)}"):
-        checked(request_)
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_small_cache(tmp_path_factory.mktemp("caches"), count=30)
 
 
-def test_a_modality_that_is_asked_for_may_be_the_student() -> None:
-    three = {"audio": None, "text": None, "video": None}
-    settings, _ = checked(Request(Grid(axes={"student": ("video", "fusion")}), modalities=three, device="cpu"))
-    assert {setting.student for setting in settings if setting.system == "amber2"} == {"video", "fusion"}
+def request_of(cache: Path, device: str = "cpu", **options: Any) -> Request:
+    """What `prepared` gives, without asking a worker for the device."""
+    wanted = TrainOptions(**options)
+    material = read_material(cache, wanted.modalities, wanted.policy, missing=wanted.missing)
+    folds = make_folds(wanted.folds or "session", material.data)
+    return Request(wanted, wanted.settings(), device, True, material, wanted.folds or "session", folds)
 
 
-def test_the_device_is_the_one_that_is_there() -> None:
-    assert checked(Request())[1] == ("cuda" if torch.cuda.is_available() else "cpu")
-    assert checked(Request(device="cpu"))[1] == "cpu"
-
-
-def test_tensorfloat_is_refused_where_there_is_none() -> None:
-    with pytest.raises(SettingError, match=r"^Bad precision 'tf32' on a CPU: only GPUs have it; use --precision fp32"):
-        checked(Request(precision="tf32", device="cpu"))
+def test_the_device_is_the_one_that_is_there(cache: Path) -> None:
+    assert prepared(cache, TrainOptions()).device == ("cuda" if torch.cuda.is_available() else "cpu")
+    assert prepared(cache, TrainOptions(device="cpu")).device == "cpu"
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device here")
-def test_an_accelerator_that_is_not_there_is_refused() -> None:
+def test_an_accelerator_that_is_not_there_is_refused(cache: Path) -> None:
     with pytest.raises(SettingError, match=r"Bad device 'cuda:0': torch finds no CUDA device here; use --device cpu"):
-        checked(Request(device="cuda:0"))
+        prepared(cache, TrainOptions(device="cuda:0"))
 
 
-def test_which_of_several_accelerators_trains_changes_no_result() -> None:
-    assert options_of(Request(), "cuda:0") == options_of(Request(), "cuda:1")
-    assert options_of(Request(), "cuda:0") != options_of(Request(), "cpu")
+def test_tensorfloat_is_refused_where_there_is_none(cache: Path) -> None:
+    with pytest.raises(SettingError, match=r"^Bad precision 'tf32' on a CPU: only GPUs have it; use --precision fp32"):
+        prepared(cache, TrainOptions(precision="tf32", device="cpu"))
+
+
+def test_there_is_a_worker_for_every_core_but_not_for_more_than_there_are_tasks(
+    cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "4")
+    assert cores() == 4
+    several = request_of(cache, grid=Grid(seeds=5))
+    assert len(several.tasks) >= 4
+    assert several.workers == [1, 1, 1, 1]
+    one_setting = request_of(cache, grid=Grid(systems=("cb-ce",), seeds=1))
+    assert len(one_setting.tasks) == 3
+    assert one_setting.workers == [1, 1, 1]
+    monkeypatch.setenv("OMP_NUM_THREADS", "9")
+    assert one_setting.workers == [3, 3, 3]
+    assert request_of(cache, "cuda").workers == [9]
+    for unset in ("", "0", "many"):
+        monkeypatch.setenv("OMP_NUM_THREADS", unset)
+        assert cores() >= 1
+
+
+CHANGES: list[tuple[dict[str, Any], str]] = [
+    ({"grid": Grid(axes={"kappa": (2.0,)})}, "kappa"),
+    ({"grid": Grid(systems=("amber2",))}, "system"),
+    ({"grid": Grid(seeds=4)}, "seeds"),
+    ({"grid": Grid(epochs=3)}, "epochs"),
+    ({"inputs": "standardized"}, "inputs"),
+    ({"missing": "mask"}, "missing"),
+    ({"patience": 2}, "patience"),
+    ({"precision": "bf16"}, "precision"),
+    ({"score_all": True}, "score-all"),
+    ({"policy": {"keep": "majority"}}, "policy"),
+    ({"folds": "stratified"}, "folds"),
+    ({"device": "cuda"}, "device"),
+]
+
+
+@pytest.mark.parametrize(("change", "name"), CHANGES, ids=[name for _, name in CHANGES])
+def test_whatever_results_depend_on_is_part_of_a_sweeps_identity_by_its_name(
+    cache: Path, change: dict[str, Any], name: str
+) -> None:
+    before, after = identity(request_of(cache)), identity(request_of(cache, **change))
+    assert before[name] != after[name]
+    assert identity(request_of(cache)) == before
+
+
+def test_the_cache_is_known_by_its_contents_and_not_by_its_name(tmp_path: Path) -> None:
+    def found(name: str, **changes: Any) -> dict[str, Any]:
+        write_cache(tmp_path / name, replace(cache_of(30), **changes))
+        return identity(request_of(tmp_path / name))
+
+    whole = cache_of(30)
+    audio, text = whole.features
+    first = found("one.h5")
+    assert found("two.h5") == first
+    moved = text.values.copy()
+    moved[29, 0] += 1e-3
+    assert (
+        found("other.h5", features=(audio, replace(text, values=moved)))["cache's contents"]
+        != first["cache's contents"]
+    )
+    labels = np.roll(whole.ratings.label, 3)
+    assert (
+        found("votes.h5", ratings=replace(whole.ratings, label=labels))["cache's contents"] != first["cache's contents"]
+    )
+    other = found("recipe.h5", features=(audio, replace(text, recipe={"model": "another"})))
+    assert other["features"] != first["features"]
+    assert other["cache's contents"] == first["cache's contents"]
+
+
+def test_how_tasks_are_cut_is_part_of_the_identity(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = identity(request_of(cache))
+    monkeypatch.setitem(tasks.RUNS, "cpu", 2)
+    after = identity(request_of(cache))
+    assert {name for name in before if before[name] != after[name]} == {"runs in a task"}
+
+
+def test_workers_are_told_plain_values_of_every_setting(cache: Path, tmp_path: Path) -> None:
+    asked = request_of(cache, grid=Grid(axes={"kappa": (2.0, 4.0)}))
+    sweep = asked.sweep(tmp_path)
+    assert [(reference, row.get("kappa")) for reference, row in sweep.settings] == [
+        ("amber2", 2.0), ("amber2", 4.0), ("cb-ce", None),
+    ]  # fmt: skip
+    assert sweep.names == ("amber2", "amber2", "cb-ce")
+    assert sweep.origin["emotions"] == list(training_data().emotions)
+    assert sweep.origin["features"]["text"]["recipe"] == {"model": "text"}

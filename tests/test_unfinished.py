@@ -3,26 +3,22 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
-from synthetic_data import training_data, write_small_cache
+from synthetic_data import write_small_cache
 
+from amber2_core import engine
 from amber2_core.errors import RunFolderError
-from amber2_train import jobs as jobs_module
-from amber2_train import sweep as sweep_module
+from amber2_train import tasks, worker
 from amber2_train.cli import train_heads
-from amber2_train.folds import make_folds
-from amber2_train.grid import Setting, expand
-from amber2_train.parts import Part, Parts
-from amber2_train.sweep import sweep
 from amber2_train.unfinished import unfinished_sweep
 
 QUICK = ["--hidden", "5", "--seeds", "2", "--epochs", "2", "--batch-size", "16", "--kappa", "0,8"]
-SMALL: dict[str, Any] = {"hidden": (5,), "batch_size": (16,), "lr": (0.03,), "kappa": (0.0, 8.0)}
+StopAfter = Callable[[int], list[Any]]
 
 
 def call(*arguments: str) -> Result:
@@ -35,26 +31,31 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def stop_after(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], list[int]]:
-    """Make training stop, as by Ctrl-C, when one stack more than so many is trained; counts the stacks."""
+def stop_after(monkeypatch: pytest.MonkeyPatch) -> StopAfter:
+    """Stop training, as by Ctrl-C, when so many tasks more are trained; tells which they are."""
+    deal = engine.deal
 
-    def stop(stacks: int) -> list[int]:
-        trained: list[int] = []
-        part_of = jobs_module.part_of
+    def stop(count: int) -> list[Any]:
+        trained: list[Any] = []
 
-        def counted(*arguments: Any) -> Part:
-            if len(trained) == stacks:
+        def stopped(function: Any, some: Any, **how: Any) -> Iterator[Any]:
+            for task, result in deal(function, some, **how) if count or function is not worker.train else ():
+                yield task, result
+                if function is worker.train:
+                    trained.append(task)
+                    if len(trained) == count:
+                        break
+            if function is worker.train and len(trained) == count:
                 raise KeyboardInterrupt
-            trained.append(1)
-            return part_of(*arguments)
 
-        monkeypatch.setattr(sweep_module, "part_of", counted)
+        monkeypatch.setattr(engine, "deal", stopped)
         return trained
 
     return stop
 
 
 def files(folder: Path) -> dict[str, bytes]:
+    """Every file by name, without what tells the time."""
     found = {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
     del found["log.txt"]
     settings = json.loads(found.pop("settings.json"))
@@ -63,93 +64,75 @@ def files(folder: Path) -> dict[str, bytes]:
 
 
 def test_a_stopped_sweep_goes_on_and_ends_as_if_it_had_not_been(
-    cache: Path, tmp_path: Path, stop_after: Callable[[int], list[int]], monkeypatch: pytest.MonkeyPatch
+    cache: Path, tmp_path: Path, stop_after: StopAfter
 ) -> None:
     arguments = ["--cache", str(cache), *QUICK]
     assert call(*arguments, "--output", str(tmp_path / "whole")).exit_code == 0
-    monkeypatch.setattr(jobs_module, "STACKED_SETTINGS", {"cpu": 2})
-    assert call(*arguments, "--output", str(tmp_path / "stacked")).exit_code == 0
-    with monkeypatch.context():
-        stop_after(3)
-        stopped = call(*arguments, "--output", str(tmp_path / "run"))
+    first = stop_after(3)
+    stopped = call(*arguments, "--output", str(tmp_path / "run"))
     assert stopped.exit_code == 1
-    line = f"error: Stopped: {tmp_path / 'run.unfinished'} holds 3 of 6 stacks; the same command goes on from there"
+    line = f"error: Stopped: {tmp_path / 'run.unfinished'} holds 3 of 6 tasks; the same command goes on from there"
     assert stopped.stderr.splitlines()[-1] == line
     assert not (tmp_path / "run").exists()
     held = json.loads((tmp_path / "run.unfinished" / "unfinished.json").read_text())
-    assert held["what"] == "an unfinished sweep: 3 of 6 stacks are done; the same command goes on"
+    assert held["what"] == "an unfinished sweep: 3 of 6 tasks are done; the same command goes on"
+    assert held["run folder"] == str(tmp_path / "run")
 
-    monkeypatch.undo()
-    monkeypatch.setattr(jobs_module, "STACKED_SETTINGS", {"cpu": 2})
-    trained = stop_after(99)
+    second = stop_after(99)
     assert call(*arguments, "--output", str(tmp_path / "run")).exit_code == 0
-    assert len(trained) == 3
-    assert not (tmp_path / "run.unfinished").exists()
-    one, other = files(tmp_path / "stacked"), files(tmp_path / "run")
+    assert len(second) == 3
+    assert not set(first) & set(second)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["run", "whole"]
+    one, other = files(tmp_path / "whole"), files(tmp_path / "run")
     assert "curves.csv" in one
-    assert [name for name in one if one[name] != other[name]] == []
+    assert [name for name in one | other if one.get(name) != other.get(name)] == []
     log = (tmp_path / "run" / "log.txt").read_text()
     assert log.count("36 of 36 utterances kept") == 2
 
 
-@pytest.mark.parametrize(
-    ("change", "named"),
-    [
-        (["--kappa", "0,4"], "its kappa is [0.0, 8.0], not [0.0, 4.0]"),
-        (["--seeds", "3"], "its seeds is 2, not 3"),
-        (["--inputs", "standardized"], 'its inputs is "raw", not "standardized"'),
-        (["--keep", "majority"], "its policy is "),
-        (["--missing", "mask"], 'its missing is "drop", not "mask"'),
-        (["--system", "amber2"], 'its system is ["amber2", "cb-ce"], not ["amber2"]'),
-    ],
-    ids=lambda value: value[0] if isinstance(value, list) else "",
-)
-def test_a_changed_setting_is_named_and_nothing_is_touched(
-    cache: Path, tmp_path: Path, stop_after: Callable[[int], list[int]], change: list[str], named: str
-) -> None:
+def test_a_changed_setting_is_named_and_nothing_is_touched(cache: Path, tmp_path: Path, stop_after: StopAfter) -> None:
     arguments = ["--cache", str(cache), "--output", str(tmp_path / "run"), *QUICK]
     stop_after(1)
     assert call(*arguments).exit_code == 1
     before = (tmp_path / "run.unfinished" / "unfinished.json").read_bytes()
-    other = call(*arguments, *change)
-    assert other.exit_code == 1
-    assert f"run.unfinished holds another sweep: {named}" in other.stderr
-    assert "finish it with its own command, remove it, or name another --output" in other.stderr
-    assert (tmp_path / "run.unfinished" / "unfinished.json").read_bytes() == before
+    for change, named in {
+        "--kappa 0,4": "its kappa is [0.0, 8.0], not [0.0, 4.0]",
+        "--inputs standardized": 'its inputs is "raw", not "standardized"',
+        "--keep majority": "its policy is ",
+        "--system amber2": 'its system is ["amber2", "cb-ce"], not ["amber2"]',
+    }.items():
+        other = call(*arguments, *change.split())
+        assert other.exit_code == 1
+        assert f"run.unfinished holds another sweep: {named}" in other.stderr
+        assert "finish it with its own command, remove it, or name another --output" in other.stderr
+        assert (tmp_path / "run.unfinished" / "unfinished.json").read_bytes() == before
 
 
-def test_a_cache_with_other_features_or_votes_is_named(tmp_path: Path, stop_after: Callable[[int], list[int]]) -> None:
+def test_a_cache_with_other_votes_or_features_and_tasks_of_another_size_are_named(
+    tmp_path: Path, stop_after: StopAfter, monkeypatch: pytest.MonkeyPatch
+) -> None:
     cache = write_small_cache(tmp_path, count=36)
     stop_after(1)
     arguments = ["--cache", str(cache), "--output", str(tmp_path / "run"), *QUICK]
     assert call(*arguments).exit_code == 1
+    with monkeypatch.context() as smaller:
+        smaller.setitem(tasks.RUNS, "cpu", 2)
+        assert "holds another sweep: its runs in a task is 6, not 2" in call(*arguments).stderr
     write_small_cache(tmp_path, count=36, seed=1)
     assert "holds another sweep: its cache's contents is " in call(*arguments).stderr
 
 
-def test_stacks_of_another_size_are_not_taken_for_those_of_this_one(
-    cache: Path, tmp_path: Path, stop_after: Callable[[int], list[int]], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    stop_after(1)
-    arguments = ["--cache", str(cache), "--output", str(tmp_path / "run"), *QUICK]
-    assert call(*arguments).exit_code == 1
-    monkeypatch.setattr(jobs_module, "STACKED_SETTINGS", {"cpu": 2})
-    assert "holds another sweep: its settings in a stack is 6, not 2" in call(*arguments).stderr
-
-
 def test_without_a_name_the_same_command_finds_the_sweep_that_it_began(
-    cache: Path, tmp_path: Path, stop_after: Callable[[int], list[int]], monkeypatch: pytest.MonkeyPatch
+    cache: Path, tmp_path: Path, stop_after: StopAfter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    with monkeypatch.context():
-        stop_after(2)
-        assert call("--cache", str(cache), *QUICK).exit_code == 1
+    stop_after(5)
+    assert call("--cache", str(cache), *QUICK).exit_code == 1
     (begun,) = (tmp_path / "runs").iterdir()
-    monkeypatch.undo()
-    monkeypatch.chdir(tmp_path)
+    trained = stop_after(99)
     assert call("--cache", str(cache), *QUICK, "--kappa", "3").exit_code == 0  # another sweep, beside it
     assert begun.exists()
-    trained = stop_after(99)
+    trained.clear()
     assert call("--cache", str(cache), *QUICK).exit_code == 0
     assert len(trained) == 1
     assert not begun.exists()
@@ -157,7 +140,7 @@ def test_without_a_name_the_same_command_finds_the_sweep_that_it_began(
 
 
 def test_a_sweep_stopped_before_anything_was_finished_leaves_nothing(
-    cache: Path, tmp_path: Path, stop_after: Callable[[int], list[int]]
+    cache: Path, tmp_path: Path, stop_after: StopAfter
 ) -> None:
     stop_after(0)
     assert call("--cache", str(cache), "--output", str(tmp_path / "run"), *QUICK).exit_code == 1
@@ -166,42 +149,41 @@ def test_a_sweep_stopped_before_anything_was_finished_leaves_nothing(
 
 def test_two_sweeps_do_not_write_to_one_place(tmp_path: Path) -> None:
     with (
-        unfinished_sweep(tmp_path / "run", {"kappa": 4}, stacks=1),
-        pytest.raises(RunFolderError, match=r"run.unfinished is being written by another train-heads"),
+        unfinished_sweep(tmp_path / "run", {"kappa": 4}, tasks=1),
+        pytest.raises(RunFolderError, match=r"run.unfinished is being written by .*: wait for it, or name another"),
     ):
-        unfinished_sweep(tmp_path / "run", {"kappa": 4}, stacks=1).__enter__()
+        unfinished_sweep(tmp_path / "run", {"kappa": 4}, tasks=1).__enter__()
 
 
-def test_a_damaged_stack_is_named(cache: Path, tmp_path: Path, stop_after: Callable[[int], list[int]]) -> None:
+def test_a_damaged_task_is_named(cache: Path, tmp_path: Path, stop_after: StopAfter) -> None:
     stop_after(1)
     arguments = ["--cache", str(cache), "--output", str(tmp_path / "run"), *QUICK]
     call(*arguments)
-    (stack,) = (tmp_path / "run.unfinished").glob("*.safetensors")
-    stack.write_bytes(stack.read_bytes()[:100])
-    assert f"{stack} is damaged" in call(*arguments).stderr
+    (task,) = (tmp_path / "run.unfinished").glob("fold*.json")
+    task.write_bytes(task.read_bytes()[:100])
+    assert f"{task} is damaged" in call(*arguments).stderr
+    task.unlink()
+    stop_after(99)
+    assert call(*arguments).exit_code == 0
 
 
-def test_stacks_are_read_back_as_they_were_trained(tmp_path: Path) -> None:
-    data = training_data(36)
-    settings = expand(["amber2", "cb-ce"], SMALL)
-    folds = make_folds("session", data)[:1]
-    first = sweep(data, folds, settings, seeds=2, epochs=2, parts=Parts(tmp_path))
-    assert Parts(tmp_path).count == 1
-    again = sweep(data, folds, settings, seeds=2, epochs=2, parts=Parts(tmp_path))
-    assert first.rows == again.rows
-    assert first.curves == again.curves
-    assert first.selected == again.selected
-    for key, heads in first.heads.items():
-        other = again.heads[key].model.parameters
-        assert all(bool((tensor == other[name]).all()) for name, tensor in heads.model.parameters.items())
-    assert isinstance(first.selected["amber2", 1], Setting)
-
-
-def test_a_folder_of_somebody_else_is_not_touched(cache: Path, tmp_path: Path) -> None:
-    mine = tmp_path / "run.unfinished" / "mine.txt"
+@pytest.mark.parametrize("name", ["unfinished.json", "mine.txt"])
+def test_a_folder_of_somebody_else_is_not_touched(cache: Path, tmp_path: Path, name: str) -> None:
+    mine = tmp_path / "run.unfinished" / name
     mine.parent.mkdir()
-    mine.touch()
+    mine.write_text("mine", encoding="utf-8")
     result = call("--cache", str(cache), "--output", str(tmp_path / "run"), *QUICK)
     assert result.exit_code == 1
     assert "run.unfinished is not a sweep that can go on: remove it, or name another --output" in result.stderr
-    assert [path.name for path in tmp_path.rglob("*")] == ["run.unfinished", "mine.txt"]
+    assert mine.read_text(encoding="utf-8") == "mine"
+    assert not (tmp_path / "run").exists()
+
+
+def test_what_a_process_leaves_that_is_killed_before_its_first_record_stands_in_nobodys_way(tmp_path: Path) -> None:
+    folder = tmp_path / "run.unfinished"
+    folder.mkdir()
+    for name in ("lock", ".unfinished.json.0123abcd.writing"):
+        (folder / name).touch()
+    with unfinished_sweep(tmp_path / "run", {"kappa": 4}, tasks=1) as finished:
+        assert finished.count == 0
+    assert list(tmp_path.iterdir()) == []

@@ -47,7 +47,7 @@ class Selection:
             return
         setting = self.settings[run.setting]
         head = setting.system.chooses(setting.values)
-        score = float(np.mean([each.dev[head]["js"] for each in runs.values()]))
+        score = float(np.mean([each.dev[head]["js"] for each in self.of(run.fold, run.setting)]))
         if not np.isfinite(score):
             _log.warning("%s: the dev JS of a run is not a number from the first epoch on: left out", setting.point)
             self._drop(run.fold, run.setting)

@@ -23,7 +23,7 @@ from amber2_core.files import lock, write_json
 from .tasks import FinishedTasks
 
 SUFFIX = ".unfinished"
-LOG = "log.txt"
+LOCK, LOG = "lock", "log.txt"
 Identity = Mapping[str, Any]  # what is asked for by the name that the user knows it by; JSON values only
 
 
@@ -71,7 +71,8 @@ def unfinished_sweep(output: Path, identity: Identity, *, tasks: int) -> Iterato
     folder = output.with_name(output.name + SUFFIX)
     with _locked(output, folder):
         finished = FinishedTasks(folder)
-        if (folder / "unfinished.json").exists() or finished.count:
+        # before the record of a sweep there is nothing but the lock, and perhaps what a process that was killed left
+        if any(path.name != LOCK and path.suffix != ".writing" for path in folder.iterdir()):
             _check_same(folder, identity)
         _write(finished, output, identity, tasks)
         hopeless = False
@@ -97,7 +98,7 @@ def unfinished_sweep(output: Path, identity: Identity, *, tasks: int) -> Iterato
 def _locked(output: Path, folder: Path) -> Iterator[None]:
     """One writer at a time."""
     try:
-        with lock(folder / "lock"):
+        with lock(folder / LOCK):
             yield
     except BlockingIOError as problem:
         line = f"{folder} is {problem.strerror}: wait for it, or name another --output"

@@ -1,22 +1,62 @@
-"""Grids by name and from files: what is trained, and what is refused before anything is."""
+"""What a sweep is asked for: refused where it has no meaning, and told by the names that the user knows."""
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from amber2_core.errors import SettingError
-from amber2_train.grid import Setting
-from amber2_train.presets import PRESETS, Grid, preset, read_grid
+from amber2_train.options import PRESETS, Grid, TrainOptions, preset, read_grid
+from amber2_train.systems.amber2 import Amber2Settings
+
+BAD: list[tuple[dict[str, Any], str]] = [
+    ({"grid": Grid(seeds=0)}, "Bad seeds 0, expected a number of at least 1"),
+    ({"grid": Grid(epochs=-1)}, "Bad epochs -1, expected a number of at least 1"),
+    ({"patience": 0}, "Bad patience 0, expected a number of at least 1"),
+    ({"inputs": "whitened"}, "Bad inputs 'whitened', expected one of ['raw', 'standardized']"),
+    ({"missing": "impute"}, "Bad missing 'impute', expected one of ['drop', 'mask']"),
+    ({"precision": "fp8"}, "Bad precision 'fp8', expected one of ['fp32', 'tf32', 'bf16']"),
+    (
+        {"grid": Grid(axes={"student": ("video",)})},
+        "Bad student 'video', expected one of ['audio', 'text', 'fusion']",
+    ),
+    (
+        {"grid": Grid(axes={"lambda_rai": (1.0, 0.0), "lambda_mai": (0.0,)})},
+        "lambda-rai, lambda-mai and lambda-expert are all 0",
+    ),
+    ({"grid": Grid(systems=("amber3",))}, "Bad system 'amber3'"),
+]
+
+
+@pytest.mark.parametrize(("asked", "line"), BAD, ids=[line.split(",")[0] for _, line in BAD])
+def test_what_has_no_meaning_is_refused_before_any_data_is_read(asked: dict[str, Any], line: str) -> None:
+    with pytest.raises(SettingError, match=f"^{re.escape(line)}"):
+        TrainOptions(**asked).settings()
+
+
+def test_a_modality_that_is_asked_for_may_be_the_student() -> None:
+    three = {"audio": None, "text": None, "video": None}
+    settings = TrainOptions(grid=Grid(axes={"student": ("video", "fusion")}), modalities=three).settings()
+    assert {s.values.student for s in settings if s.reference == "amber2"} == {"video", "fusion"}
+
+
+def test_which_of_several_accelerators_trains_changes_no_result() -> None:
+    assert TrainOptions().named("cuda:0") == TrainOptions().named("cuda:1")
+    assert TrainOptions().named("cuda:0") != TrainOptions().named("cpu")
+
+
+# --- grids by name and from files ---
 
 
 def test_the_papers_preset_is_225_and_25_fits() -> None:
     grid = preset("paper")
-    settings = Counter(setting.system for setting in grid.settings())
+    settings = Counter(setting.name for setting in grid.settings())
     assert {name: count * 5 * grid.seeds for name, count in settings.items()} == {"amber2": 225, "cb-ce": 25}
-    amber = [s for s in grid.settings() if s.system == "amber2"]
+    amber = [s.values for s in grid.settings() if s.reference == "amber2"]
     assert {(s.lambda_mai, s.kappa, s.lambda_rai) for s in amber} == {
         (mai, kappa, 1.0) for mai in (0.3, 0.5, 0.7) for kappa in (2.0, 4.0, 8.0)
     }
@@ -26,14 +66,14 @@ def test_the_papers_preset_is_225_and_25_fits() -> None:
 
 def test_the_ablations_preset_changes_one_thing_at_a_time() -> None:
     settings = {setting.name: setting for setting in preset("ablation").settings()}
-    assert settings["amber2"] == Setting()
-    assert settings["amber2-no-mai"] == Setting(variant="no-mai", lambda_mai=0.0)
-    assert settings["amber2-no-rai"] == Setting(variant="no-rai", lambda_rai=0.0, lambda_expert=1.0)
-    assert settings["amber2-uniform-weights"] == Setting(variant="uniform-weights", kappa=0.0)
-    assert settings["amber2-hard-labels"] == Setting(variant="hard-labels", labels="hard")
-    assert settings["amber2-student-audio"] == Setting(variant="student-audio", student="audio")
-    assert settings["amber2-student-text"] == Setting(variant="student-text", student="text")
-    assert settings["cb-ce"] == Setting(system="cb-ce")
+    assert settings["amber2"].values == Amber2Settings()
+    assert settings["amber2-no-mai"].values == Amber2Settings(lambda_mai=0.0)
+    assert settings["amber2-no-rai"].values == Amber2Settings(lambda_rai=0.0, lambda_expert=1.0)
+    assert settings["amber2-uniform-weights"].values == Amber2Settings(kappa=0.0)
+    assert settings["amber2-hard-labels"].values == Amber2Settings(labels="hard")
+    assert settings["amber2-student-audio"].values == Amber2Settings(student="audio")
+    assert settings["amber2-student-text"].values == Amber2Settings(student="text")
+    assert settings["cb-ce"].reference == "cb-ce"
     assert len(settings) == 8
 
 
@@ -67,7 +107,7 @@ def test_a_file_gives_systems_values_and_variants(tmp_path: Path) -> None:
     assert (grid.systems, grid.seeds, grid.epochs) == (("amber2",), 3, Grid.epochs)
     names = Counter(setting.name for setting in grid.settings())
     assert names == {"amber2": 2, "amber2-uniform": 2, "cb-ce-smaller": 1}
-    uniform = [s for s in grid.settings() if s.variant == "uniform"]
+    uniform = [s.values for s in grid.settings() if s.variant == "uniform"]
     assert {(s.kappa, s.lambda_mai, s.batch_size) for s in uniform} == {(0.0, 0.3, 64), (0.0, 0.5, 64)}
 
 
@@ -82,6 +122,8 @@ def test_a_file_gives_systems_values_and_variants(tmp_path: Path) -> None:
         ("[[variant]]\nkappa = 0", "a variant is a table [[variant]] with a name"),
         ('[[variant]]\nname = "a"\nkapa = 0', "Bad key of variant a 'kapa', expected one of"),
         ("kappa = ", "is not a TOML file"),
+        ('system = ["amber3"]', "Bad system 'amber3', expected one of"),
+        ('system = "cb-ce"\nkappa = 4', "Bad key 'kappa', expected one of"),
     ],
 )
 def test_a_bad_file_is_one_line_that_names_it(tmp_path: Path, text: str, line: str) -> None:
@@ -99,13 +141,12 @@ def test_a_bad_file_is_one_line_that_names_it(tmp_path: Path, text: str, line: s
         ('expert_gradient = "own"', "expert-gradient own with lambda-expert 0: the experts would never train"),
         ('expert_gradient = "own"\nlambda_expert = [0, 1]', "expert-gradient own with lambda-expert 0"),
         ('expert_gradient = "own"\nlambda_expert = 1\nweight_gradient = "flow"', "expert-gradient own with weight-gr"),
-        ('system = ["amber3"]', "Bad system 'amber3', expected one of"),
     ],
 )
 def test_what_could_not_train_is_refused_with_the_whole_grid(tmp_path: Path, text: str, line: str) -> None:
     grid = read_grid(written(tmp_path, text))
     with pytest.raises(SettingError) as error:
-        grid.settings()
+        TrainOptions(grid=grid).settings()
     assert line in str(error.value)
 
 

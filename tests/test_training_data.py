@@ -4,17 +4,24 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from synthetic_data import EMOTIONS, cache_of, soft_labels, write_small_cache
 
-from amber2_core.cache import Features
+from amber2_core.cache import FeatureCache, StoredArray, write_cache
 from amber2_core.errors import CacheError, LabelError
+from amber2_core.tables import texts
 from amber2_core.votes import LabelPolicy
-from amber2_train.targets import feature_keys, find_cache, training_data
+from amber2_train.training_data import TrainingData, feature_keys, find_cache, read_material
+from amber2_train.training_data import training_data as training_data_of
 
 POLICY = LabelPolicy(EMOTIONS)
+
+
+def training_data(cache: FeatureCache, policy: LabelPolicy = POLICY, **options: Any) -> TrainingData:
+    return training_data_of(cache, {some.modality: some for some in cache.features}, policy, **options)
 
 
 def test_the_cache_is_the_one_named_wherever_else_one_lies(tmp_path: Path) -> None:
@@ -59,47 +66,71 @@ def test_the_feature_sets_are_the_only_ones_or_those_named(tmp_path: Path) -> No
         feature_keys(path, {"audio": None, "video": None})
 
 
-def test_targets_and_features_stand_in_the_same_rows() -> None:
+def test_targets_stand_in_the_rows_that_are_kept_and_features_are_left_whole() -> None:
     cache = cache_of(30)
-    data = training_data(cache, POLICY)
+    data = training_data(cache)
     np.testing.assert_allclose(data.targets, soft_labels(30), atol=1e-7)
-    for features in cache.features:
-        np.testing.assert_array_equal(data.features[features.modality], features.values)
-    assert data.feature_sets == {f.modality: (f.name, f.fingerprint) for f in cache.features}
+    assert {some.name: some for some in data.inputs.values()} == {some.name: some for some in cache.features}
+    assert data.rows.tolist() == list(range(30))
     assert len(data) == 30
+
+
+def test_features_are_read_where_they_lie_and_only_those_that_are_asked_for(tmp_path: Path) -> None:
+    cache = cache_of(30, modalities=("audio", "text", "video"), missing={"text": [4]})
+    write_cache(tmp_path / "cache.h5", cache)
+    material = read_material(tmp_path / "cache.h5", {"text": None, "audio": "audio-model"}, {"keep": "majority"})
+    assert list(material.data.inputs) == ["text", "audio"]  # in the order asked for
+    assert material.cache.features == ()
+    assert material.policy.keep == "majority"
+    for some in cache.features[:2]:
+        held = material.data.inputs[some.modality]
+        assert isinstance(held.values, StoredArray)
+        np.testing.assert_array_equal(held.values.open(), some.values)
+        assert held.fingerprint == some.fingerprint
+    targets = soft_labels(30)[material.data.rows]
+    np.testing.assert_allclose(material.data.targets, targets, atol=1e-7)
+    assert (targets.max(1) > 0.5).all()
+    assert 4 not in material.data.rows
+
+
+def test_the_checksum_knows_the_numbers_of_every_feature_set() -> None:
+    first = training_data(cache_of(30)).checksum
+    assert training_data(cache_of(30)).checksum == first
+    for modality in (0, 1):
+        cache = cache_of(30)
+        cache.features[modality].values[29, 1] += 1
+        assert training_data(cache).checksum != first
 
 
 def test_what_lacks_features_of_one_modality_or_a_vote_is_dropped_and_counted() -> None:
     cache = cache_of(30, missing={"audio": [3], "text": [3, 7]})
     no_votes = cache.ratings.utterance == 11
     weight = np.where(no_votes, 0, 1).astype(np.float32)
-    data = training_data(replace(cache, ratings=replace(cache.ratings, weight=weight)), POLICY)
+    data = training_data(replace(cache, ratings=replace(cache.ratings, weight=weight)))
     assert data.id.tolist() == [f"u{i:03}" for i in range(30) if i not in (3, 7, 11)]
     assert data.dropped == {"no counting vote": 1, "not keep=any-vote": 0, "features missing": 2}
     kept = [i for i in range(30) if i not in (3, 7, 11)]
-    np.testing.assert_array_equal(data.features["audio"], cache.features[0].values[kept])
+    assert data.rows.tolist() == kept
     np.testing.assert_allclose(data.targets, soft_labels(30)[kept], atol=1e-7)
 
 
 def test_with_a_mask_what_lacks_some_modality_is_kept_and_what_lacks_all_is_dropped() -> None:
     cache = cache_of(30, missing={"audio": [3, 9], "text": [3, 7, 8]})
-    data = training_data(cache, POLICY, missing="mask")
+    data = training_data(cache, missing="mask")
     kept = [i for i in range(30) if i != 3]
     assert data.id.tolist() == [f"u{i:03}" for i in kept]
     assert data.dropped == {"no counting vote": 0, "not keep=any-vote": 0, "no features of any modality": 1}
     assert data.missing == {"audio": 1, "text": 2}
     assert [data.id[~data.present[name]].tolist() for name in ("audio", "text")] == [["u009"], ["u007", "u008"]]
-    for features in cache.features:
-        np.testing.assert_array_equal(data.features[features.modality], features.values[kept])
-        np.testing.assert_array_equal(
-            np.isfinite(data.features[features.modality]).all(1), data.present[features.modality]
-        )
+    assert data.rows.tolist() == kept
+    for some in cache.features:
+        np.testing.assert_array_equal(np.isfinite(some.values[kept]).all(1), data.present[some.modality])
     np.testing.assert_allclose(data.targets, soft_labels(30)[kept], atol=1e-7)
 
 
 def test_with_a_mask_and_nothing_missing_there_is_no_mask() -> None:
     cache = cache_of(30, missing={"audio": [3], "text": [3]})
-    some, other = (training_data(cache, POLICY, missing=missing) for missing in ("drop", "mask"))
+    some, other = (training_data(cache, missing=missing) for missing in ("drop", "mask"))
     assert some.present == other.present == {}
     assert other.missing == {}
     assert some.id.tolist() == other.id.tolist()
@@ -109,25 +140,29 @@ def test_a_feature_that_is_there_must_be_a_number_also_beside_missing_ones() -> 
     cache = cache_of(30, missing={"text": [3]})
     cache.features[0].values[5, 2] = np.inf
     with pytest.raises(CacheError, match="The audio features hold a number that is not finite"):
-        training_data(cache, POLICY, missing="mask")
+        training_data(cache, missing="mask")
     cache = cache_of(30, missing={"text": [3]})
     cache.features[1].values[5, 2] = np.nan
     with pytest.raises(CacheError, match="The text features hold a number that is not finite"):
-        training_data(cache, POLICY, missing="mask")
+        training_data(cache, missing="mask")
 
 
 def test_a_modality_that_no_labelled_utterance_has_is_refused_with_a_mask() -> None:
     with pytest.raises(CacheError, match="No labelled utterance has text features: see inspect-cache"):
-        training_data(cache_of(6, missing={"text": range(6)}), POLICY, missing="mask")
+        training_data(cache_of(6, missing={"text": range(6)}), missing="mask")
 
 
-def test_several_layers_give_their_last_one_and_half_precision_becomes_single() -> None:
-    cache = cache_of(12)
-    layers = np.stack([cache.features[0].values * factor for factor in (3, 2, 1)], axis=1).astype(np.float16)
-    stored = Features("audio", "layers", layers, cache.features[0].inputs, {"layers": "all"})
-    data = training_data(replace(cache, features=(stored, cache.features[1])), POLICY)
-    assert data.features["audio"].dtype == np.float32
-    np.testing.assert_array_equal(data.features["audio"], layers[:, -1].astype(np.float32))
+def test_attributes_are_columns_as_text_and_unknown_numbers_are_empty() -> None:
+    attributes = {
+        "wave": np.array([1.0, np.nan, 2.5] * 10),
+        "room": texts(["a", "", "b"] * 10),
+        "speaker": np.zeros(30),  # the table's own column comes first
+    }
+    data = training_data(replace(cache_of(30, missing={"text": [0]}), attributes=attributes))
+    assert data.columns["wave"][:3].tolist() == ["", "2.5", "1"]
+    assert data.columns["room"][:3].tolist() == ["", "b", "a"]
+    assert data.columns["speaker"].tolist() == data.speaker.tolist()
+    assert {"session", "dialogue", "split", "language"} < data.columns.keys()
 
 
 def test_an_emotion_that_nobody_has_is_refused() -> None:
@@ -138,4 +173,4 @@ def test_an_emotion_that_nobody_has_is_refused() -> None:
 def test_a_cache_in_which_nothing_has_all_features_is_refused() -> None:
     cache = cache_of(6, missing={"audio": [0, 1, 2], "text": [3, 4, 5]})
     with pytest.raises(CacheError, match="No labelled utterance has features of every modality"):
-        training_data(cache, POLICY)
+        training_data(cache)

@@ -1,0 +1,125 @@
+"""Systems as a user writes them into a file of their own: one gives a loss, the others are fitted in their own way."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from amber2_core.heads_folder import write_heads
+from amber2_train.fold_data import FoldData, Rows
+from amber2_train.stacked.system import Loss, StackedSettings, StackedSystem
+from amber2_train.systems.system import FitOptions, History, Need, System, option
+
+
+@dataclass(frozen=True)
+class FlattenedSettings(StackedSettings):
+    """Of `Flattened`."""
+
+    flatness: float = option(0.5, "Share of the uniform distribution in what is learnt.", least=0, below=1)
+
+
+class Flattened(StackedSystem):
+    """Cross-entropy with targets that are mixed with the uniform distribution."""
+
+    name = "flattened"
+    Settings = FlattenedSettings
+
+    def loss(self, settings: Sequence[Any], *, heads: Sequence[str], fold: FoldData) -> Loss:
+        share = torch.tensor([setting.flatness for setting in settings]).view(-1, 1, 1)  # (settings, 1, 1)
+
+        def losses(outputs: Tensor, target: Tensor, present: Tensor | None, epoch: Tensor) -> Tensor:
+            flat = (1 - share) * target + share / target.shape[-1]
+            return -(flat * outputs.log_softmax(-1)).sum((0, -1)).mean(-1)
+
+        return losses
+
+
+@dataclass(frozen=True)
+class PriorSettings:
+    """Of `Prior` and what derives from it."""
+
+    smoothing: float = option(0.0, "Votes that every class is given beforehand.", least=0)
+
+
+@dataclass(frozen=True)
+class FittedPrior:
+    """A distribution, whatever is asked, and what was read to find it."""
+
+    setting: PriorSettings
+    seed: int
+    prior: npt.NDArray[np.float32]
+    heads: tuple[str, ...]
+    read: Mapping[str, Tensor]
+    history: History = field(default_factory=History)
+
+    def probs(self, rows: Rows) -> dict[str, npt.NDArray[np.float32]]:
+        return {head: np.tile(self.prior, (len(rows), 1)) for head in self.heads}
+
+    def save(self, path: Path, origin: Mapping[str, Any]) -> None:
+        write_heads(path, {"prior": torch.from_numpy(self.prior), **self.read}, origin)
+
+
+class Prior(System):
+    """The mean of the train rows' targets: without a gradient, without epochs."""
+
+    name = "prior"
+    Settings = PriorSettings
+
+    def fit(
+        self, fold: FoldData, settings: Sequence[Any], seeds: Sequence[int], options: FitOptions
+    ) -> Iterator[FittedPrior]:
+        for setting in settings:
+            votes = fold.train.targets.sum(0).numpy() + setting.smoothing
+            for seed in seeds:
+                yield FittedPrior(
+                    setting, seed, votes / votes.sum(), self.heads(tuple(fold.train.features)), self.read(fold.train)
+                )
+
+    def read(self, rows: Rows) -> dict[str, Tensor]:
+        """What it looks at, to be kept beside the distribution."""
+        return {}
+
+
+class Layered(Prior):
+    """One that reads all layers of the audio."""
+
+    name = "layered"
+
+    def reads(self, setting: Any, modality: str) -> Need:
+        return "layers" if modality == "audio" else "vector"
+
+    def read(self, rows: Rows) -> dict[str, Tensor]:
+        return {"layers": rows.layers("audio", torch.arange(len(rows)))}
+
+
+class Framed(Prior):
+    """One that reads the frames of the text."""
+
+    name = "framed"
+
+    def reads(self, setting: Any, modality: str) -> Need:
+        return "frames" if modality == "text" else "vector"
+
+    def read(self, rows: Rows) -> dict[str, Tensor]:
+        frames, valid = rows.frames("text", torch.arange(len(rows)))
+        return {"frames": frames, "valid": valid}
+
+
+class Forgetful(Prior):
+    """One that leaves a run out."""
+
+    name = "forgetful"
+
+    def fit(self, *arguments: Any) -> Iterator[FittedPrior]:
+        yield from list(super().fit(*arguments))[1:]
+
+
+class Nameless:
+    """No system at all."""
