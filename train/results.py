@@ -89,7 +89,7 @@ def _rows(
     for head, own in scores.items():
         key = {"system": setting.name, "head": head, "split": split, "fold": run.fold, "seed": run.seed}
         settings = {name: values.get(name) for name in columns}
-        yield {**key, "selected": int(chosen), **settings, "epoch": run.history.epoch.get(head, 0), **own}
+        yield {**key, "selected": int(chosen), **settings, "epoch": run.history.epoch.get(head), **own}
 
 
 def _curve_rows(name: str, run: Run) -> Iterator[Row]:
