@@ -48,22 +48,21 @@ import io
 import itertools
 import json
 import math
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from uuid import uuid4
 
 import numpy as np
 import numpy.typing as npt
 
-from .cache import sync
 from .errors import RunFolderError, parse_problem
+from .files import folder_written_whole
+from .files import write_json as write_json  # settings.json and summary.json are written by it
 from .metrics import METRICS
-from .tables import Texts, texts
+from .tables import Texts
 
 if TYPE_CHECKING:  # it takes half a second to load, for which no command should wait that does not need it
     from pandas import DataFrame, Series
@@ -156,47 +155,34 @@ def new_run_folder(path: Path) -> Iterator[Path]:
     """
     if path.exists():
         raise RunFolderError(f"{path} exists already: name another folder with --output, or remove that one")
+    begun = False
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        writing = path.with_name(f".{path.name}.{uuid4().hex[:8]}.writing")
-        writing.mkdir()
+        with folder_written_whole(path) as writing:
+            begun = True
+            yield writing
     except OSError as problem:
-        raise RunFolderError(f"Cannot write {path}: {problem.strerror}; choose another place with --output") from None
-    try:
-        yield writing
-        for file in [*writing.rglob("*"), writing]:
-            sync(file)
-        writing.rename(path)
-        sync(path.parent)
-    except OSError as problem:
-        raise RunFolderError(f"Cannot write {path}: {problem.strerror}; nothing stands under that name") from None
-    finally:
-        shutil.rmtree(writing, ignore_errors=True)
-
-
-def write_json(path: Path, value: Mapping[str, Any]) -> None:
-    """Write settings.json or summary.json."""
-    path.write_text(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
+        then = "nothing stands under that name" if begun else "choose another place with --output"
+        raise RunFolderError(f"Cannot write {path}: {problem.strerror}; {then}") from None
 
 
 def write_results(path: Path, rows: Sequence[Row]) -> None:
-    """Write results.csv: at least one row, all with the names of the first."""
-    _write_rows(path, rows)
+    """Write results.csv: rows with the names of the first; None is an empty cell, numbers stand in full."""
+    _write_rows(path, rows, (*KEY_COLUMNS, "epoch", "n"))
 
 
 def write_curves(path: Path, rows: Sequence[Row]) -> None:
     """Write curves.csv, as `write_results`."""
-    _write_rows(path, rows)
+    _write_rows(path, rows, CURVE_COLUMNS)
 
 
 def write_experts(path: Path, rows: Sequence[Row]) -> None:
     """Write experts.csv, as `write_results`."""
-    _write_rows(path, rows)
+    _write_rows(path, rows, EXPERT_COLUMNS)
 
 
 def write_utterances(path: Path, rows: Sequence[Row]) -> None:
     """Write utterances.csv, as `write_results`; the rows stand in the order of the predictions."""
-    _write_rows(path, rows)
+    _write_rows(path, rows, UTTERANCE_COLUMNS)
 
 
 def write_predictions(path: Path, predictions: Predictions) -> None:
@@ -231,7 +217,11 @@ def read_results(folder: Path) -> list[dict[str, Any]]:
     Raises:
         RunFolderError: not a run folder, or the file is damaged.
     """
-    return _read_rows(_file(folder / "results.csv"), (*KEY_COLUMNS, "epoch", "n"))
+    path = _file(folder / "results.csv")
+    rows = _read_rows(path, (*KEY_COLUMNS, "epoch", "n"))
+    if not rows:
+        raise RunFolderError(f"{path} has no rows: train again")
+    return rows
 
 
 def read_predictions(folder: Path) -> Predictions:
@@ -281,10 +271,9 @@ def read_utterances(folder: Path) -> DataFrame | None:
     if not path.is_file():
         return None
     header, rows = _cells(path, UTTERANCE_COLUMNS)
-    table = pd.DataFrame({name: texts(some) for name, some in zip(header, zip(*rows, strict=True), strict=True)})
     try:
-        return table.astype({"fold": np.int64}) if rows else table
-    except ValueError as problem:
+        return pd.DataFrame(rows, columns=header, dtype=object).astype({"fold": np.int64})
+    except (ValueError, OverflowError) as problem:
         raise RunFolderError(f"{path} is damaged (fold: {problem}): train again") from None
 
 
@@ -327,8 +316,7 @@ def load(folder: Path | str) -> RunFolder:
         experts=_table(read_experts(folder) if (folder / "experts.csv").is_file() else []),
         curves=_table(read_curves(folder)),
     )
-    _add_younger_metrics(run)
-    return run
+    return _with_younger_metrics(run)
 
 
 def scores_again(run: RunFolder, metrics: Sequence[str]) -> DataFrame:
@@ -379,8 +367,8 @@ def mean_and_sd(values: Floats) -> dict[str, float | None]:
     return {"mean": mean if math.isfinite(mean) else None, "sd": sd if math.isfinite(sd) else None}
 
 
-def _add_younger_metrics(run: RunFolder) -> None:
-    """Fill in what `METRICS` holds and results.csv does not, where the predictions fit the results."""
+def _with_younger_metrics(run: RunFolder) -> RunFolder:
+    """Filled in is what `METRICS` holds and results.csv does not, where the predictions fit the results."""
     import pandas as pd
 
     results, p = run.results, run.arrays
@@ -388,19 +376,19 @@ def _add_younger_metrics(run: RunFolder) -> None:
     shape = (len(p.id), len(p.emotions))
     fits = p.target.shape == shape and p.fold.shape == shape[:1]
     if not younger or not fits or any(probs.shape[1:] != shape for probs in p.probs.values()):
-        return
+        return run
     again = scores_again(run, younger)
     if again.empty:
-        return
+        return run
     key = ["system", "head", "fold", "seed"]
     in_order = again.set_index(key).reindex(pd.MultiIndex.from_frame(run.tested[key])).set_axis(run.tested.index)
-    for name in younger:
-        results[name] = in_order[name].reindex(results.index)
+    return replace(run, results=results.join(in_order[younger]))
 
 
-def _write_rows(path: Path, rows: Sequence[Row]) -> None:
+def _write_rows(path: Path, rows: Sequence[Row], columns: Sequence[str]) -> None:
+    """Write rows with the names of the first, or the header alone where there is none."""
     with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
+        writer = csv.DictWriter(file, list(rows[0]) if rows else columns, lineterminator="\n")
         writer.writeheader()
         writer.writerows({name: "" if value is None else value for name, value in row.items()} for row in rows)
 

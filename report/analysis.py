@@ -11,15 +11,15 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pandas as pd
 
 from amber2_core import distributions
 from amber2_core.distributions import ambiguity_bins, entropy
 from amber2_core.metrics import METRICS, confusion, utterance_accuracy, utterance_js
 from amber2_core.tables import Texts
 
-from .groups import Entry, Group, dev_rows
-from .runs import Floats, fold_mean, head_of
-from .settings import by_setting, setting_of
+from .groups import Entry, Group
+from .runs import Floats
 
 CONFIDENCE_BINS = 10
 FUSION = "fusion"
@@ -32,10 +32,6 @@ class Bins:
     member: npt.NDArray[np.intp]  # (N,) the bin of each utterance
     edges: Floats  # (bins + 1,) bits
     counts: npt.NDArray[np.intp]  # (bins,)
-
-    @property
-    def centres(self) -> Floats:
-        return (self.edges[1:] + self.edges[:-1]) / 2
 
 
 def bins_of(group: Group) -> Bins:
@@ -73,8 +69,7 @@ def reliability(group: Group, entry: Entry) -> tuple[Floats, Floats, Floats]:
     hits = utterance_accuracy(group.predictions.target[entry.rows], probs).ravel()
     member = np.searchsorted(np.linspace(0, 1, CONFIDENCE_BINS + 1)[1:-1], confidence)
     count = np.bincount(member, minlength=CONFIDENCE_BINS).astype(np.float64)
-    safe = np.where(count > 0, count, np.nan)
-    sums = [np.bincount(member, x, CONFIDENCE_BINS) / safe for x in (confidence, hits)]
+    sums = [_shares(np.bincount(member, x, CONFIDENCE_BINS).astype(float), count) for x in (confidence, hits)]
     return sums[0], sums[1], count / max(1.0, count.sum())
 
 
@@ -98,77 +93,57 @@ def expert_weights(group: Group, main: Entry) -> Mapping[str, Floats] | None:
     With the κ and the student that dev chose in each fold. 0 for an expert that an utterance has not got, NaN where it
     has none. None for a system without κ.
     """
-    chosen = {row["fold"]: setting_of(row) for row in main.tested}
-    heads = group.heads(main)
-    if not all("kappa" in setting and setting.get("student") == main.head for setting in chosen.values()):
+    settings, heads = main.settings, group.heads(main)
+    if not {"kappa", "student"} <= {*settings} or (settings["student"] != main.head).any():
         return None
     experts = [name for name in heads if name != main.head]
     if len(experts) < 2:
         return None
-    kappa = np.array([chosen[fold]["kappa"] for fold in group.predictions.fold.tolist()], dtype=np.float64)
+    of_fold = dict(zip(main.tested["fold"], settings["kappa"], strict=True))
+    kappa = np.array([of_fold[fold] for fold in group.predictions.fold.tolist()], dtype=np.float64)
     divergence = [utterance_js(group.predictions.target, heads[name].probs) for name in experts]
     weights = distributions.expert_weights(divergence, kappa)  # (experts, seeds, N)
     return dict(zip(experts, weights.mean(1), strict=True))
 
 
-def speaker_scores(group: Group, entry: Entry, speaker: Texts) -> tuple[list[str], Floats]:
-    """JS of each known speaker, averaged over his predicted utterances and seeds, the lowest first."""
-    per_utterance = utterance_js(group.predictions.target[entry.rows], entry.probs[:, entry.rows]).mean(0)
-    speaker = speaker[entry.rows]
-    names = [name for name in dict.fromkeys(speaker) if name]
-    means = np.array([per_utterance[speaker == name].mean() for name in names], dtype=np.float64)
-    order = np.argsort(means)
-    return [names[k] for k in order], means[order]
+def speaker_scores(group: Group, entry: Entry, speaker: Texts) -> pd.Series:
+    """JS by known speaker, averaged over his predicted utterances and seeds, the lowest first."""
+    scores = utterance_js(group.predictions.target[entry.rows], entry.probs[:, entry.rows]).mean(0)
+    of_speakers = pd.Series(scores).groupby(speaker[entry.rows]).mean()
+    return of_speakers.drop("", errors="ignore").sort_values(kind="stable")
 
 
-@dataclass(frozen=True, eq=False)
-class Curve:
-    """How one head trained, over the folds and seeds that were still in training."""
+def training_curve(entry: Entry) -> pd.DataFrame | None:
+    """Dev JS in bits of an entry's head by epoch, over the folds and seeds still in training, from curves.csv.
 
-    mean: Floats  # (epochs,) dev JS, bits
-    sd: Floats  # (epochs,) ddof 1; NaN for a single run
-    kept: npt.NDArray[np.intp]  # (epochs,) how many runs keep their weights of each epoch
-
-
-def training_curve(entry: Entry) -> Curve | None:
-    """Dev JS of an entry's head by epoch, from curves.csv; None for a run without."""
-    rows = [row for row in entry.run.curves if head_of(row) == (entry.system, entry.head)]
-    if not rows:
+    Epoch → mean; sd, ddof 1, NaN for a single run; and kept, how many runs keep their weights of it. None for a run
+    without curves.
+    """
+    rows = entry.curves
+    if not len(rows):
         return None
-    epochs = max(row["epoch"] for row in rows)
-    by_epoch: list[list[float]] = [[] for _ in range(epochs)]
-    for row in rows:
-        if np.isfinite(row["dev_js"]):
-            by_epoch[row["epoch"] - 1].append(row["dev_js"])
-    mean = [np.mean(some) if some else np.nan for some in by_epoch]
-    sd = [np.std(some, ddof=1) if len(some) > 1 else np.nan for some in by_epoch]
-    kept = np.bincount([row["epoch"] for row in entry.tested if row["epoch"] <= epochs], minlength=epochs + 1)[1:]
-    return Curve(np.array(mean, dtype=np.float64), np.array(sd, dtype=np.float64), kept)
+    by_epoch = rows["dev_js"].where(np.isfinite(rows["dev_js"])).groupby(rows["epoch"])
+    curve = pd.DataFrame({"mean": by_epoch.mean(), "sd": by_epoch.std()})
+    curve = curve.reindex(np.arange(1, rows["epoch"].max() + 1))
+    return curve.assign(kept=entry.tested["epoch"].value_counts().reindex(curve.index, fill_value=0))
 
 
-@dataclass(frozen=True, eq=False)
-class GridMap:
-    """Dev JS over λ_MAI × κ, and in how many folds each point was chosen."""
+def grid_map(main: Entry) -> tuple[pd.DataFrame, pd.DataFrame] | None:
+    """Dev JS over λ_MAI × κ, and in how many folds each point was chosen: (lambda_mai, kappa), NaN: not trained.
 
-    lambda_mai: list[float]
-    kappa: list[float]
-    js: Floats  # (lambda_mai, kappa), NaN: not trained
-    chosen: npt.NDArray[np.int64]  # (lambda_mai, kappa)
-
-
-def grid_map(main: Entry) -> GridMap | None:
-    """The grid of a system, mean over folds and seeds; where other settings vary too, the best of them."""
-    rows = [row for row in dev_rows(main) if row.get("lambda_mai") is not None and row.get("kappa") is not None]
-    lambdas, kappas = (sorted({row[name] for row in rows}) for name in ("lambda_mai", "kappa"))
-    if len(lambdas) * len(kappas) < 2:
+    Means over folds and seeds; where other settings vary too, the best of them. None where there is no such grid.
+    """
+    place, rows = ["lambda_mai", "kappa"], main.dev
+    if not {*place} <= {*main.run.axes}:
         return None
-    js = np.full((len(lambdas), len(kappas)), np.nan)
-    chosen = np.zeros((len(lambdas), len(kappas)), dtype=np.int64)
-    for own in by_setting(rows).values():
-        place = lambdas.index(own[0]["lambda_mai"]), kappas.index(own[0]["kappa"])
-        js[place] = np.fmin(js[place], fold_mean(own, "js"))
-        chosen[place] += len({row["fold"] for row in own if row["selected"] == 1})
-    return GridMap(lambdas, kappas, js, chosen)
+    rows = rows.dropna(subset=place)
+    if len(rows.drop_duplicates(place)) < 2:
+        return None
+    point = [*place, *(name for name in main.varied if name not in place)]
+    mean = rows[rows["n"] > 0].groupby(point, dropna=False)["js"].mean(skipna=False)
+    chosen = rows[rows["selected"] == 1].groupby(point, dropna=False)["fold"].nunique()
+    js = mean.groupby(place).min().unstack()
+    return js, chosen.groupby(place).sum().unstack().reindex_like(js).fillna(0).astype(int)
 
 
 def _by_row(counts: Floats) -> Floats:

@@ -48,16 +48,17 @@ def report_runs(
       report-runs runs/20260101-120000-iemocap
       report-runs --output ablation runs/full runs/no-mai
     """
-    from dataclasses import asdict
 
-    from .assembly import AudioRequest, Options, write_report
+    import pandas as pd
+
+    from .page import Options, write_report
 
     folder = output or Path("reports") / f"{time.strftime('%Y%m%d-%H%M%S')}-{runs[0].resolve().name}"
-    audio = AudioRequest(root, audio_count) if with_audio else None
-    report = write_report(runs, folder, Options(caches, audio))
+    report = write_report(runs, folder, Options(caches, audio_count if with_audio else 0, root))
     if as_json:
-        compared = [asdict(one) for chapter in report.chapters for one in chapter.comparisons]
-        click.echo(json.dumps({"report": str(report.page), "comparisons": compared}))
+        compared = pd.concat([chapter.comparisons for chapter in report.chapters])
+        rows = compared.to_json(orient="records", double_precision=15)  # unlike json's own, with null for NaN
+        click.echo(json.dumps({"report": str(report.page), "comparisons": json.loads(rows)}))
         return
     for chapter in report.chapters:
         for line in chapter.headline:

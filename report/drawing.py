@@ -1,4 +1,4 @@
-"""How figures look: one set of inks for paper and page; a matplotlib figure goes in, SVG and PDF come out."""
+"""How figures look: one set of inks for paper and page, the panels that they are made of, and how they are rendered."""
 
 from __future__ import annotations
 
@@ -6,14 +6,20 @@ import hashlib
 import io
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, cast
 
 import matplotlib
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
+
+from .runs import Floats
 
 # On paper these colours; on the page each is a CSS variable, so that a figure follows the reader's colour scheme.
 INK, MUTED, LINE = "#1b1e23", "#5c6370", "#d5d9e0"
@@ -53,6 +59,7 @@ STYLE: dict[str, Any] = {
     "pdf.fonttype": 42,
     "svg.hashsalt": "amber2",
 }
+SHADES = LinearSegmentedColormap.from_list("shades", ["#f4f7fb", "#9cc3e4", "#2f74b5", "#0b2f5c"])
 PANEL = (3.4, 2.5)  # inches
 LABELS_INSIDE = 2
 LABEL_HEIGHT = 0.16  # inches
@@ -103,6 +110,93 @@ def series(index: int) -> dict[str, Any]:
     """Colour, dash and marker of the index-th line."""
     k = index % len(SERIES)
     return {"color": SERIES[k], "linestyle": DASHES[k], "marker": MARKERS[k]}
+
+
+def bin_counts(axes: Axes, edges: Floats, counts: npt.NDArray[np.intp]) -> None:
+    """How many utterances each bin of ambiguity holds."""
+    centres = (edges[1:] + edges[:-1]) / 2
+    axes.bar(centres, counts, width=0.85 * np.diff(edges), color=LINE, edgecolor=MUTED, linewidth=0.7)
+    for x, count in zip(centres, counts, strict=True):
+        axes.annotate(str(count), (x, count), ha="center", va="bottom", fontsize=7, color=INK)
+    axes.set(xlabel="ambiguity, bits", ylabel="utterances")
+    axes.set_xticks(edges, [f"{edge:.2f}" for edge in edges])
+    axes.margins(y=0.15)
+
+
+def bin_scores(axes: Axes, edges: Floats, systems: Sequence[Floats], ylabel: str) -> None:
+    """A metric by bin of ambiguity: a line for each system, mean ± sd over its seeds (seeds, bins)."""
+    centres = (edges[1:] + edges[:-1]) / 2
+    for k, found in enumerate(systems):
+        mean = found.mean(0)
+        axes.plot(centres, mean, label=str(k), **series(k))
+        if len(found) > 1:
+            sd = found.std(0, ddof=1)
+            axes.fill_between(centres, mean - sd, mean + sd, color=SERIES[k % len(SERIES)], alpha=0.2, linewidth=0)
+    axes.set(xlabel="ambiguity, bits", ylabel=ylabel)
+    axes.set_xticks(edges, [f"{edge:.2f}" for edge in edges])
+
+
+def curve(axes: Axes, found: pd.DataFrame, label: str, k: int) -> None:
+    """A mean by epoch ± sd; a mark where runs keep their weights, larger where more do."""
+    style, mean, sd = series(k), found["mean"], found["sd"]
+    axes.fill_between(found.index, mean - sd, mean + sd, color=style["color"], alpha=0.15, linewidth=0)
+    axes.plot(found.index, mean, label=label, **{**style, "marker": ""})
+    kept = found[found["kept"] > 0]
+    sizes = 8 + 60 * kept["kept"] / max(1, kept["kept"].sum())
+    axes.scatter(kept.index, kept["mean"], s=sizes, color=style["color"], marker=style["marker"], zorder=3)
+
+
+def heat_map(
+    axes: Axes,
+    values: Floats,
+    columns: Sequence[str],
+    rows: Sequence[str],
+    words: Sequence[Sequence[str]],
+    span: tuple[float, float],
+) -> None:
+    """Cells (rows, columns) shaded between the ends of `span`, with words in them; NaN stays empty."""
+    low, high = span
+    axes.pcolormesh(np.nan_to_num(values, nan=low), cmap=SHADES, vmin=low, vmax=high, edgecolors="white", linewidth=1.5)
+    for i, line in enumerate(words):
+        for j, word in enumerate(line):
+            if np.isfinite(values[i, j]):
+                dark = values[i, j] > low + 0.5 * (high - low)
+                colour = "#ffffff" if dark else "#111111"
+                axes.annotate(word, (j + 0.5, i + 0.5), ha="center", va="center", fontsize=7, color=colour)
+    axes.set_xticks(np.arange(len(columns)) + 0.5, columns)
+    axes.set_yticks(np.arange(len(rows)) + 0.5, rows)
+    axes.invert_yaxis()
+    axes.grid(False)
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+
+
+def entropies(axes: Axes, rated: Floats, predicted: Floats, limit: float, label: str, k: int) -> None:
+    """Mean predicted entropy with the middle half of utterances, in ten bins of rater entropy."""
+    edges = np.linspace(0, limit, 11)
+    member = np.minimum(np.searchsorted(edges[1:-1], rated, side="right"), 9)
+    bins = pd.Series(predicted).groupby(member)
+    table = pd.DataFrame({"mean": bins.mean(), "low": bins.quantile(0.25), "high": bins.quantile(0.75)})[
+        bins.size() > 1
+    ]
+    centre = (edges[table.index] + edges[table.index + 1]) / 2
+    axes.fill_between(centre, table["low"], table["high"], color=SERIES[k % len(SERIES)], alpha=0.15, linewidth=0)
+    axes.plot(centre, table["mean"], label=label, **series(k))
+
+
+def group_means(
+    axes: Axes, member: npt.NDArray[np.intp], names: Sequence[str], lines: Mapping[str, Floats], *, apart: bool
+) -> None:
+    """Means over named groups of utterances (N,), one line each, or marks where the groups stand `apart` in no order.
+
+    NaN is left out of a mean.
+    """
+    for k, (label, values) in enumerate(lines.items()):
+        means = pd.Series(values).groupby(member).mean().reindex(range(len(names)))
+        shift = 0.1 * (k - (len(lines) - 1) / 2) if apart else 0.0
+        style = {**series(k), **({"linestyle": ""} if apart else {})}
+        axes.plot(means.index + shift, means, label=label, **style)
+    axes.set_xticks(range(len(names)), names, rotation=30 if max(map(len, names)) > 6 else 0)
 
 
 def _render(figure: Figure, kind: str, text: str) -> bytes:

@@ -1,4 +1,4 @@
-"""Runs go in; groups of those with the same test set come out, entry by entry: what may stand in one table."""
+"""Groups of runs with one test set: what may stand in one table, entry by entry, and what was set in each."""
 
 from __future__ import annotations
 
@@ -8,17 +8,19 @@ from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
+import pandas as pd
 
-from amber2_core.run_folder import Predictions
+from amber2_core.metrics import METRICS
+from amber2_core.run_folder import Predictions, RunFolder, fold_means
 
-from .runs import TOLERANCE, Floats, Row, Run, fold_mean, head_of, tested_rows
+from .runs import TOLERANCE, Floats
 
 
 @dataclass(frozen=True, eq=False)
 class Entry:
     """One head of one system of one run: what has a line in a table."""
 
-    run: Run
+    run: RunFolder
     system: str
     head: str
     label: str
@@ -35,31 +37,68 @@ class Entry:
         return np.flatnonzero(self.there)
 
     @cached_property
-    def tested(self) -> list[Row]:
+    def tested(self) -> pd.DataFrame:
         """Its test rows of results.csv, one per fold and seed: those of the setting that dev chose."""
-        return [row for row in tested_rows(self.run.rows) if head_of(row) == (self.system, self.head)]
+        return self._own(self.run.tested)
+
+    @cached_property
+    def dev(self) -> pd.DataFrame:
+        """Its dev rows of results.csv, one per setting, fold and seed."""
+        return self._own(self.run.results[self.run.results["split"] == "dev"])
+
+    @cached_property
+    def curves(self) -> pd.DataFrame:
+        """Its rows of curves.csv; none in a folder of an earlier version."""
+        return self._own(self.run.curves) if len(self.run.curves) else self.run.curves
+
+    @cached_property
+    def settings(self) -> pd.DataFrame:
+        """What was set in its tested rows, a column for each setting that the system looks at."""
+        return self.tested[list(self.run.axes)].dropna(axis="columns", how="all")
+
+    @property
+    def chosen(self) -> dict[str, str]:
+        """The settings that were tested, in words; several where folds chose differently."""
+        return {str(name): " or ".join(sorted(_words(values))) for name, values in self.settings.items()}
+
+    @property
+    def varied(self) -> list[str]:
+        """The settings that take several values on dev."""
+        return [name for name in self.run.axes if self.dev[name].nunique(dropna=False) > 1]
+
+    @property
+    def diverged(self) -> bool:
+        """Whether it diverged at once in some run: there was something to score, and no epoch was kept."""
+        return bool(((self.tested["epoch"] == 0) & (self.tested["n"] > 0)).any())
 
     def per_seed(self, metric: str) -> Floats:
         """A metric averaged over the folds of each seed that have something to score → (seeds,), from results.csv."""
-        seeds = sorted({row["seed"] for row in self.tested})
-        return np.array([fold_mean([r for r in self.tested if r["seed"] == seed], metric) for seed in seeds])
+        return np.asarray(fold_means(self.tested, [metric])[0])
+
+    def _own(self, rows: pd.DataFrame) -> pd.DataFrame:
+        return rows[(rows["system"] == self.system) & (rows["head"] == self.head)]
 
 
 @dataclass(frozen=True, eq=False)
 class Group:
     """Runs that were tested on the same utterances with the same targets and folds: these can be compared."""
 
-    runs: Sequence[Run]
+    runs: Sequence[RunFolder]
     entries: Sequence[Entry]
 
     @property
     def predictions(self) -> Predictions:
         """Of the first run; ids, folds and targets are those of every run."""
-        return self.runs[0].predictions
+        return self.runs[0].arrays
 
     @property
     def corpus(self) -> str:
         return str(self.runs[0].settings.get("corpus", ""))
+
+    @property
+    def metrics(self) -> list[str]:
+        """The metrics that any of the runs has."""
+        return [name for name in METRICS if any(name in run.results for run in self.runs)]
 
     @cached_property
     def mains(self) -> list[Entry]:
@@ -74,10 +113,20 @@ class Group:
         """All heads of an entry's system in its run, by name."""
         return {e.head: e for e in self.entries if e.run is main.run and e.system == main.system}
 
+    @property
+    def differing_settings(self) -> dict[str, list[str]]:
+        """What sets the runs apart: setting → its words in each run."""
+        names = dict.fromkeys(name for run in self.runs for name in run.axes)
+        words = {
+            name: [", ".join(_words(run.results[name])) if name in run.axes else "" for run in self.runs]
+            for name in names
+        }
+        return {name: values for name, values in words.items() if len(set(values)) > 1}
 
-def grouped(runs: Sequence[Run]) -> list[Group]:
+
+def grouped(runs: Sequence[RunFolder]) -> list[Group]:
     """Runs by test set, in their order. Labels name the run only where a group holds several."""
-    alike: list[list[Run]] = []
+    alike: list[list[RunFolder]] = []
     for run in _named_apart(runs):
         home = next((some for some in alike if same_test_set(some[0], run)), None)
         if home is None:
@@ -86,9 +135,9 @@ def grouped(runs: Sequence[Run]) -> list[Group]:
     return [Group(some, _entries(some)) for some in alike]
 
 
-def same_test_set(first: Run, second: Run) -> bool:
+def same_test_set(first: RunFolder, second: RunFolder) -> bool:
     """Whether two runs were tested on the same utterances, in the same folds, with the same targets."""
-    a, b = first.predictions, second.predictions
+    a, b = first.arrays, second.arrays
     return (
         first.settings.get("corpus") == second.settings.get("corpus")
         and a.emotions == b.emotions
@@ -101,17 +150,9 @@ def same_test_set(first: Run, second: Run) -> bool:
 def main_head(heads: Sequence[Entry]) -> str:
     """The head of a system that its tables are about."""
     names = [entry.head for entry in heads]
-    students = {row.get("student") for row in heads[0].tested}  # dev may have chosen another one in each fold
+    students = heads[0].settings.get("student", pd.Series()).unique()  # dev may have chosen another one in each fold
     wanted = [*students, "fusion"] if len(students) == 1 else ["fusion"]
     return next((name for name in wanted if name in names), names[-1])
-
-
-def dev_rows(main: Entry) -> list[Row]:
-    """The dev rows of an entry, one per setting, fold and seed."""
-    return [
-        row for row in main.run.rows
-        if row["split"] == "dev" and (row["system"], row["head"]) == (main.system, main.head)
-    ]  # fmt: skip
 
 
 def slug(label: str) -> str:
@@ -119,20 +160,25 @@ def slug(label: str) -> str:
     return "-".join("".join(c if c.isalnum() and c.isascii() else " " for c in label).split()).lower() or "unnamed"
 
 
-def _entries(runs: Sequence[Run]) -> list[Entry]:
+def _words(values: pd.Series) -> list[str]:
+    """The values that are there, each once, in words."""
+    return list(map(str, values.dropna().unique()))
+
+
+def _entries(runs: Sequence[RunFolder]) -> list[Entry]:
     entries = []
     for run in runs:
-        for name, probs in run.predictions.probs.items():
+        for name, probs in run.arrays.probs.items():
             system, _, head = name.partition("/")
             label = f"{system} {head}" if len(runs) == 1 else f"{run.name}: {system} {head}"
             entries.append(Entry(run, system, head, label, probs))
     return entries
 
 
-def _named_apart(runs: Sequence[Run]) -> list[Run]:
+def _named_apart(runs: Sequence[RunFolder]) -> list[RunFolder]:
     """Runs with different names: folders of the same name get their parent's in front."""
     names = [run.name for run in runs]
     return [
-        run if names.count(run.name) == 1 else replace(run, name=f"{run.folder.resolve().parent.name}/{run.name}")
+        run if names.count(run.name) == 1 else replace(run, name=f"{run.path.resolve().parent.name}/{run.name}")
         for run in runs
     ]

@@ -1,23 +1,53 @@
-"""From groups of runs, their tables, figures and utterances to one HTML page that loads nothing from elsewhere."""
+"""The report: from run folders to one page that loads nothing from elsewhere, and the files of tables and figures."""
 
 from __future__ import annotations
 
+import logging
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import jinja2
+import pandas as pd
 
-from .corpus_facts import CorpusFacts
-from .figures import Figures
-from .groups import Group
-from .settings import run_settings
-from .significance import Comparison
-from .table import METRIC_TITLES, Interval, Number, PValue, Table, number_text
+from amber2_core.errors import RunFolderError
+from amber2_core.run_folder import new_run_folder
+
+from .drawing import Drawing
+from .figures import OVERLAID, figures
+from .groups import Group, grouped, slug
+from .runs import read_run
+from .significance import DRAWS, compare, method_in_words, speaker_clusters
+from .table import Table, csv_text, latex_text, markdown_text, number_text, p_text
+from .tables import all_tables
+from .utterances import (
+    CorpusFacts,
+    Recordings,
+    corpus_facts,
+    interesting_rows,
+    read_recordings,
+    script_json,
+    shown_rows,
+    utterance_record,
+)
 
 HERE = Path(__file__).parent
 HEADLINES = 4
+# of settings.json, what the page tells of a run, beside its records
+TOLD = ("created", "corpus", "cache", "emotions", "systems", "seeds", "epochs", "inputs", "missing", "device")
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Options:
+    """What may be chosen."""
+
+    caches: Sequence[Path] = ()  # where caches lie now, if not where the runs remember
+    recordings: int = 0  # how many of the first rows of each preset the page is to play
+    root: Path | None = None  # of the recordings; None: AMBER2_<CORPUS>_ROOT, else ./corpora/<corpus>
+    draws: int = DRAWS
 
 
 @dataclass(frozen=True)
@@ -27,37 +57,30 @@ class Chapter:
     title: str
     group: Group
     facts: CorpusFacts
-    results: Sequence[Table]
-    published: Table
-    folds: Table
-    ambiguity: Table
-    ablation: Table | None
-    settings: Sequence[Table]
-    comparisons: Sequence[Comparison]
-    significance: Table | None
-    figures: Figures
+    comparisons: pd.DataFrame  # of `significance.compare`
+    tables: Mapping[str, Table]  # by name
+    figures: Mapping[str, Sequence[Drawing]]  # by the part of the page
     utterances: str  # JSON for a script element
     notes: Sequence[str] = ()
 
     @property
-    def tables(self) -> list[Table]:
-        """Every table, for files of their own."""
-        sometimes = [table for table in (self.significance, self.ablation) if table is not None]
-        return [*self.results, self.published, *sometimes, self.folds, self.ambiguity, *self.settings]
+    def settings(self) -> list[Table]:
+        """The tables of grids."""
+        return [table for name, table in self.tables.items() if name.startswith("settings-")]
 
     @property
     def headline(self) -> list[str]:
         """The first system against the others, or else against its own other heads, in words."""
         lines = []
         systems = {entry.label for entry in self.group.mains}
-        found = [c for c in self.comparisons if c.metric == "js"]
+        found: list[Any] = [*self.comparisons[self.comparisons["metric"] == "js"].itertuples()]
         for c in ([c for c in found if c.second in systems] or found)[:HEADLINES]:
             verdict = "lower" if c.difference < 0 else "higher"
             sure = "" if c.p_holm < 0.05 else "; the difference could be chance"
             lines.append(
                 f"JS of {c.first} is {number_text(abs(c.difference), 4)} {verdict} than that of {c.second} "
                 f"(95 % interval {number_text(c.low, 4, True)} to {number_text(c.high, 4, True)}, "
-                f"p\N{NO-BREAK SPACE}{_equals(PValue(c.p_holm).text)}{sure})."
+                f"p\N{NO-BREAK SPACE}{_equals(p_text(c.p_holm))}{sure})."
             )
         return lines
 
@@ -67,10 +90,68 @@ class Chapter:
         runs = self.group.runs
         return [(run.name, " ".join(map(str, run.settings.get("command") or ())), _plain(run.settings)) for run in runs]
 
+
+@dataclass(frozen=True)
+class Report:
+    """A finished report."""
+
+    folder: Path
+    chapters: Sequence[Chapter]
+
     @property
-    def differing_settings(self) -> dict[str, list[str]]:
-        """What sets the runs of this group apart."""
-        return run_settings(self.group.runs) if len(self.group.runs) > 1 else {}
+    def page(self) -> Path:
+        return self.folder / "report.html"
+
+
+def write_report(runs: Sequence[Path], output: Path, options: Options | None = None) -> Report:
+    """Write `report.html`, `tables/` and `figures/` of one or several run folders.
+
+    Raises:
+        RunFolderError: a run folder is named twice, or is not one, or `output` exists.
+        OSError: the report cannot be written.
+    """
+    options = options or Options()
+    twice = [run for k, run in enumerate(runs) if run.resolve() in {other.resolve() for other in runs[:k]}]
+    if twice:
+        raise RunFolderError(f"{twice[0]} is named twice: name each run folder once")
+    groups = grouped([read_run(run) for run in runs])
+    with new_run_folder(output) as folder:
+        chapters = [chapter(group, options) for group in groups]
+        for kind in ("tables", "figures"):
+            (folder / kind).mkdir()
+        for k, one in enumerate(chapters):
+            _write_files(folder, one, "" if len(chapters) == 1 else f"{k + 1}-{slug(one.title)}-")
+        notes = []
+        if len(groups) > 1:
+            notes.append(
+                "These runs were not tested on the same utterances with the same targets and folds: each test set has "
+                "a chapter of its own, and nothing is compared across them."
+            )
+        title = "Emotion recognition: " + ", ".join(dict.fromkeys(one.group.corpus or "?" for one in chapters))
+        (folder / "report.html").write_text(page(chapters, title, notes), encoding="utf-8")
+    return Report(output, chapters)
+
+
+def chapter(group: Group, options: Options) -> Chapter:
+    """Everything about runs with one test set."""
+    names = ", ".join(run.name for run in group.runs)
+    facts = corpus_facts(group, options.caches)
+    if facts.missing:
+        _log.warning("%s: %s", names, facts.missing)
+    clusters = speaker_clusters(group.predictions.fold, facts.speaker)
+    comparisons = compare(group, clusters, draws=options.draws)
+    _log.info("%s: %d comparisons, drawing figures", names, len(comparisons))
+    recordings = _recordings(group, facts, options) if options.recordings else None
+    return Chapter(
+        title=f"{group.corpus}: {names}",
+        group=group,
+        facts=facts,
+        comparisons=comparisons,
+        tables=all_tables(group, comparisons, method_in_words(clusters, options.draws)),
+        figures=figures(group, facts.speaker),
+        utterances=script_json(utterance_record(group, facts, recordings)),
+        notes=_notes(group, recordings),
+    )
 
 
 def page(chapters: Sequence[Chapter], title: str, notes: Sequence[str] = ()) -> str:
@@ -79,19 +160,47 @@ def page(chapters: Sequence[Chapter], title: str, notes: Sequence[str] = ()) -> 
         loader=jinja2.FileSystemLoader(HERE), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True,
         lstrip_blocks=True,
     )  # fmt: skip
-    environment.tests |= {
-        "number": lambda cell: isinstance(cell, Number),
-        "interval": lambda cell: isinstance(cell, Interval),
-        "p_value": lambda cell: isinstance(cell, PValue),
-    }
     return environment.get_template("page.html").render(
         chapters=chapters,
         title=title,
         notes=notes,
-        metric_titles=METRIC_TITLES,
+        overlaid=OVERLAID,
         style=(HERE / "page.css").read_text(encoding="utf-8"),
         script=(HERE / "page.js").read_text(encoding="utf-8"),
     )
+
+
+def _notes(group: Group, recordings: Recordings | None) -> list[str]:
+    """What the reader of the table of utterances must know."""
+    notes = [recordings.note] if recordings else []
+    shown, count = len(shown_rows(group)), len(group.predictions.id)
+    if shown < count:
+        notes.append(f"The table holds {shown:,} of {count:,} utterances: those that any preset shows first.")
+    return notes
+
+
+def _recordings(group: Group, facts: CorpusFacts, options: Options) -> Recordings:
+    variable = f"AMBER2_{slug(group.corpus).replace('-', '_').upper()}_ROOT"
+    root = options.root or Path(os.environ.get(variable) or Path("corpora") / group.corpus)
+    root = root.expanduser()
+    if not root.exists():
+        raise RunFolderError(f"No recordings at {root}: name the root of the corpus with --root, or set {variable}")
+    rows = interesting_rows(group, options.recordings)
+    recordings = read_recordings(root if root.is_dir() else root.parent, list(facts.audio[rows]))
+    _log.info("%s", recordings.note)
+    return recordings
+
+
+def _write_files(folder: Path, one: Chapter, prefix: str) -> None:
+    for table in one.tables.values():
+        path = folder / "tables" / f"{prefix}{table.name}"
+        path.with_suffix(".csv").write_text(csv_text(table), encoding="utf-8")
+        path.with_suffix(".md").write_text(markdown_text(table), encoding="utf-8")
+        path.with_suffix(".tex").write_text(latex_text(table), encoding="utf-8")
+    for drawing in (some for part in one.figures.values() for some in part if some.pdf):
+        path = folder / "figures" / f"{prefix}{drawing.name}"
+        path.with_suffix(".svg").write_text(drawing.svg_file, encoding="utf-8")
+        path.with_suffix(".pdf").write_bytes(drawing.pdf)
 
 
 def _equals(p: str) -> str:
@@ -101,11 +210,7 @@ def _equals(p: str) -> str:
 
 def _plain(settings: Mapping[str, Any]) -> dict[str, str]:
     """Settings in words, one line each, those that are records of records left out."""
-    words = {}
-    for name in ("created", "corpus", "cache", "emotions", "systems", "seeds", "epochs", "inputs", "missing", "device"):
-        if name in settings:
-            value = settings[name]
-            words[name] = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+    words = {name: _words(settings[name]) for name in TOLD if name in settings}
     for name in ("utterances", "policy", "grid", "versions"):
         if isinstance(settings.get(name), Mapping):
             words[name] = "; ".join(f"{key}: {_words(value)}" for key, value in settings[name].items())

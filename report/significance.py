@@ -1,74 +1,184 @@
-"""Two entries' predictions of the same utterances go in; their difference, its interval and its p-value come out.
+"""Significance on test: the difference of two entries, its interval and its p-value, from a paired bootstrap.
 
-The difference is the one that the tables show: averaged over seeds and folds. Every entry is scored on the same draws
-of speakers, so that the bootstrap is a paired one.
+The difference is the one that the tables show: averaged over seeds and folds. What is drawn again, 10,000 times, are
+speakers, with replacement within each fold (a stratified cluster bootstrap): utterances of one speaker are not
+independent. Every entry is scored on the same draws, so that the bootstrap is a paired one. Few speakers make the plain
+percentile interval too narrow twice over; both are put right as Hesterberg (2015, "What teachers should know about the
+bootstrap", §4.3) does: the deviations of a fold of S speakers are widened by √(S / (S − 1)), and the percentiles are
+those at which a normal distribution has the tails of Student's t with Σ_f (S_f − 1) degrees of freedom. With many
+speakers neither matters.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pandas as pd
+from scipy.special import ndtr, ndtri, stdtr, stdtrit
 
 from amber2_core.metrics import METRICS, UTTERANCE_METRICS, confusion
+from amber2_core.tables import Texts
+from amber2_core.votes import codes
 
-from .bootstrap import DRAWS, Clusters, drawn_scores, holm, interval, widened_draws
 from .groups import Entry, Group
 from .runs import Floats
 
+DRAWS = 10_000
+LEVEL = 0.95
+# draws × clusters of weights that are held at once
+CHUNK = 4_000_000
+Finish = Callable[[Floats], Floats]  # sums over drawn clusters (…, K) → scores (…, scores)
 MEANS = ("js", "bc", "r2", "accuracy")
 # in the order of `_scores`
 COMPARED = (*MEANS, "uar", "macro_f1", "weighted_f1")
+COLUMNS = ["first", "second", "metric", "n", "difference", "low", "high", "p", "p_holm", "seeds_agree"]  # of `compare`
 
 
-@dataclass(frozen=True)
-class Comparison:
-    """`first` minus `second` in one metric, over the utterances that both predict."""
+@dataclass(frozen=True, eq=False)
+class Clusters:
+    """What is drawn: the cluster of every utterance, numbered within its fold."""
 
-    first: str
-    second: str
-    metric: str
-    n: int  # utterances
-    difference: float
-    low: float  # of the 95 % interval
-    high: float
-    p: float
-    p_holm: float  # corrected for all comparisons of this metric
-    seeds_agree: float | None  # share of seeds whose difference has the sign of the whole; None: seeds are not alike
+    rows: Sequence[npt.NDArray[np.intp]]  # fold → rows of its utterances
+    numbers: Sequence[npt.NDArray[np.int64]]  # fold → their clusters, from 0
+    sizes: Sequence[int]  # fold → S_f
+    by_speaker: bool
+
+    @property
+    def freedom(self) -> int:
+        """Σ_f (S_f − 1)."""
+        return sum(size - 1 for size in self.sizes)
+
+    def of(self, some: npt.NDArray[np.bool_]) -> Clusters:
+        """The clusters of some utterances (N,), and the folds that have any; as `speaker_clusters` of these alone."""
+        if some.all():
+            return self
+        folds = [(rows[some[rows]], numbers[some[rows]]) for rows, numbers in zip(self.rows, self.numbers, strict=True)]
+        folds = [(rows, numbers) for rows, numbers in folds if len(rows)]
+        by_speaker = self.by_speaker and all(len(np.unique(numbers)) > 1 for _, numbers in folds)
+        people = [codes(list(map(str, numbers if by_speaker else rows))) for rows, numbers in folds]
+        sizes = [len(names) for _, names in people]
+        return Clusters([rows for rows, _ in folds], [number for number, _ in people], sizes, by_speaker)
 
 
-def compare(group: Group, clusters: Clusters, *, draws: int = DRAWS, seed: int = 0) -> list[Comparison]:
+def speaker_clusters(fold: npt.NDArray[np.int64], speaker: Texts) -> Clusters:
+    """Speakers within folds (N,). Who is unknown counts as a speaker of his own.
+
+    Where nobody is known, or a fold has but one speaker, single utterances are drawn.
+    """
+    rows = [np.flatnonzero(fold == number) for number in np.unique(fold)]
+    people = [codes([speaker[row] or f"\0{row}" for row in some]) for some in rows]
+    by_speaker = any(speaker) and all(len(names) > 1 for _, names in people)
+    if not by_speaker:
+        people = [codes([str(row) for row in some]) for some in rows]
+    return Clusters(rows, [number for number, _ in people], [len(names) for _, names in people], by_speaker)
+
+
+def compare(group: Group, clusters: Clusters, *, draws: int = DRAWS, seed: int = 0) -> pd.DataFrame:
     """The first system's main head against every other system's, then against its own other heads, in `COMPARED`.
 
     Where a head predicts not every utterance, both are scored on those that both predict, as if there were no others;
     heads that diverged in some run are not compared.
+
+    Returns:
+        A row for each pair and metric, under `COLUMNS`: `first` minus `second` in `metric` over the `n` utterances that
+        both predict, the ends `low` and `high` of its 95 % interval, `p`, `p_holm` corrected for all comparisons of the
+        metric, and `seeds_agree`, the share of seeds whose difference has the sign of the whole (NaN where the two have
+        not the same seeds).
     """
     reference = group.mains[0]
     rivals = [*group.mains[1:], *(e for e in group.heads(reference).values() if e is not reference)]
-    rivals = [rival for rival in rivals if all(row["epoch"] or not row["n"] for row in rival.tested)]
+    rivals = [rival for rival in rivals if not rival.diverged]
     together: dict[bytes, list[Entry]] = {}  # those that share their utterances with the first
     for rival in rivals:
         together.setdefault((reference.there & rival.there).tobytes(), []).append(rival)
     found = [
-        one for some in together.values() for one in _compare_on_common(reference, some, group, clusters, draws, seed)
+        row for some in together.values() for row in _compare_on_common(reference, some, group, clusters, draws, seed)
     ]
-    corrected = [
-        replace(one, p_holm=p)
-        for metric in COMPARED
-        for own in [[one for one in found if one.metric == metric]]
-        for one, p in zip(own, holm([one.p for one in own]), strict=True)
-    ]
+    frame = pd.DataFrame(found, columns=COLUMNS)
+    frame["p_holm"] = frame.groupby("metric")["p"].transform(lambda p: holm(p.tolist()))
     places = {rival.label: k for k, rival in enumerate(rivals)}
-    return sorted(corrected, key=lambda one: places[one.second])
+    return frame.sort_values("second", key=lambda labels: labels.map(places), kind="stable", ignore_index=True)
+
+
+def method_in_words(clusters: Clusters, draws: int) -> str:
+    """What was tested and how, for the reader of the table."""
+    count = sum(clusters.sizes)
+    drawn = (
+        f"the {count} speakers" if clusters.by_speaker else f"the {count} utterances, since their speakers are unknown,"
+    )
+    text = (
+        "Difference of the scores in the tables above, averaged over seeds and folds. Tested is whether it is 0 for "
+        f"other speakers like these: paired bootstrap, {draws:,} draws of {drawn} with replacement within each test "
+        "fold, both systems on the same draws; the heads are not trained again. Intervals are percentile intervals "
+        f"widened for the number of speakers (Student's t, {clusters.freedom} degrees of freedom); p is two-sided. "
+        "Holm's correction is over the comparisons of one metric, not over metrics. Seeds that agree: share of seeds "
+        "whose own difference has the same sign."
+    )
+    if clusters.by_speaker and clusters.freedom < 15:
+        text += f" With {count} speakers intervals are wide, and no p can fall below {smallest_p(clusters, draws):.3f}."
+    return text if clusters.by_speaker else text.replace("other speakers like these", "other utterances like these")
+
+
+def drawn_scores(sums: Sequence[Floats], finish: Finish, *, draws: int, seed: int) -> list[Floats]:
+    """Scores of every fold on bootstrap draws of its clusters.
+
+    Args:
+        sums: fold → (S_f, K), what each cluster adds to the sums that a score is made of.
+        finish: from sums over the drawn clusters (…, K) to scores.
+
+    Returns:
+        fold → (draws, …).
+    """
+    rng = np.random.default_rng(seed)
+    return [np.concatenate([finish(w @ some) for w in _weights(rng, len(some), draws)]) for some in sums]
+
+
+def widened_draws(observed: Sequence[Floats], drawn: Sequence[Floats], sizes: Sequence[int]) -> Floats:
+    """The mean over folds of scores (draws, …), each fold's deviations from what was observed times √(S / (S − 1))."""
+    wide = [
+        mean + (some - mean) * np.sqrt(size / (size - 1)) if size > 1 else np.broadcast_to(mean, some.shape)
+        for mean, some, size in zip(observed, drawn, sizes, strict=True)
+    ]
+    return np.asarray(np.mean(wide, axis=0))
+
+
+def interval(observed: float, drawn: Floats, freedom: int) -> tuple[float, float, float]:
+    """The 95 % interval of a difference and its two-sided p-value, from its widened draws (draws,)."""
+    if not observed and not drawn.any():
+        return 0.0, 0.0, 1.0
+    tail = ndtr(stdtrit(freedom, (1 - LEVEL) / 2))
+    low, high = np.quantile(drawn, [tail, 1 - tail])
+    beyond = int(min(np.count_nonzero(drawn <= 0), np.count_nonzero(drawn >= 0)))
+    return float(low), float(high), _p_value(beyond, len(drawn), freedom)
+
+
+def smallest_p(clusters: Clusters, draws: int) -> float:
+    """What `interval` gives where no draw is on the other side of 0."""
+    return _p_value(0, draws, clusters.freedom)
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Holm's step-down correction.
+
+    >>> holm([0.01, 0.04, 0.03])
+    [0.03, 0.06, 0.06]
+    """
+    corrected, largest = [0.0] * len(p_values), 0.0
+    for rank, place in enumerate(np.argsort(p_values, kind="stable")):
+        largest = max(largest, min(1.0, p_values[place] * (len(p_values) - rank)))
+        corrected[place] = largest
+    return corrected
 
 
 def _compare_on_common(
     reference: Entry, rivals: Sequence[Entry], group: Group, clusters: Clusters, draws: int, seed: int
-) -> list[Comparison]:
-    """The first against others that predict the same of its utterances; `p_holm` is not corrected yet."""
+) -> list[tuple[Any, ...]]:
+    """The first against others that predict the same of its utterances: rows of `compare`, p not yet corrected."""
     common = reference.there & rivals[0].there
     clusters = clusters.of(common)
     if clusters.freedom < 1:
@@ -80,7 +190,7 @@ def _compare_on_common(
         low, high, p = interval(difference, widened[:, 0, m] - widened[:, k, m], clusters.freedom)
         agree = _seeds_agree(*(_per_seed(entry, metric, group, clusters) for entry in (reference, rival)))
         n = int(common.sum())
-        found.append(Comparison(reference.label, rival.label, metric, n, difference, low, high, p, p, agree))
+        found.append((reference.label, rival.label, metric, n, difference, low, high, p, p, agree))
     return found
 
 
@@ -95,12 +205,10 @@ def _draw(entries: Sequence[Entry], group: Group, clusters: Clusters, draws: int
         return np.stack([_scores(block, classes) for block in blocks], axis=-2)
 
     sums = []
-    for rows, numbers, size in zip(clusters.rows, clusters.numbers, clusters.sizes, strict=True):
+    for rows, numbers in zip(clusters.rows, clusters.numbers, strict=True):
         target = group.predictions.target[rows]
         table = np.concatenate([_columns(target, entry.probs[:, rows]) for entry in entries], axis=1)  # (n, K)
-        order = np.argsort(numbers, kind="stable")
-        starts = np.searchsorted(numbers[order], np.arange(size))
-        sums.append(np.add.reduceat(table[order], starts, axis=0))  # (S_f, K)
+        sums.append(pd.DataFrame(table).groupby(numbers).sum().to_numpy())  # (S_f, K)
     observed = [finish(some.sum(0)) for some in sums]
     drawn = drawn_scores(sums, finish, draws=draws, seed=seed)
     return widened_draws(observed, drawn, clusters.sizes), np.asarray(np.mean(observed, axis=0))
@@ -134,15 +242,27 @@ def _scores(sums: Floats, classes: int) -> Floats:
 
 def _per_seed(entry: Entry, metric: str, group: Group, clusters: Clusters) -> Floats:
     """A metric averaged over the folds of each seed → (seeds,), over the utterances of these clusters."""
-    if sum(map(len, clusters.rows)) == len(entry.there):
-        return entry.per_seed(metric)
     target = group.predictions.target
     scores = [METRICS[metric](target[rows], entry.probs[:, rows]) for rows in clusters.rows]
     return np.asarray(np.mean(scores, axis=0))
 
 
-def _seeds_agree(a: Floats, b: Floats) -> float | None:
+def _seeds_agree(a: Floats, b: Floats) -> float:
     if len(a) != len(b):
-        return None
+        return float("nan")
     signs = np.sign(a - b)
     return float(np.mean(signs == np.sign(np.mean(a - b))))
+
+
+def _weights(rng: np.random.Generator, size: int, draws: int) -> Iterator[Floats]:
+    """How often each of `size` clusters is drawn, in chunks (≤ draws, size)."""
+    step = max(1, CHUNK // size)
+    for first in range(0, draws, step):
+        count = min(step, draws - first)
+        yield rng.multinomial(size, np.full(size, 1 / size), size=count).astype(np.float64)
+
+
+def _p_value(beyond: int, draws: int, freedom: int) -> float:
+    """Two-sided, from the number of draws on the other side of 0 (itself counted as one)."""
+    share = min((beyond + 1) / (draws + 1), 0.5)
+    return float(2 * stdtr(freedom, ndtri(share)))

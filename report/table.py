@@ -1,12 +1,14 @@
-"""One table, whatever it is written in: cells with numbers in full go in; CSV, Markdown and LaTeX come out."""
+"""One table: a pandas frame with its numbers in full, how its columns are read, and it in CSV, Markdown and LaTeX."""
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal
+
+import pandas as pd
 
 # how a metric is called in a table's head, with the direction that is better
 METRIC_TITLES = {
@@ -24,6 +26,7 @@ METRIC_TITLES = {
 }
 LOWER_IS_BETTER = frozenset(name for name, title in METRIC_TITLES.items() if title.endswith("↓"))
 DIGITS = 3
+MISSING = "–"
 LATEX = {
     "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
     "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "↓": r"$\downarrow$", "↑": r"$\uparrow$", "²": "$^2$",
@@ -31,73 +34,75 @@ LATEX = {
     "–": "--", "·": r"$\cdot$", "†": r"\dag{}", "≤": r"$\le$", "×": r"$\times$",
 }  # fmt: skip
 
-
-@dataclass(frozen=True)
-class Number:
-    """A number in full, its spread where it has one, and whether it is the best of its column."""
-
-    value: float | None
-    sd: float | None = None
-    best: bool = False
-    digits: int = DIGITS
-    signed: bool = False
-
-    @property
-    def text(self) -> str:
-        """As it is read: 0.193, +0.010, –."""
-        return number_text(self.value, self.digits, self.signed)
-
-    @property
-    def sd_text(self) -> str:
-        return "" if self.sd is None else number_text(self.sd, self.digits)
-
-
-@dataclass(frozen=True)
-class Interval:
-    """The two ends of an interval."""
-
-    low: float
-    high: float
-
-    @property
-    def texts(self) -> tuple[str, str]:
-        return number_text(self.low, DIGITS + 1, True), number_text(self.high, DIGITS + 1, True)
-
-
-@dataclass(frozen=True)
-class PValue:
-    """A p-value; below 0.001 only that is said."""
-
-    value: float
-
-    @property
-    def text(self) -> str:
-        return "< 0.001" if self.value < 0.001 else number_text(self.value, DIGITS)
-
-
-Cell = str | Number | Interval | PValue
+# score: 0.193 ± 0.001, its spread in NAME_sd where there is one; change: +0.0105; interval: [−0.0100, +0.0020], its
+# ends in NAME_low and NAME_high; p: 0.013 or < 0.001; share: 80%; words: as they are
+Kind = Literal["words", "score", "change", "interval", "p", "share"]
 
 
 @dataclass(frozen=True)
 class Column:
-    """A column: its name in CSV, and its title elsewhere."""
+    """A column: its name in the frame and in CSV, its title elsewhere, and how it is read."""
 
     name: str
     title: str
+    kind: Kind = "words"
 
 
 @dataclass(frozen=True)
+class Cell:
+    """What stands in one place: words, or one or two numbers (a spread beside it, the ends of an interval)."""
+
+    kind: Kind
+    texts: tuple[str, ...]
+    values: tuple[float, ...] = ()  # in full; none for words, and where a number is missing
+    best: bool = False
+
+    @property
+    def text(self) -> str:
+        """As it is read."""
+        return f"[{', '.join(self.texts)}]" if self.kind == "interval" else " ± ".join(self.texts)
+
+
+@dataclass(frozen=True, eq=False)
 class Table:
     """A table with a caption; `name` is that of its files."""
 
     name: str
     caption: str
     columns: Sequence[Column]
-    rows: Sequence[Sequence[Cell]]
-    # lines that must stand under it
-    notes: Sequence[str] = field(default_factory=tuple)
-    # which table of the paper it is laid out like; for the page alone, a reader's own paper counts for itself
-    like: str = ""
+    frame: pd.DataFrame
+    notes: Sequence[str] = ()  # lines that must stand under it
+    like: str = ""  # which table of the paper it is laid out like; for the page alone
+    bold: bool = True  # whether the best of each metric is marked
+
+    @cached_property
+    def rows(self) -> list[list[Cell]]:
+        """The cells, row by row."""
+        return [list(row) for row in zip(*map(self._cells, self.columns), strict=True)]
+
+    def _cells(self, column: Column) -> list[Cell]:
+        ends = {"score": ("", "_sd"), "interval": ("_low", "_high")}.get(column.kind, ("",))
+        parts = [self.frame[name] for end in ends if (name := column.name + end) in self.frame]
+        if column.kind == "words":
+            return [Cell("words", (MISSING if pd.isna(value) else str(value),)) for value in parts[0].tolist()]
+        cells = []
+        for values in zip(*(part.astype(float).tolist() for part in parts), strict=True):
+            there = tuple(value for value in values if math.isfinite(value))
+            cells.append(Cell(column.kind, tuple(_read(value, column.kind) for value in there) or (MISSING,), there))
+        return self._with_best(column, cells) if self.bold and column.name in METRIC_TITLES else cells
+
+    def _with_best(self, column: Column, cells: list[Cell]) -> list[Cell]:
+        """The cells with the best number marked, and those that read the same."""
+        values = [cell.values[0] for cell in cells if cell.values]
+        if len(values) < 2:
+            return cells
+        best = number_text(min(values) if column.name in LOWER_IS_BETTER else max(values))
+        return [Cell(cell.kind, cell.texts, cell.values, best=cell.texts[0] == best) for cell in cells]
+
+
+def title_of(metric: str) -> str:
+    """How a metric is called in a table's head."""
+    return METRIC_TITLES.get(metric, metric)
 
 
 def number_text(value: float | None, digits: int = DIGITS, signed: bool = False) -> str:
@@ -107,117 +112,54 @@ def number_text(value: float | None, digits: int = DIGITS, signed: bool = False)
     ('−0.011', '+0.25', '–')
     """
     if value is None or not math.isfinite(value):
-        return "–"
+        return MISSING
     return f"{value:+.{digits}f}".replace("-", "−") if signed else f"{value:.{digits}f}".replace("-", "−")
 
 
-def with_best(rows: Sequence[Sequence[Cell]], columns: Sequence[Column]) -> list[list[Cell]]:
-    """The rows with the best number of each metric's column marked, and those that read the same."""
-    marked = [list(row) for row in rows]
-    for place, column in enumerate(columns):
-        numbers = [row[place] for row in rows]
-        values = [n.value for n in numbers if isinstance(n, Number) and n.value is not None]
-        if column.name not in METRIC_TITLES or len(values) < 2:
-            continue
-        best = number_text(min(values) if column.name in LOWER_IS_BETTER else max(values))
-        for row in marked:
-            cell = row[place]
-            if isinstance(cell, Number) and cell.text == best:
-                row[place] = Number(cell.value, cell.sd, True, cell.digits, cell.signed)
-    return marked
+def p_text(p: float) -> str:
+    """A p-value; below 0.001 only that is said."""
+    return "< 0.001" if p < 0.001 else number_text(p)
 
 
 def csv_text(table: Table) -> str:
-    """Numbers in full; a spread and the ends of an interval have columns of their own."""
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    kinds = [_kind([row[place] for row in table.rows]) for place in range(len(table.columns))]
-    writer.writerow(
-        [
-            name + end
-            for column, kind in zip(table.columns, kinds, strict=True)
-            for name in [column.name]
-            for end in kind
-        ]
-    )
-    for row in table.rows:
-        writer.writerow(
-            [part for cell, kind in zip(row, kinds, strict=True) for part in _parts(cell, len(kind))],
-        )
-    return out.getvalue()
+    """The frame: numbers in full; a spread and the ends of an interval have columns of their own."""
+    return table.frame.to_csv(index=False, lineterminator="\n")
 
 
 def markdown_text(table: Table) -> str:
     """A table of GitHub's Markdown under its caption, its notes below."""
-    numeric = [not isinstance(table.rows[0][k], str) if table.rows else False for k in range(len(table.columns))]
-    lines = [f"**{_markdown(table.caption)}**", "", _pipe([_markdown(column.title) for column in table.columns])]
-    lines.append(_pipe(["---:" if right else "---" for right in numeric]))
-    lines += [_pipe([_markdown_cell(cell) for cell in row]) for row in table.rows]
-    lines += [f"\n{_markdown(note)}" for note in table.notes]
-    return "\n".join(lines) + "\n"
+    lines = [[_markdown(column.title) for column in table.columns]]
+    lines.append(["---" if column.kind == "words" else "---:" for column in table.columns])
+    lines += [[_markdown_cell(cell) for cell in row] for row in table.rows]
+    body = "".join(f"| {' | '.join(line)} |\n" for line in lines)
+    return f"**{_markdown(table.caption)}**\n\n{body}" + "".join(f"\n{_markdown(note)}\n" for note in table.notes)
 
 
 def latex_text(table: Table) -> str:
     """A LaTeX table for the package booktabs."""
-    align = "".join("r" if table.rows and not isinstance(cell, str) else "l" for cell in (table.rows or [[]])[0])
-    rows = [" & ".join(_latex_cell(cell) for cell in row) + r" \\" for row in table.rows]
-    notes = [r"\par\smallskip\footnotesize " + _latex(note) for note in table.notes]
-    return "\n".join(
-        [
-            "% needs \\usepackage{booktabs}",
-            r"\begin{table}",
-            r"\centering",
-            rf"\caption{{{_latex(table.caption)}}}",
-            rf"\label{{tab:{table.name}}}",
-            rf"\begin{{tabular}}{{{align or 'l' * len(table.columns)}}}",
-            r"\toprule",
-            " & ".join(_latex(column.title) for column in table.columns) + r" \\",
-            r"\midrule",
-            *rows,
-            r"\bottomrule",
-            r"\end{tabular}",
-            *notes,
-            r"\end{table}",
-            "",
-        ]
+    titles = [_latex(column.title) for column in table.columns]
+    words = pd.DataFrame([[_latex_cell(cell) for cell in row] for row in table.rows], columns=titles)
+    text = words.style.hide(axis="index").to_latex(
+        column_format="".join("l" if column.kind == "words" else "r" for column in table.columns),
+        position_float="centering",
+        hrules=True,
+        caption=_latex(table.caption),
+        label=f"tab:{table.name}",
     )
+    notes = "".join(rf"\par\smallskip\footnotesize {_latex(note)}" + "\n" for note in table.notes)
+    return "% needs \\usepackage{booktabs}\n" + text.replace(r"\end{table}", notes + r"\end{table}")
 
 
-def _kind(cells: Sequence[Cell]) -> tuple[str, ...]:
-    """What the names of a column's CSV columns end with."""
-    if any(isinstance(cell, Interval) for cell in cells):
-        return ("_low", "_high")
-    return ("", "_sd") if any(isinstance(cell, Number) and cell.sd is not None for cell in cells) else ("",)
-
-
-def _parts(cell: Cell, count: int) -> list[str]:
-    match cell:
-        case Interval():
-            parts = [repr(cell.low), repr(cell.high)]
-        case Number():
-            parts = ["" if x is None else repr(float(x)) for x in (cell.value, cell.sd)]
-        case PValue():
-            parts = [repr(cell.value)]
+def _read(value: float, kind: Kind) -> str:
+    match kind:
+        case "change" | "interval":
+            return number_text(value, DIGITS + 1, signed=True)
+        case "p":
+            return p_text(value)
+        case "share":
+            return f"{value:.0%}"
         case _:
-            parts = [cell]
-    return (parts + [""] * count)[:count]
-
-
-def _pipe(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(cells) + " |"
-
-
-def _markdown_cell(cell: Cell) -> str:
-    match cell:
-        case Number():
-            text = f"**{cell.text}**" if cell.best else cell.text
-            return f"{text} ± {cell.sd_text}" if cell.sd_text else text
-        case Interval():
-            return f"[{cell.texts[0]}, {cell.texts[1]}]"
-        case PValue():
-            return cell.text
-        case _:
-            return _markdown(cell)
+            return number_text(value)
 
 
 def _markdown(text: str) -> str:
@@ -227,21 +169,19 @@ def _markdown(text: str) -> str:
     return " ".join(text.split())
 
 
-def _latex_cell(cell: Cell) -> str:
-    match cell:
-        case Number() if cell.value is not None:
-            plain = cell.text.replace("−", "-")
-            number = rf"\mathbf{{{plain}}}" if cell.best else plain
-            return f"${number} \\pm {cell.sd_text}$" if cell.sd_text else f"${number}$"
-        case Interval():
-            return f"$[{', '.join(cell.texts)}]$".replace("−", "-")
-        case PValue():
-            return f"${cell.text}$"
-        case Number():
-            return "--"
-        case _:
-            return _latex(cell)
+def _markdown_cell(cell: Cell) -> str:
+    if cell.kind == "words":
+        return _markdown(cell.text)
+    return cell.text.replace(cell.texts[0], f"**{cell.texts[0]}**", 1) if cell.best else cell.text
 
 
 def _latex(text: str) -> str:
     return "".join(LATEX.get(character, character) for character in text)
+
+
+def _latex_cell(cell: Cell) -> str:
+    if not cell.values:
+        return _latex(cell.text)
+    number = cell.texts[0]
+    text = cell.text.replace(number, rf"\mathbf{{{number}}}", 1) if cell.best else cell.text
+    return f"${text.replace('−', '-').replace('±', chr(92) + 'pm').replace('%', chr(92) + '%')}$"

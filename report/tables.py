@@ -1,241 +1,237 @@
-"""From a group of runs to the paper's tables: systems × heads × metrics, per fold, per setting, beside published."""
+"""The tables of a group of runs: the paper's, every fold, every setting, versions, and what others published."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from amber2_core.metrics import METRICS
+from amber2_core.run_folder import Floats, fold_means, mean_and_sd
 
 from .analysis import bins_of, scores_by_bin
-from .coverage import coverage_notes
-from .groups import Entry, Group, dev_rows, slug
-from .published import PUBLISHED
-from .runs import Row, fold_mean
-from .settings import by_setting, chosen_settings, setting_of, varied_settings
-from .significance import Comparison
-from .table import METRIC_TITLES, Cell, Column, Interval, Number, PValue, Table, with_best
+from .groups import Entry, Group, slug
+from .table import Column, Table, title_of
 
+# Numbers that others have printed, each under the metric that it measures: NAME, and NAME_sd where a spread was printed
+# with it; `note`: what a reader must know of the row
+PUBLISHED = Path(__file__).parent / "published.csv"
 DISTRIBUTION = ("js", "bc", "r2")
 CLASSIFICATION = ("macro_f1", "weighted_f1", "accuracy")
+SHOWN = (*DISTRIBUTION, *CLASSIFICATION)
 # SHOWN metrics first, then what was said under other names
 AGAINST_PUBLISHED = (*DISTRIBUTION, "js_distance_nats", *CLASSIFICATION, "uar", "macro_f1_threshold")
 SPREAD = "Mean ± sd over {seeds} seeds of the mean over {folds} test folds; bold is the best of its column."
 ENTRY = Column("entry", "system, head")
+Row = dict[Any, Any]
+
+
+def all_tables(group: Group, comparisons: pd.DataFrame, method: str) -> dict[str, Table]:
+    """Every table that a group has, by name."""
+    tables = [*result_tables(group), published_table(group)]
+    if len(comparisons):
+        tables.append(significance_table(comparisons, method))
+    tables += [*ablation_tables(group), fold_table(group), ambiguity_table(group), *setting_tables(group)]
+    return {table.name: table for table in tables}
 
 
 def result_tables(group: Group) -> list[Table]:
     """The paper's Tables 1 to 4 and the table with every metric."""
-    by_head = sorted(group.entries, key=lambda entry: entry.system == "amber2")
-    note = [_spread(group), *_experts(group), *coverage_notes(group, group.entries)]
-    mains = [_spread(group), *_experts(group), *coverage_notes(group, group.mains)]
-    return [
-        _table("heads-distribution", "Every head, distribution metrics", by_head, DISTRIBUTION, note, "Table 1"),
-        _table("heads-classification", "Every head, classification metrics", by_head, CLASSIFICATION, note, "Table 2"),
-        _table("systems-distribution", "Systems, distribution metrics", group.mains, DISTRIBUTION, mains, "Table 3"),
-        _table(
-            "systems-classification", "Systems, classification metrics", group.mains, CLASSIFICATION, mains, "Table 4"
-        ),
-        _table("all-metrics", "Every head, every metric", by_head, tuple(METRICS), note),
-    ]
+    heads, mains = sorted(group.entries, key=lambda entry: entry.system == "amber2"), group.mains
+    tables = []
+    for name, caption, entries, metrics, like in (
+        ("heads-distribution", "Every head, distribution metrics", heads, DISTRIBUTION, "Table 1"),
+        ("heads-classification", "Every head, classification metrics", heads, CLASSIFICATION, "Table 2"),
+        ("systems-distribution", "Systems, distribution metrics", mains, DISTRIBUTION, "Table 3"),
+        ("systems-classification", "Systems, classification metrics", mains, CLASSIFICATION, "Table 4"),
+        ("all-metrics", "Every head, every metric", heads, group.metrics, ""),
+    ):
+        rows = [{"entry": entry.label, **_scores(entry.tested, metrics)} for entry in entries]
+        notes = [_spread(group), *_expert_notes(group), *coverage_notes(group, entries)]
+        tables.append(_table(name, caption, [ENTRY, *_metric_columns(group, metrics)], rows, notes, like=like))
+    return tables
 
 
 def published_table(group: Group) -> Table:
     """Table 5: our rows, and what others printed for the same corpus, with the traps under it."""
-    columns = [ENTRY, *_metric_columns(AGAINST_PUBLISHED)]
-    ours: list[list[Cell]] = [
-        [f"{entry.label} (this run)", *_scores(entry, AGAINST_PUBLISHED)] for entry in group.mains
-    ]
-    theirs = [row for row in PUBLISHED if row.corpus == group.corpus]
-    rows = [
-        *ours,
-        *(
-            _published_row(row.method, [row.scores.get(name, (None, None)) for name in AGAINST_PUBLISHED])
-            for row in theirs
-        ),
-    ]
-    traps = list(dict.fromkeys(row.note for row in theirs if row.note))
-    if theirs:
+    printed = pd.read_csv(PUBLISHED)
+    theirs = printed[printed["corpus"] == group.corpus].rename(columns={"method": "entry"})
+    ours = [{"entry": f"{entry.label} (this run)", **_scores(entry.tested, AGAINST_PUBLISHED)} for entry in group.mains]
+    traps = list(theirs["note"].dropna().unique())
+    if len(theirs):
         traps.append(
             "Printed numbers come from other features, folds and label sets: they orient, they do not compare."
         )
     else:
         traps.append(f"Nothing that this project knows of was published for the corpus {group.corpus!r}.")
-    return Table(
-        "published",
-        "Beside published numbers",
-        columns,
-        rows,
-        [_spread(group, bold=False), *coverage_notes(group, group.mains), *traps],
-        "Table 5",
-    )
+    notes = [_spread(group).partition(";")[0] + ".", *coverage_notes(group, group.mains), *traps]
+    columns = [ENTRY, *(Column(name, title_of(name), "score") for name in AGAINST_PUBLISHED)]
+    rows: list[Row] = [*ours, *theirs.to_dict("records")]
+    return _table("published", "Beside published numbers", columns, rows, notes, like="Table 5", bold=False)
 
 
 def fold_table(group: Group) -> Table:
     """What stands behind the means: every fold, over its seeds."""
-    metrics = (*DISTRIBUTION, *CLASSIFICATION, "uar", "ece")
-    rows: list[list[Cell]] = []
-    for entry in group.entries:
-        for fold in sorted({row["fold"] for row in entry.tested}):
-            own = [row for row in entry.tested if row["fold"] == fold]
-            rows.append([entry.label, str(fold), str(own[0]["n"]), *(_over_seeds(own, name) for name in metrics)])
-    columns = [ENTRY, Column("fold", "fold"), Column("n", "n"), *_metric_columns(metrics)]
-    return Table(
-        "folds", "Every test fold", columns, rows, ["Mean ± sd over seeds.", *coverage_notes(group, group.entries)]
-    )
+    metrics = (*SHOWN, "uar", "ece")
+    rows = [
+        {"entry": entry.label, "fold": fold, "n": own["n"].iloc[0], **_scores(own, metrics)}
+        for entry in group.entries
+        for fold, own in entry.tested.groupby("fold")
+    ]
+    columns = [ENTRY, Column("fold", "fold"), Column("n", "n"), *_metric_columns(group, metrics)]
+    notes = ["Mean ± sd over seeds.", *coverage_notes(group, group.entries)]
+    return _table("folds", "Every test fold", columns, rows, notes, bold=False)
 
 
 def ambiguity_table(group: Group) -> Table:
     """The numbers behind Figure 2: every metric in every bin of ambiguity."""
-    bins = bins_of(group)
-    rows: list[list[Cell]] = []
+    bins, rows = bins_of(group), []
     for entry in group.mains:
         scores = scores_by_bin(group, entry, bins)
         counts = np.bincount(bins.member[entry.rows], minlength=len(bins.counts))
         for b, count in enumerate(counts):
-            ends = f"{bins.edges[b]:.2f}–{bins.edges[b + 1]:.2f}"
-            rows.append([entry.label, ends, str(count), *(_number(scores[name][:, b].tolist()) for name in METRICS)])
-    columns = [ENTRY, Column("ambiguity", "ambiguity, bits"), Column("n", "n"), *_metric_columns(tuple(METRICS))]
+            place = {"entry": entry.label, "ambiguity": f"{bins.edges[b]:.2f}–{bins.edges[b + 1]:.2f}", "n": count}
+            rows.append({**place, **_means_and_sds(scores, (of_seeds[:, b] for of_seeds in scores.values()))})
+    columns = [ENTRY, Column("ambiguity", "ambiguity, bits"), Column("n", "n"), *_metric_columns(group, METRICS)]
     note = "Mean ± sd over seeds of the metric over the test utterances of all folds in the bin."
-    return Table(
-        "ambiguity", "Scores by ambiguity of the raters", columns, rows, [note, *coverage_notes(group, group.mains)]
-    )
+    notes = [note, *coverage_notes(group, group.mains)]
+    return _table("ambiguity", "Scores by ambiguity of the raters", columns, rows, notes, bold=False)
 
 
-def ablation_table(group: Group) -> Table | None:
-    """What each other version of the first system differs in, and what that changes; None where there is none."""
+def ablation_tables(group: Group) -> list[Table]:
+    """What each other version of the first system differs in, and what that changes; none where there is none."""
     reference, *others = group.mains
-    own = chosen_settings(reference)
-    versions = [entry for entry in others if (chosen := chosen_settings(entry)).keys() == own.keys() and chosen != own]
+    own = reference.chosen
+    versions = [entry for entry in others if (chosen := entry.chosen).keys() == own.keys() and chosen != own]
     if not versions:
-        return None
-    metrics = (*DISTRIBUTION, *CLASSIFICATION)
-    base = reference.per_seed("js").mean()
-    rows: list[list[Cell]] = []
+        return []
+    base, rows = reference.per_seed("js").mean(), []
     for entry in (reference, *versions):
-        changed = [f"{name} {value}" for name, value in chosen_settings(entry).items() if value != own[name]]
-        change = Number(float(entry.per_seed("js").mean() - base), signed=True, digits=4)
-        rows.append([entry.label, "; ".join(changed) or "–", *_scores(entry, metrics), change])
-    columns = [ENTRY, Column("differs_in", "differs in"), *_metric_columns(metrics), Column("change", "change of JS")]
+        changed = [f"{name} {value}" for name, value in entry.chosen.items() if value != own[name]]
+        row = {"entry": entry.label, "differs_in": "; ".join(changed) or None, **_scores(entry.tested, SHOWN)}
+        rows.append({**row, "change": entry.per_seed("js").mean() - base})
+    columns = [ENTRY, Column("differs_in", "differs in"), *_metric_columns(group, SHOWN)]
+    columns.append(Column("change", "change of JS", "change"))
     notes = [_spread(group), "Whether a change is more than chance: see the differences on test."]
     notes += coverage_notes(group, [reference, *versions])
-    return Table("ablation", f"Versions of {reference.label}", columns, with_best(rows, columns), notes)
+    return [_table("ablation", f"Versions of {reference.label}", columns, rows, notes)]
 
 
 def setting_tables(group: Group) -> list[Table]:
-    """The ablation: every setting of a grid on dev, by run and system, the best first."""
+    """Every setting of a grid on dev, by run and system, the best first."""
+    note = (
+        "Mean ± sd over seeds of the mean over dev folds. Each fold tests the setting with its own lowest dev JS; no "
+        "setting was chosen by test."
+    )
     tables = []
     for main in group.mains:
-        rows = dev_rows(main)
-        varied = varied_settings(rows)
+        varied = main.varied
         if not varied:
             continue
-        metrics = (*DISTRIBUTION, *CLASSIFICATION)
-        lines: list[tuple[float, list[Cell]]] = []
-        for setting, own in by_setting(rows).items():
-            values = dict(setting)
-            cells = [_seeds_of_fold_means(own, name) for name in metrics]
-            chosen = len({row["fold"] for row in own if row["selected"] == 1})
-            named = [str(values.get(name, "–")) for name in varied]
-            lines.append((np.inf if cells[0].value is None else cells[0].value, [*named, *cells, str(chosen)]))
-        columns = [*(Column(name, name.replace("_", " ")) for name in varied), *_metric_columns(metrics)]
+        rows: list[Row] = []
+        for setting, own in main.dev.groupby(varied, sort=False, dropna=False):
+            chosen = own.loc[own["selected"] == 1, "fold"].nunique()
+            rows.append(dict(zip(varied, setting, strict=True)) | _scores(own, SHOWN) | {"folds_that_chose_it": chosen})
+        rows.sort(key=lambda row: np.inf if row["js"] is None else row["js"])
+        columns = [*(Column(name, name.replace("_", " ")) for name in varied), *_metric_columns(group, SHOWN)]
         columns.append(Column("folds_that_chose_it", "chosen in folds"))
-        tables.append(
-            Table(
-                f"settings-{slug(main.label)}",
-                f"Every setting of {main.label}, on dev",
-                columns,
-                with_best([row for _, row in sorted(lines, key=lambda line: line[0])], columns),
-                [
-                    "Mean ± sd over seeds of the mean over dev folds. Each fold tests the setting with its own lowest "
-                    "dev JS; no setting was chosen by test."
-                ],
-            )
-        )
+        caption = f"Every setting of {main.label}, on dev"
+        tables.append(_table(f"settings-{slug(main.label)}", caption, columns, rows, [note]))
     return tables
 
 
-def significance_table(comparisons: Sequence[Comparison], words: str) -> Table:
+def significance_table(comparisons: pd.DataFrame, method: str) -> Table:
     """Differences with their intervals; and on how many utterances, where that is not the same for all."""
-    counts = len({c.n for c in comparisons}) > 1
-    rows: list[list[Cell]] = [
-        [
-            f"{c.first} − {c.second}",
-            *([str(c.n)] if counts else []),
-            METRIC_TITLES[c.metric],
-            Number(c.difference, signed=True, digits=4),
-            Interval(c.low, c.high),
-            PValue(c.p),
-            PValue(c.p_holm),
-            "–" if c.seeds_agree is None else f"{c.seeds_agree:.0%}",
-        ]
-        for c in comparisons
-    ]
+    frame = comparisons.rename(columns={"low": "interval_low", "high": "interval_high"})
+    frame["comparison"] = frame["first"] + " − " + frame["second"]
+    frame["metric"] = frame["metric"].map(title_of)
     columns = [
-        Column("comparison", "comparison"), *([Column("n", "n")] if counts else []), Column("metric", "metric"),
-        Column("difference", "difference"), Column("interval", "95 % interval"), Column("p", "p"),
-        Column("p_holm", "p, Holm"), Column("seeds_agree", "seeds that agree"),
+        Column("comparison", "comparison"), Column("n", "n"), Column("metric", "metric"),
+        Column("difference", "difference", "change"), Column("interval", "95 % interval", "interval"),
+        Column("p", "p", "p"), Column("p_holm", "p, Holm", "p"), Column("seeds_agree", "seeds that agree", "share"),
     ]  # fmt: skip
-    notes = [words]
-    if counts:
+    notes = [method]
+    if frame["n"].nunique() > 1:
         notes.append(
             "Where a head predicts fewer utterances, both are scored on the n that both predict, and only there."
         )
-    return Table("significance", "Differences on test", columns, rows, notes)
+    else:
+        columns.remove(Column("n", "n"))
+    return _table("significance", "Differences on test", columns, frame.to_dict("records"), notes)
+
+
+def coverage_notes(group: Group, entries: Sequence[Entry]) -> list[str]:
+    """In words, which heads were scored on fewer utterances than there are, in fewer folds, or not at all."""
+    sizes = {fold: len(rows) for fold, rows in group.predictions.folds.items()}
+    fewer, notes = [], []
+    for entry in entries:
+        scored = entry.tested[entry.tested["n"] > 0].drop_duplicates("fold", keep="last")
+        count, of = int(scored["n"].sum()), sum(sizes[fold] for fold in scored["fold"])
+        if count < of:
+            fewer.append(f"{entry.label} {count:,} of {of:,}")
+        unscored = entry.tested[entry.tested["n"] == 0]["fold"]
+        if len(unscored):
+            notes.append(
+                f"{entry.label} has no score in fold {', '.join(map(str, sorted(unscored.unique())))}, where no "
+                "utterance of train or none of test has its modality, or none of dev to choose its epoch by; its mean "
+                "is over the other folds."
+            )
+        if entry.diverged:
+            notes.append(f"{entry.label} diverged at once in some run, and has no mean.")
+    if fewer:
+        notes.insert(
+            0,
+            f"Some utterances lack a modality, and a head is scored on those that have it: {', '.join(fewer)}. Scores "
+            "on different utterances do not compare; the differences on test are on common ones.",
+        )
+    return notes
 
 
 def _table(
-    name: str, caption: str, entries: Sequence[Entry], metrics: Sequence[str], notes: Sequence[str], like: str = ""
-) -> Table:
-    columns = [ENTRY, *_metric_columns(metrics)]
-    return Table(
-        name, caption, columns, with_best([[e.label, *_scores(e, metrics)] for e in entries], columns), notes, like
-    )
+    name: str, caption: str, columns: Sequence[Column], rows: Sequence[Row], notes: Sequence[str], *, like: str = "",
+    bold: bool = True,
+) -> Table:  # fmt: skip
+    """A table of the columns' own parts of some rows; a spread that nothing has is left out."""
+    frame = pd.DataFrame(rows)
+    ends = ("", "_sd", "_low", "_high")
+    wanted = [part for column in columns for end in ends if (part := column.name + end) in frame]
+    frame = frame[[part for part in wanted if not part.endswith("_sd") or frame[part].notna().any()]]
+    return Table(name, caption, columns, frame, notes, like, bold)
 
 
-def _metric_columns(metrics: Sequence[str]) -> list[Column]:
-    return [Column(name, METRIC_TITLES[name]) for name in metrics]
+def _metric_columns(group: Group, metrics: Iterable[str]) -> list[Column]:
+    return [Column(name, title_of(name), "score") for name in metrics if name in group.metrics]
 
 
-def _published_row(method: str, scores: Sequence[tuple[float | None, float | None]]) -> list[Cell]:
-    return [method, *(Number(mean, sd) for mean, sd in scores)]
+def _scores(rows: pd.DataFrame, metrics: Sequence[str]) -> Row:
+    """Over the seeds of some rows of results.csv, of the mean over folds: every metric, and its spread as NAME_sd."""
+    table = rows.reindex(columns=["seed", "n", *metrics])
+    return _means_and_sds(metrics, fold_means(table, metrics))
 
 
-def _scores(entry: Entry, metrics: Sequence[str]) -> list[Number]:
-    return [_seeds_of_fold_means(entry.tested, name) for name in metrics]
+def _means_and_sds(metrics: Iterable[str], of_seeds: Iterable[Floats]) -> Row:
+    row: Row = {}
+    for name, values in zip(metrics, of_seeds, strict=True):
+        found = mean_and_sd(values)
+        row |= {name: found["mean"], f"{name}_sd": found["sd"]}
+    return row
 
 
-def _seeds_of_fold_means(rows: Sequence[Row], metric: str) -> Number:
-    seeds = sorted({row["seed"] for row in rows})
-    return _number([fold_mean([row for row in rows if row["seed"] == seed], metric) for seed in seeds])
-
-
-def _over_seeds(rows: Sequence[Row], metric: str) -> Number:
-    return _number([row[metric] for row in rows])
-
-
-def _number(values: Sequence[Any]) -> Number:
-    numbers = np.array([np.nan if value is None else value for value in values], dtype=np.float64)
-    mean = float(np.mean(numbers))
-    if not np.isfinite(mean):
-        return Number(None)
-    return Number(mean, float(np.std(numbers, ddof=1)) if len(numbers) > 1 else None)
-
-
-def _experts(group: Group) -> list[str]:
+def _expert_notes(group: Group) -> list[str]:
     """What must be said where heads were trained to teach, not to match the raters."""
-    settings = [(entry.system, setting_of(entry.tested[0])) for entry in group.mains]
-    taught = [system for system, setting in settings if setting.get("lambda_expert") == 0]
+    first = group.mains[0]
+    if not {"lambda_expert", "student"} <= {*first.settings} or first.settings["lambda_expert"].iloc[0] != 0:
+        return []
     return [
-        f"The heads of {system} beside the {setting['student']} head were trained without a rater loss of their own "
-        "(lambda expert 0): their scores tell how the student was taught, they are no results for one modality."
-        for system, setting in settings[:1] if system in taught
-    ]  # fmt: skip
+        f"The heads of {first.system} beside the {first.settings['student'].iloc[0]} head were trained without a rater "
+        "loss of their own (lambda expert 0): their scores tell how the student was taught, they are no results for "
+        "one modality."
+    ]
 
 
-def _spread(group: Group, bold: bool = True) -> str:
-    seeds = {len(entry.probs) for entry in group.entries}
-    text = SPREAD.format(seeds=" or ".join(map(str, sorted(seeds))), folds=len(set(group.predictions.fold.tolist())))
-    return text if bold else text.partition(";")[0] + "."
+def _spread(group: Group) -> str:
+    seeds = sorted({len(entry.probs) for entry in group.entries})
+    return SPREAD.format(seeds=" or ".join(map(str, seeds)), folds=len(group.predictions.folds))

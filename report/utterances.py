@@ -1,22 +1,27 @@
-"""From a group of runs to what the page's table of utterances shows: one compact record, recordings where asked for."""
+"""The test utterances: what the runs and their feature cache tell of each, and what the page's table shows of them."""
 
 from __future__ import annotations
 
 import base64
 import json
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from amber2_core.cache import read_cache
 from amber2_core.distributions import entropy
+from amber2_core.errors import CacheError, LabelError
 from amber2_core.metrics import utterance_js
+from amber2_core.run_folder import RunFolder
+from amber2_core.tables import Texts
+from amber2_core.votes import LabelPolicy, label_distributions
 
 from .analysis import disagreement, expert_weights
-from .corpus_facts import CorpusFacts
 from .groups import Group
 from .runs import Floats
 
@@ -26,6 +31,44 @@ MIME = {".wav": "audio/wav", ".mp3": "audio/mpeg", ".flac": "audio/flac", ".ogg"
 # utterances in the page; a browser still searches that many in the wink of an eye, and the file stays small
 LARGEST_TABLE = 20_000
 LARGEST_RECORDING = 8_000_000  # bytes
+
+
+@dataclass(frozen=True, eq=False)
+class CorpusFacts:
+    """One value per test utterance of a group, in its order."""
+
+    speaker: Texts  # (N,) "": unknown
+    transcript: Texts  # (N,)
+    audio: Texts  # (N,) relative to the corpus root, "": none
+    start: npt.NDArray[np.float32]  # (N,) seconds, NaN: from the beginning
+    duration: npt.NDArray[np.float32]  # (N,) seconds, NaN: unknown
+    votes: npt.NDArray[np.float64] | None  # (N, C) the counting votes; None where the policy no longer gives them
+    # one line for the reader of the page: what is missing and why, "" where nothing is
+    missing: str = ""
+
+
+def corpus_facts(group: Group, caches: Sequence[Path] = ()) -> CorpusFacts:
+    """Look the test utterances of a group up in its runs and in its cache.
+
+    Args:
+        group: runs with one test set.
+        caches: where caches lie now, tried before the place that the run remembers.
+
+    Speakers are those of utterances.csv, so that no change of the cache changes what is told of a run; of runs without
+    it those of the cache. A cache that is gone, damaged or of other utterances is no error: `missing` tells it, and the
+    columns are empty.
+    """
+    run = group.runs[0]
+    facts, problem = None, "the run does not say where its feature cache was"
+    for path in [*caches, *_remembered(run)]:
+        try:
+            facts = _looked_up(path, run)
+            break
+        except CacheError as error:
+            problem = str(error)
+    facts = facts or _nothing(len(run.arrays.id), problem)
+    known = [some.utterances["speaker"].to_numpy(object) for some in group.runs if "speaker" in some.utterances]
+    return replace(facts, speaker=known[0]) if known else facts
 
 
 @dataclass(frozen=True)
@@ -114,13 +157,67 @@ def read_recordings(root: Path, paths: Sequence[str]) -> Recordings:
     return Recordings(uris, note)
 
 
+def _remembered(run: RunFolder) -> list[Path]:
+    """The run's own cache, as it was named from where the run was started, or from where the run lies."""
+    named = str(run.settings.get("cache") or "")
+    if not named:
+        return []
+    places = [Path(named), *(parent / named for parent in run.path.resolve().parents[:3])]
+    return [next((place for place in places if place.is_file()), places[0])]
+
+
+def _looked_up(path: Path, run: RunFolder) -> CorpusFacts:
+    cache = read_cache(path, only=[])
+    place = {name: row for row, name in enumerate(cache.utterances.id)}
+    rows = np.array([place.get(name, -1) for name in run.arrays.id], dtype=np.intp)
+    if (rows < 0).any():
+        raise CacheError(
+            f"{path} does not hold {int((rows < 0).sum())} of the run's test utterances: it is another one"
+        )
+    table = cache.utterances
+    votes, missing = None, ""
+    try:
+        policy = _policy(run.settings.get("policy"))
+        labelled = label_distributions(cache.ratings, cache.attributes, len(table), policy)
+        all_votes = np.zeros((len(table), len(labelled.emotions)))
+        all_votes[labelled.rows] = labelled.votes
+        found = all_votes[rows]
+        total = found.sum(axis=1, keepdims=True)
+        same = labelled.emotions == run.arrays.emotions and (total > 0).all()
+        if same and np.allclose(found / total, run.arrays.target, atol=1e-5):
+            votes = found
+        else:
+            missing = f"the votes in {path} are not those that the run was trained on"
+    except (LabelError, TypeError, KeyError) as error:
+        missing = f"the votes cannot be read from {path}: {error}"
+    return CorpusFacts(
+        speaker=table.speaker[rows],
+        transcript=table.transcript[rows],
+        audio=table.audio[rows],
+        start=table.start[rows],
+        duration=table.duration[rows],
+        votes=votes,
+        missing=missing,
+    )
+
+
+def _policy(record: Mapping[str, object] | None) -> LabelPolicy:
+    """The policy of settings.json."""
+    fields = dict(record or {})
+    fields["emotions"] = tuple(map(str, fields["emotions"]))  # type: ignore[call-overload]
+    fields["merge"] = tuple((str(word), str(emotion)) for word, emotion in fields.get("merge") or ())  # type: ignore[attr-defined]
+    return LabelPolicy(**fields)  # type: ignore[arg-type]
+
+
+def _nothing(count: int, why: str) -> CorpusFacts:
+    empty = np.full(count, "", dtype=object)
+    unknown = np.full(count, np.nan, dtype=np.float32)
+    return CorpusFacts(empty, empty, empty, unknown, unknown, None, why)
+
+
 def _thousandths(values: Floats | npt.NDArray[np.float32]) -> list[int | None]:
-    flat = np.asarray(values, np.float64).ravel()
-    missing = np.isnan(flat)
-    rounded: list[int | None] = np.rint(np.where(missing, 0.0, flat) * THOUSAND).astype(np.int64).tolist()
-    for place in np.flatnonzero(missing).tolist():
-        rounded[place] = None
-    return rounded
+    rounded = np.rint(np.asarray(values, np.float64).ravel() * THOUSAND).tolist()
+    return [None if math.isnan(x) else int(x) for x in rounded]
 
 
 def _seconds(values: npt.NDArray[np.float32]) -> list[float | None]:

@@ -35,6 +35,16 @@ def test_data() -> Path:
     return path
 
 
+@pytest.fixture(scope="session")
+def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A made-up run folder with a grid, its cache beside it as c.h5: to be read, not to be written into."""
+    from run_folders import GRID, Sketch, write_run
+
+    place = tmp_path_factory.mktemp("shared")
+    sketch = Sketch(count=120, grid=GRID, transcripts=[f"words {k}" for k in range(120)])
+    return write_run(place / "run", sketch, cache=place / "c.h5")
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark the tests that need the real recordings, so that `-m "not recordings"` leaves them out."""
     for item in items:

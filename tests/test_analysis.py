@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
+
 import numpy as np
 import pytest
 import reference
 from run_folders import GRID, Sketch, write_run
 
+from amber2_core.run_folder import read_results
 from amber2_report import analysis
-from amber2_report.corpus_facts import corpus_facts
 from amber2_report.groups import Entry, Group, grouped
 from amber2_report.runs import read_run
 
 
 @pytest.fixture(scope="module")
-def group(tmp_path_factory: pytest.TempPathFactory) -> Group:
-    place = tmp_path_factory.mktemp("analysis")
-    write_run(place / "run", Sketch(count=120, seeds=2, grid=GRID), cache=place / "c.h5")
-    return grouped([read_run(place / "run")])[0]
+def group(run_folder: Path) -> Group:
+    return grouped([read_run(run_folder)])[0]
 
 
 def test_scores_by_bin_are_those_of_the_bins_utterances_alone(group: Group) -> None:
@@ -101,25 +102,42 @@ def test_disagreement_is_the_divergence_of_the_heads_of_single_modalities(group:
 
 
 def test_every_known_speaker_has_a_score(group: Group) -> None:
-    facts = corpus_facts(group)
-    names, means = analysis.speaker_scores(group, group.mains[0], facts.speaker)
-    assert sorted(names) == sorted(set(facts.speaker))
-    assert (np.diff(means) >= 0).all()
+    entry, speaker = group.mains[0], group.runs[0].utterances["speaker"].to_numpy(object)
+    scores = analysis.speaker_scores(group, entry, np.where(speaker == "s0", "", speaker))
+    assert scores.is_monotonic_increasing
+    assert sorted(scores.index) == sorted(set(speaker) - {"s0"})
+    for name, score in scores.items():
+        own = np.flatnonzero(speaker == name)
+        pairs = [(group.predictions.target[k].tolist(), entry.probs[s, k].tolist()) for k in own for s in range(2)]
+        assert score == pytest.approx(np.mean([reference.js(y, p) for y, p in pairs]), abs=1e-6)
 
 
 def test_the_grid_holds_every_point_and_how_often_it_was_chosen(group: Group) -> None:
     found = analysis.grid_map(group.mains[0])
     assert found is not None
-    assert (found.lambda_mai, found.kappa) == ([0.3, 0.5, 0.7], [2.0, 4.0, 8.0])
-    assert found.chosen.tolist() == [[3, 0, 0], [0, 0, 0], [0, 0, 0]]
-    own = [
-        row for row in group.runs[0].rows if (row["system"], row["head"], row["split"]) == ("amber2", "fusion", "dev")
-    ]
-    for i, mai in enumerate(found.lambda_mai):
-        for j, kappa in enumerate(found.kappa):
-            scores = [row["js"] for row in own if (row["lambda_mai"], row["kappa"]) == (mai, kappa)]
-            assert found.js[i, j] == pytest.approx(np.mean(scores))
+    js, chosen = found
+    assert (js.index.tolist(), js.columns.tolist()) == ([0.3, 0.5, 0.7], [2.0, 4.0, 8.0])
+    assert chosen.to_numpy().tolist() == [[3, 0, 0], [0, 0, 0], [0, 0, 0]]
+    rows = read_results(group.runs[0].path)
+    own = [row for row in rows if (row["system"], row["head"], row["split"]) == ("amber2", "fusion", "dev")]
+    for mai, kappa in GRID:
+        scores = [row["js"] for row in own if (row["lambda_mai"], row["kappa"]) == (mai, kappa)]
+        assert js.loc[mai, kappa] == pytest.approx(np.mean(scores))
     assert analysis.grid_map(group.mains[1]) is None
+
+
+def test_where_more_than_lambda_and_kappa_varies_the_best_stands_in_the_grid(group: Group) -> None:
+    import pandas as pd
+
+    run = group.runs[0]
+    worse = run.results.assign(hidden=128, js=run.results["js"] + 1, selected=0)
+    results = pd.concat([run.results.assign(hidden=64), worse], ignore_index=True)
+    (both,) = grouped([replace(run, axes=(*run.axes, "hidden"), results=results)])
+    found, before = analysis.grid_map(both.mains[0]), analysis.grid_map(group.mains[0])
+    assert found is not None
+    assert before is not None
+    for ours, theirs in zip(found, before, strict=True):
+        np.testing.assert_allclose(ours, theirs)
 
 
 # --- heads that predict nothing for some utterances ---
@@ -131,7 +149,7 @@ LACKING = {"audio": [1, 7, 8, 40], "text": [0, 2, 8, 9, 60, 61, 119]}
 def partial(tmp_path_factory: pytest.TempPathFactory) -> Group:
     """Where neither audio nor text is there, the fusion is; such an utterance has no expert."""
     place = tmp_path_factory.mktemp("partial")
-    write_run(place / "run", Sketch(count=120, seeds=2, grid=GRID, lacking=LACKING), cache=place / "c.h5")
+    write_run(place / "run", Sketch(count=120, seeds=2, grid=GRID, lacking=LACKING))
     return grouped([read_run(place / "run")])[0]
 
 
@@ -187,6 +205,6 @@ def test_speakers_are_scored_on_what_is_predicted_of_them(partial: Group) -> Non
     entry = text_of(partial)
     speaker = np.array([f"s{k % 5}" for k in range(120)], dtype=object)
     speaker[LACKING["text"]] = "nobody hears him"
-    names, means = analysis.speaker_scores(partial, entry, speaker)
-    assert sorted(names) == [f"s{k}" for k in range(5)]
-    assert np.isfinite(means).all()
+    scores = analysis.speaker_scores(partial, entry, speaker)
+    assert sorted(scores.index) == [f"s{k}" for k in range(5)]
+    assert np.isfinite(scores).all()

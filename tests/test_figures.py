@@ -7,17 +7,17 @@ import warnings
 import xml.etree.ElementTree as ET
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 from run_folders import GRID, Sketch, write_run
 
 import amber2_report.figures
+from amber2_core.run_folder import read_curves, read_results
 from amber2_report.analysis import training_curve
-from amber2_report.corpus_facts import CorpusFacts, corpus_facts
-from amber2_report.drawing import DASHES, MARKERS, SERIES, canvas, drawing, house_style, legend, series
-from amber2_report.figures import Figures, figures
+from amber2_report.drawing import DASHES, MARKERS, SERIES, Drawing, canvas, drawing, house_style, legend, series
+from amber2_report.figures import OVERLAID, ambiguity_figures, figures, training_figures
 from amber2_report.groups import Group, grouped
 from amber2_report.runs import read_run
 
@@ -28,79 +28,97 @@ SYSTEMS = ("amber2", "cb-ce", "third", "fourth", "fifth", "sixth", "seventh")
 EMOTIONS = ("$x_{", "<b>&amp;", "حزين", "🙂")
 
 
-def group_of(folder: Path, sketch: Sketch) -> tuple[Group, CorpusFacts]:
-    write_run(folder / "run", sketch, cache=folder / "c.h5")
-    (group,) = grouped([read_run(folder / "run")])
-    return group, corpus_facts(group)
+def group_of(folder: Path, sketch: Sketch) -> Group:
+    return grouped([read_run(write_run(folder / "run", sketch))])[0]
 
 
-@pytest.fixture
-def seen(monkeypatch: pytest.MonkeyPatch) -> dict[str, Figure]:
-    """Every matplotlib figure that is drawn, by its name."""
-    found: dict[str, Figure] = {}
-
-    def keeping(figure: Figure, name: str, title: str, **rest: Any) -> Any:
-        found[name] = figure
-        return drawing(figure, name, title, page=True, paper=False)
-
-    monkeypatch.setattr(amber2_report.figures, "drawing", keeping)
-    return found
+@pytest.fixture(scope="module")
+def group(tmp_path_factory: pytest.TempPathFactory) -> Group:
+    """With emotions that would like to be formulas, markup or boxes."""
+    return group_of(tmp_path_factory.mktemp("figures"), Sketch(grid=GRID, emotions=EMOTIONS))
 
 
-def test_every_axis_of_every_figure_says_what_it_shows(tmp_path: Path, seen: dict[str, Figure]) -> None:
-    figures(*group_of(tmp_path, Sketch(grid=GRID)))
-    assert len(seen) == 29
-    for name, figure in seen.items():
+@pytest.fixture(scope="module")
+def drawn(group: Group) -> tuple[dict[str, list[Drawing]], dict[str, Figure]]:
+    """Everything for the page, confusions for paper too, by the part of the page; and what matplotlib made, by name."""
+    made: dict[str, Figure] = {}
+
+    def keeping(figure: Figure, name: str, title: str, *, page: bool = True, paper: bool = True) -> Drawing:
+        made[name] = figure
+        return drawing(figure, name, title, page=page, paper=paper and name.startswith("confusion"))
+
+    with warnings.catch_warnings(), pytest.MonkeyPatch.context() as patched:
+        warnings.simplefilter("error")
+        patched.setattr(amber2_report.figures, "drawing", keeping)
+        return figures(group, group.runs[0].utterances["speaker"].to_numpy(object)), made
+
+
+@pytest.fixture(scope="module")
+def parts(drawn: tuple[dict[str, list[Drawing]], dict[str, Figure]]) -> dict[str, list[Drawing]]:
+    return drawn[0]
+
+
+@pytest.fixture(scope="module")
+def made(drawn: tuple[dict[str, list[Drawing]], dict[str, Figure]]) -> dict[str, Figure]:
+    return drawn[1]
+
+
+def test_every_axis_of_every_figure_says_what_it_shows(made: dict[str, Figure]) -> None:
+    assert len(made) == 29
+    for name, figure in made.items():
         for axes in figure.axes:
             if axes.axison:
                 assert axes.get_xlabel(), name
                 assert axes.get_ylabel(), name
 
 
-def test_what_is_measured_in_bits_says_so(tmp_path: Path, seen: dict[str, Figure]) -> None:
-    figures(*group_of(tmp_path, Sketch()))
+def test_what_is_measured_in_bits_says_so(made: dict[str, Figure]) -> None:
     for name in ("ambiguity-js", "entropy", "conflict-bin", "spread-folds", "spread-speakers"):
-        assert "bits" in seen[name].axes[0].get_xlabel() + seen[name].axes[0].get_ylabel()
-    assert "%" in seen["confusion-amber2-fusion"].axes[0].get_xlabel()
+        assert "bits" in made[name].axes[0].get_xlabel() + made[name].axes[0].get_ylabel()
+    assert "%" in made["confusion-amber2-fusion"].axes[0].get_xlabel()
 
 
 def test_training_curves_are_means_over_folds_and_seeds_with_the_kept_epochs_marked(
-    tmp_path: Path, seen: dict[str, Figure]
+    group: Group, made: dict[str, Figure]
 ) -> None:
-    group, facts = group_of(tmp_path, Sketch())
-    figures(group, facts)
-    (axes,) = seen["training"].axes
+    (axes,) = made["training"].axes
+    rows = read_curves(group.runs[0].path)
     for line, marks, system in zip(axes.get_lines(), axes.collections[1::2], ("amber2", "cb-ce"), strict=True):
-        own = [row for row in group.runs[0].curves if (row["system"], row["head"]) == (system, "fusion")]
+        own = [row for row in rows if (row["system"], row["head"]) == (system, "fusion")]
         by_epoch = [[row["dev_js"] for row in own if row["epoch"] == epoch] for epoch in (1, 2, 3, 4)]
         assert [len(some) for some in by_epoch] == [6] * 4
         np.testing.assert_allclose(line.get_xydata(), [(e, np.mean(x)) for e, x in enumerate(by_epoch, start=1)])
         np.testing.assert_allclose(marks.get_offsets(), [(3, np.mean(by_epoch[2]))])
-    assert [line.get_label() for line in seen["training-amber2"].axes[0].get_lines()] == ["audio", "text", "fusion"]
+    assert [line.get_label() for line in made["training-amber2"].axes[0].get_lines()] == ["audio", "text", "fusion"]
+
+
+def test_every_seed_of_every_fold_has_its_mark(group: Group, made: dict[str, Figure]) -> None:
+    for line, entry in zip(made["spread-folds"].axes[0].get_lines(), group.mains, strict=True):
+        marks = sorted((round(x), y) for x, y in line.get_xydata().tolist())
+        rows = [row for row in read_results(entry.run.path) if row["split"] == "test" and row["system"] == entry.system]
+        assert marks == sorted((row["fold"] - 1, row["js"]) for row in rows if row["head"] == "fusion")
 
 
 def test_runs_that_stop_early_leave_the_mean_to_the_others(tmp_path: Path) -> None:
-    group, _ = group_of(tmp_path, Sketch(folds=3, seeds=1, systems=("amber2",)))
-    run = group.runs[0]
-    short = [row for row in run.curves if row["fold"] == 1 or row["epoch"] < 4]
-    (shorter,) = grouped([replace(run, curves=short)])
-    curve = training_curve(shorter.mains[0])
-    (last,) = [r["dev_js"] for r in short if (r["head"], r["epoch"]) == ("fusion", 4)]
+    run = group_of(tmp_path, Sketch(seeds=1, systems=("amber2",))).runs[0]
+    curves = run.curves[(run.curves["fold"] == 1) | (run.curves["epoch"] < 4)]
+    curve = training_curve(grouped([replace(run, curves=curves)])[0].mains[0])
     assert curve is not None
-    assert curve.mean[3] == last
-    assert np.isnan(curve.sd[3])
-    assert np.isfinite(curve.sd[:3]).all()
-    assert curve.kept.tolist() == [0, 0, 3, 0]
+    (last,) = curves[(curves["head"] == "fusion") & (curves["epoch"] == 4)]["dev_js"]
+    assert curve["mean"][4] == last
+    assert curve["sd"].isna().tolist() == [False, False, False, True]
+    assert curve["kept"].tolist() == [0, 0, 3, 0]
 
 
-def test_older_runs_without_curves_have_no_such_panel(tmp_path: Path) -> None:
-    group, facts = group_of(tmp_path, Sketch(earlier=True))
-    assert figures(group, facts).training == []
+def test_earlier_runs_without_curves_have_no_such_panel(tmp_path: Path) -> None:
+    assert training_figures(group_of(tmp_path, Sketch(earlier=True))) == []
 
 
-def test_no_more_lines_are_drawn_than_can_be_told_apart(tmp_path: Path, seen: dict[str, Figure]) -> None:
-    drawn = figures(*group_of(tmp_path, Sketch(systems=SYSTEMS)))
-    assert drawn.overlaid == 6 == len({(str(d), m) for d, m in zip(DASHES, MARKERS, strict=True)}) == len(set(SERIES))
+def test_no_more_lines_are_drawn_than_can_be_told_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: dict[str, Figure] = {}
+    monkeypatch.setattr(amber2_report.figures, "drawing", lambda figure, name, *_, **__: seen.update({name: figure}))
+    ambiguity_figures(group_of(tmp_path, Sketch(systems=SYSTEMS)))
+    assert len({(str(d), m) for d, m in zip(DASHES, MARKERS, strict=True)}) == len(set(SERIES)) == OVERLAID == 6
     assert len(seen["ambiguity-js"].axes[0].get_lines()) == 6
     assert [series(k)["color"] for k in range(6)] == list(SERIES)
 
@@ -116,26 +134,20 @@ def test_a_long_legend_stands_below_the_data() -> None:
     assert figure.get_figheight() > before
 
 
-@pytest.fixture(scope="module")
-def drawn(tmp_path_factory: pytest.TempPathFactory) -> Figures:
-    """All figures in all forms, of emotions that would like to be formulas, markup or boxes."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        return figures(*group_of(tmp_path_factory.mktemp("figures"), Sketch(emotions=EMOTIONS)))
-
-
-def test_names_are_words_whatever_signs_they_hold(drawn: Figures) -> None:
-    words = "".join(ET.fromstring(drawn.confusions[0].svg.replace("xlink:", "")).itertext())
+def test_names_are_words_whatever_signs_they_hold(parts: dict[str, list[Drawing]]) -> None:
+    words = "".join(ET.fromstring(parts["confusions"][0].svg.replace("xlink:", "")).itertext())
     for emotion in EMOTIONS:
         assert emotion in words
 
 
-def test_a_figure_of_the_page_takes_its_colours_from_the_page(drawn: Figures) -> None:
-    svg = drawn.ambiguity[1].svg
+def test_a_figure_of_the_page_takes_its_colours_from_the_page(parts: dict[str, list[Drawing]]) -> None:
+    svg = parts["ambiguity"][1].svg
     assert "var(--ink)" in svg
     assert "var(--s1)" in svg
     assert not re.search(r"#(?:0072b2|1b1e23)", svg)
     assert 'role="img" aria-label="JS ↓ by ambiguity"' in svg
-    assert drawn.ambiguity[1].pdf == b""
-    ids = [name for one in (*drawn.ambiguity, *drawn.confusions) for name in re.findall(r'\bid="([^"]+)"', one.svg)]
+    assert parts["ambiguity"][1].pdf == b""
+    ids = [
+        name for one in (*parts["ambiguity"], *parts["confusions"]) for name in re.findall(r'\bid="([^"]+)"', one.svg)
+    ]
     assert len(ids) == len(set(ids))

@@ -1,12 +1,14 @@
-"""Groups of runs: what may be compared stands together, under labels that tell it apart."""
+"""Groups of runs: what may be compared stands together, under labels and with the settings that tell it apart."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from run_folders import Sketch, write_run
+from run_folders import GRID, Sketch, write_run
 
+from amber2_core.run_folder import RunFolder
 from amber2_report.groups import grouped, slug
 from amber2_report.runs import read_run
 
@@ -45,3 +47,40 @@ def test_labels_name_the_run_only_where_they_must(tmp_path: Path) -> None:
 )
 def test_a_label_becomes_a_name_that_any_file_may_have(label: str, name: str) -> None:
     assert slug(label) == name
+
+
+# --- settings ---
+
+
+@pytest.fixture(scope="module")
+def run(run_folder: Path) -> RunFolder:
+    return read_run(run_folder)
+
+
+def test_a_setting_is_an_axis_that_the_system_looks_at(run: RunFolder) -> None:
+    amber2, cb_ce = grouped([run])[0].mains
+    assert list(amber2.settings) == ["lambda_rai", "lambda_mai", "lambda_expert", "kappa", "student", "fusion"]
+    assert cb_ce.chosen == {"fusion": "gmu"}
+    assert (amber2.varied, cb_ce.varied) == (["lambda_mai", "kappa"], [])
+    assert len(amber2.dev) == len(GRID) * 3 * 2  # folds × seeds
+
+
+def test_a_column_that_nobody_declares_sets_nothing_apart(run: RunFolder) -> None:
+    other = replace(run, name="other", results=run.results.assign(seconds=range(len(run.results))))
+    (group,) = grouped([run, other])
+    assert group.differing_settings == {}
+    assert "seconds" not in group.mains[1].chosen
+    assert "seconds" not in group.mains[1].varied
+
+
+def test_folds_that_chose_differently_are_told_in_words(run: RunFolder) -> None:
+    kappa = run.results["kappa"].where(run.results["kappa"].isna() | (run.results["fold"] != 2), 8.0)
+    words = [grouped([one])[0].mains[0].chosen for one in (run, replace(run, results=run.results.assign(kappa=kappa)))]
+    assert [chosen["kappa"] for chosen in words] == ["2.0", "2.0 or 8.0"]
+    assert [chosen["lambda_mai"] for chosen in words] == ["0.3", "0.3"]
+
+
+def test_only_what_differs_sets_runs_apart(run: RunFolder, tmp_path: Path) -> None:
+    sketch = Sketch(count=120, grid=((0.0, 4.0),), systems=("amber2",))
+    (group,) = grouped([run, read_run(write_run(tmp_path / "other", sketch))])
+    assert group.differing_settings == {"lambda_mai": ["0.3, 0.5, 0.7", "0.0"], "kappa": ["2.0, 4.0, 8.0", "4.0"]}

@@ -18,7 +18,7 @@ from browser import Page, browser, find_chromium
 from run_folders import GRID, Sketch, write_run
 
 from amber2_core.run_folder import load
-from amber2_report.assembly import Report, write_report
+from amber2_report.page import Report, write_report
 
 HOSTILE = (
     "</script><script>document.title = 'taken'</script>",
@@ -172,7 +172,7 @@ def test_every_number_by_ambiguity_is_that_of_the_predictions(report: Report, te
 
 def test_every_difference_is_that_of_results_csv(report: Report, text: str) -> None:
     rows = results(report)
-    compared = [one for chapter in report.chapters for one in chapter.comparisons]
+    compared = list(report.chapters[0].comparisons.itertuples())
     listed = Tables(text).rows("significance")
     assert len(listed) == len(compared) == 3 * 7
     for row, one in zip(listed, compared, strict=True):
@@ -199,6 +199,50 @@ def test_the_best_of_a_column_is_bold_and_nothing_else(report: Report, text: str
         for metric in ("js", "bc", "r2")
     ]
     assert {round(x, 3) for x in best} == {round(x, 3) for x in bold}
+
+
+def test_a_run_becomes_a_page_tables_and_figures(report: Report) -> None:
+    names = {path.relative_to(report.folder).as_posix() for path in report.folder.rglob("*") if path.is_file()}
+    tables = {"heads-distribution", "heads-classification", "systems-distribution", "systems-classification",
+              "all-metrics", "published", "significance", "folds", "ambiguity", "settings-amber2-fusion"}  # fmt: skip
+    figures = {"ambiguity", "confusion-amber2-fusion", "confusion-cb-ce-fusion", "votes-amber2-fusion", "entropy",
+               "votes-cb-ce-fusion", "reliability", "experts-class", "experts-bin", "conflict-class", "conflict-bin",
+               "spread-folds", "spread-speakers", "grid-amber2-fusion", "training", "training-amber2",
+               "training-cb-ce"}  # fmt: skip
+    assert names == {
+        "report.html",
+        *(f"tables/{name}.{kind}" for name in tables for kind in ("csv", "md", "tex")),
+        *(f"figures/{name}.{kind}" for name in figures for kind in ("svg", "pdf")),
+    }
+
+
+def test_a_report_comes_out_the_same_when_it_is_made_again(report: Report, tmp_path: Path) -> None:
+    again = write_report([report.folder.parent / "run"], tmp_path / "again")
+    files = sorted(path.relative_to(report.folder) for path in report.folder.rglob("*") if path.is_file())
+    assert [f for f in files if (report.folder / f).read_bytes() != (again.folder / f).read_bytes()] == []
+
+
+def test_figures_carry_their_fonts_and_nothing_from_elsewhere(report: Report) -> None:
+    for path in (report.folder / "figures").glob("*.pdf"):
+        pdf = path.read_bytes()
+        assert b"/FontFile2" in pdf
+        assert b"/Type3" not in pdf
+    for path in (report.folder / "figures").glob("*.svg"):
+        svg = path.read_text(encoding="utf-8")
+        assert "<text" not in svg
+        assert "var(" not in svg
+        assert re.findall(r'href="(?!#)', svg) == []
+
+
+def test_every_table_holds_its_numbers_in_full_as_csv(report: Report, text: str) -> None:
+    tables = Tables(text)
+    for name in tables.found:
+        with (report.folder / "tables" / f"{name}.csv").open(encoding="utf-8", newline="") as file:
+            rows = list(csv.DictReader(file))
+        for row, shown in zip(rows, tables.rows(name), strict=True):
+            for column, (_, values) in shown.items():
+                parts = [row.get(column + end) for end in ("", "_sd", "_low", "_high")]
+                assert not values or [float(part) for part in parts if part] == values
 
 
 def test_the_page_names_nothing_outside_of_itself(text: str) -> None:
@@ -417,15 +461,15 @@ def test_a_recording_in_the_page_plays(
 ) -> None:
     import wave
 
-    from amber2_report.assembly import AudioRequest, Options
+    from amber2_report.page import Options
 
     with wave.open(str(tmp_path / "a.wav"), "wb") as file:
         file.setparams((1, 2, 8000, 0, "NONE", ""))
         file.writeframes(b"\0\1" * 4000)
     write_run(tmp_path / "run", Sketch(audio=("a.wav", "gone.wav")), cache=tmp_path / "cache.h5")
     drawn = report.chapters[0].figures  # drawing takes its time
-    monkeypatch.setattr("amber2_report.assembly.figures", lambda group, facts: drawn)
-    made = write_report([tmp_path / "run"], tmp_path / "out", Options(audio=AudioRequest(tmp_path)))
+    monkeypatch.setattr("amber2_report.page.figures", lambda group, speaker: drawn)
+    made = write_report([tmp_path / "run"], tmp_path / "out", Options(recordings=100, root=tmp_path))
     window.events.clear()
     window.open(made.page)
     length = "new Promise((done) => { const one = document.querySelector('audio'); one.preload = 'auto'; "

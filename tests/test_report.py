@@ -18,14 +18,13 @@ from synthetic_data import write_small_cache
 from amber2_core.metrics import METRICS
 from amber2_core.run_folder import read_experts, read_results, write_results
 from amber2_report.analysis import expert_weights
-from amber2_report.assembly import AudioRequest, Options, write_report
 from amber2_report.cli import report_runs
 from amber2_report.drawing import Drawing
-from amber2_report.figures import Figures
+from amber2_report.figures import modality_figures
 from amber2_report.groups import grouped
+from amber2_report.page import Options, write_report
 from amber2_report.runs import read_run
-from amber2_report.table import Number
-from amber2_report.tables import published_table
+from amber2_report.tables import AGAINST_PUBLISHED, PUBLISHED, published_table
 from amber2_train.cli import train_heads
 
 
@@ -38,49 +37,33 @@ def run(tmp_path: Path) -> Path:
     return write_run(tmp_path / "run", Sketch(grid=GRID), cache=tmp_path / "c.h5")
 
 
+PARTS = ("whole", "ambiguity", "other_metrics", "confusions", "calibration", "modalities", "spread", "grid", "training")
+NOTHING: dict[str, list[Drawing]] = {part: [] for part in PARTS}
+
+
 @pytest.fixture
 def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
     """Reports without figures: drawing takes most of the time, and has its own tests."""
-    nothing = Drawing("", "", "", "", b"")
-    empty = Figures(nothing, (), (), (), (), (), (), (), ())
-    monkeypatch.setattr("amber2_report.assembly.figures", lambda group, facts: empty)
+    monkeypatch.setattr("amber2_report.page.figures", lambda group, speaker: NOTHING)
 
 
-def test_a_run_becomes_a_page_tables_and_figures(run: Path, tmp_path: Path) -> None:
+@pytest.mark.usefixtures("undrawn")
+def test_what_was_found_is_said_and_where_it_stands(run: Path, tmp_path: Path) -> None:
     done = call(run, "--output", tmp_path / "out")
     assert done.exit_code == 0, done.output
-    assert re.search(
-        r"JS of amber2 fusion is 0\.\d{4} (lower|higher) than that of cb-ce fusion \(95 % interval", done.output
-    )
+    said = r"JS of amber2 fusion is 0\.\d{4} (lower|higher) than that of cb-ce fusion \(95 % interval"
+    assert re.search(said, done.output)
     assert f"report: {tmp_path / 'out' / 'report.html'}" in done.output
-    names = {path.relative_to(tmp_path / "out").as_posix() for path in (tmp_path / "out").rglob("*") if path.is_file()}
-    tables = {"heads-distribution", "heads-classification", "systems-distribution", "systems-classification",
-              "all-metrics", "published", "significance", "folds", "ambiguity", "settings-amber2-fusion"}  # fmt: skip
-    figures = {"ambiguity", "confusion-amber2-fusion", "confusion-cb-ce-fusion", "votes-amber2-fusion", "entropy",
-               "votes-cb-ce-fusion", "reliability", "experts-class", "experts-bin", "conflict-class", "conflict-bin",
-               "spread-folds", "spread-speakers", "grid-amber2-fusion", "training", "training-amber2",
-               "training-cb-ce"}  # fmt: skip
-    assert names == {
-        "report.html",
-        *(f"tables/{name}.{kind}" for name in tables for kind in ("csv", "md", "tex")),
-        *(f"figures/{name}.{kind}" for name in figures for kind in ("svg", "pdf")),
-    }
 
 
-def test_figures_carry_their_fonts_and_nothing_from_elsewhere_and_come_out_the_same(run: Path, tmp_path: Path) -> None:
-    for name in ("out", "again"):
-        write_report([run], tmp_path / name)
-    files = sorted(path.relative_to(tmp_path / "out") for path in (tmp_path / "out").rglob("*") if path.is_file())
-    assert [f for f in files if (tmp_path / "out" / f).read_bytes() != (tmp_path / "again" / f).read_bytes()] == []
-    for path in (tmp_path / "out" / "figures").glob("*.pdf"):
-        pdf = path.read_bytes()
-        assert b"/FontFile2" in pdf
-        assert b"/Type3" not in pdf
-    for path in (tmp_path / "out" / "figures").glob("*.svg"):
-        svg = path.read_text(encoding="utf-8")
-        assert "<text" not in svg
-        assert "var(" not in svg
-        assert re.findall(r'href="(?!#)', svg) == []
+@pytest.mark.usefixtures("undrawn")
+def test_of_very_many_utterances_the_page_says_how_many_it_holds(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("amber2_report.utterances.LARGEST_TABLE", 30)
+    report = write_report([run], tmp_path / "out")
+    count = len(json.loads(report.chapters[0].utterances)["id"])
+    assert f"The table holds {count} of 60 utterances" in report.page.read_text(encoding="utf-8")
 
 
 @pytest.mark.usefixtures("undrawn")
@@ -109,12 +92,14 @@ def test_runs_of_one_test_set_are_compared_and_their_settings_told_apart(run: Pa
     other = write_run(tmp_path / "no-mai", Sketch(seed=1, grid=((0.0, 4.0),), systems=("amber2",)))
     report = write_report([run, other], tmp_path / "out")
     (chapter,) = report.chapters
-    assert chapter.differing_settings["lambda_mai"] == ["0.3, 0.5, 0.7", "0.0"]
-    assert {c.second for c in chapter.comparisons} >= {"no-mai: amber2 fusion", "run: cb-ce fusion"}
+    assert chapter.group.differing_settings["lambda_mai"] == ["0.3, 0.5, 0.7", "0.0"]
+    assert set(chapter.comparisons["second"]) >= {"no-mai: amber2 fusion", "run: cb-ce fusion"}
 
 
 def test_one_system_with_one_head_has_a_report_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("run_folders.HEADS", ("audio",))
+    drawn = lambda group, speaker: NOTHING | {"modalities": modality_figures(group)}  # noqa: E731
+    monkeypatch.setattr("amber2_report.page.figures", drawn)
     run = write_run(tmp_path / "run", Sketch(systems=("emo-superb",), seeds=1))
     report = write_report([run], tmp_path / "out")
     page = report.page.read_text(encoding="utf-8")
@@ -126,12 +111,17 @@ def test_one_system_with_one_head_has_a_report_too(tmp_path: Path, monkeypatch: 
 @pytest.mark.usefixtures("undrawn")
 def test_a_report_without_its_cache_says_what_is_missing(run: Path, tmp_path: Path) -> None:
     (tmp_path / "c.h5").unlink()
-    done = call(run, "--output", tmp_path / "out")
-    assert done.exit_code == 0
-    assert "warning: run: No feature cache at" in done.output
-    page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
-    assert "Transcripts, speakers or votes are missing: No feature cache at" in page
-    assert "draws of the 60 utterances, since their speakers are unknown" in page
+    earlier = write_run(tmp_path / "earlier", Sketch(earlier=True))
+    pages = []
+    for place, words in ((run, "No feature cache at"), (earlier, "the run does not say where its feature cache was")):
+        done = call(place, "--output", tmp_path / "out" / place.name)
+        assert done.exit_code == 0
+        assert f"warning: {place.name}: {words}" in done.output
+        pages.append((tmp_path / "out" / place.name / "report.html").read_text(encoding="utf-8"))
+    assert "Transcripts or votes are missing: No feature cache at" in pages[0]
+    assert "draws of the 9 speakers with replacement" in pages[0]
+    assert "Transcripts, speakers or votes are missing: the run does not say" in pages[1]
+    assert "draws of the 60 utterances, since their speakers are unknown" in pages[1]
 
 
 @pytest.mark.parametrize("corpus", ["iemocap", "msp_podcast", "crema_d", "made-up"])
@@ -139,17 +129,27 @@ def test_published_numbers_stand_beside_runs_of_their_corpus_only(tmp_path: Path
     (group,) = grouped([read_run(write_run(tmp_path / "run", Sketch(corpus=corpus)))])
     table = published_table(group)
     notes = " ".join(table.notes)
-    scores = {str(row[0]): dict(zip([one.name for one in table.columns], row, strict=True)) for row in table.rows}
+    scores = table.frame.set_index("entry")
     of_the_paper = corpus in ("iemocap", "msp_podcast")
-    assert ("AmbER², the paper" in scores) == of_the_paper
+    assert ("AmbER², the paper" in scores.index) == of_the_paper
     assert ("√JS in nats under the name of JS" in notes) == of_the_paper
     assert ("Nothing that this project knows of was published" in notes) == (corpus == "made-up")
+    assert [name for name in scores.index if name.endswith("(this run)")] == [*scores.index[:2]]
     if corpus == "iemocap":
-        assert scores["AmbER², the paper"]["js"] == Number(0.193, 0.002)
-        assert scores["AER-LLM few-shot"]["js"] == Number(None)
-        assert scores["AER-LLM few-shot"]["js_distance_nats"] == Number(0.35)
-        assert scores["Emo_ent"]["uar"] == Number(0.658)
-        assert scores["Emo_ent"]["accuracy"] == Number(None)
+        assert scores.loc["AmbER², the paper", ["js", "js_sd"]].tolist() == [0.193, 0.002]
+        assert scores.loc["AER-LLM few-shot"].dropna().to_dict() == {
+            "js_distance_nats": 0.35, "bc": 0.69, "r2": 0.59, "accuracy": 0.481, "weighted_f1": 0.492,
+        }  # fmt: skip
+        assert scores.loc["Emo_ent"].dropna().to_dict() == {"uar": 0.658, "macro_f1": 0.646}
+
+
+def test_every_published_row_is_read_by_names_that_the_table_shows() -> None:
+    import pandas as pd
+
+    printed = pd.read_csv(PUBLISHED)
+    assert {name.removesuffix("_sd") for name in printed} == {"corpus", "method", "note", *AGAINST_PUBLISHED}
+    assert printed[["corpus", "method"]].notna().all(axis=None)
+    assert not printed.duplicated(["corpus", "method"]).any()
 
 
 @pytest.mark.usefixtures("undrawn")
@@ -161,7 +161,7 @@ def test_recordings_are_embedded_only_when_asked_for_and_only_from_the_root(tmp_
     run = write_run(tmp_path / "run", sketch, cache=tmp_path / "c.h5")
     silent = write_report([run], tmp_path / "silent").page.read_text(encoding="utf-8")
     assert "data:audio" not in silent
-    loud = write_report([run], tmp_path / "loud", Options(audio=AudioRequest(tmp_path / "corpus")))
+    loud = write_report([run], tmp_path / "loud", Options(recordings=100, root=tmp_path / "corpus"))
     text = loud.page.read_text(encoding="utf-8")
     assert re.findall(r"data:audio/[^\"]*", text) == ["data:audio/wav;base64,UklGRiBvZiBh"]
     assert "2 more were not found" in text
@@ -200,14 +200,16 @@ def test_mistakes_are_told_in_one_line_and_leave_nothing(run: Path, tmp_path: Pa
 
 
 def test_help_waits_for_nothing_heavy() -> None:
-    code = "import sys, amber2_report.cli; print(*{'numpy', 'matplotlib', 'scipy', 'jinja2'} & set(sys.modules))"
+    code = (
+        "import sys, amber2_report.cli; print(*{'numpy', 'pandas', 'matplotlib', 'scipy', 'jinja2'} & set(sys.modules))"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == []
 
 
 def test_torch_is_never_loaded() -> None:
     heavy = "{'torch', 'transformers', 'torchaudio'}"
-    code = f"import sys, amber2_report.assembly, amber2_report.cli; print(*{heavy} & set(sys.modules))"
+    code = f"import sys, amber2_report.page, amber2_report.cli; print(*{heavy} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == []
 
@@ -224,12 +226,11 @@ def test_what_train_heads_writes_is_what_the_report_reads(tmp_path: Path) -> Non
     assert chapter.facts.missing == ""
     assert all(chapter.facts.speaker)
     summary = json.loads((tmp_path / "run" / "summary.json").read_text(encoding="utf-8"))["table"]
-    for row in chapter.results[4].rows:
-        system, head = str(row[0]).split()
-        for column, cell in zip(chapter.results[4].columns[1:], row[1:], strict=True):
-            assert isinstance(cell, Number)
-            assert cell.value == pytest.approx(summary[system][head][column.name]["mean"])
-            assert cell.sd == pytest.approx(summary[system][head][column.name]["sd"])
+    for row in chapter.tables["all-metrics"].frame.to_dict("records"):
+        system, head = row["entry"].split()
+        for name in METRICS:
+            assert row[name] == pytest.approx(summary[system][head][name]["mean"])
+            assert row[f"{name}_sd"] == pytest.approx(summary[system][head][name]["sd"])
     weights = expert_weights(chapter.group, chapter.group.mains[0])
     assert weights is not None
     learnt = [row for row in read_experts(tmp_path / "run") if (row["system"], row["by"]) == ("amber2", "all")]
@@ -258,16 +259,13 @@ def test_the_example_of_the_page_on_reports_runs(
 def test_versions_of_a_system_are_told_apart_by_what_they_differ_in(run: Path, tmp_path: Path) -> None:
     other = write_run(tmp_path / "no-mai", Sketch(seed=1, grid=((0.0, 4.0),), systems=("amber2",)))
     (chapter,) = write_report([run, other], tmp_path / "out").chapters
-    assert chapter.ablation is not None
-    first, second = chapter.ablation.rows
-    assert first[:2] == ["run: amber2 fusion", "–"]
-    assert second[:2] == ["no-mai: amber2 fusion", "lambda_mai 0.0; kappa 4.0"]
+    first, second = chapter.tables["ablation"].rows
+    assert [cell.text for cell in first[:2]] == ["run: amber2 fusion", "–"]
+    assert [cell.text for cell in second[:2]] == ["no-mai: amber2 fusion", "lambda_mai 0.0; kappa 4.0"]
     scores = {entry.label: entry.per_seed("js").mean() for entry in chapter.group.mains}
-    change = second[-1]
-    assert isinstance(change, Number)
-    assert change.value == pytest.approx(scores["no-mai: amber2 fusion"] - scores["run: amber2 fusion"])
+    assert second[-1].values == pytest.approx([scores["no-mai: amber2 fusion"] - scores["run: amber2 fusion"]])
     alone = write_report([run], tmp_path / "alone").chapters[0]
-    assert alone.ablation is None
+    assert "ablation" not in alone.tables
 
 
 def test_a_head_that_diverged_is_a_dash_with_its_reason_and_stops_no_report(tmp_path: Path, undrawn: None) -> None:
@@ -282,8 +280,9 @@ def test_a_head_that_diverged_is_a_dash_with_its_reason_and_stops_no_report(tmp_
             row.update({"epoch": 0, **dict.fromkeys(METRICS, float("nan"))})
     write_results(run / "results.csv", rows)
     (chapter,) = write_report([run], tmp_path / "report").chapters
-    lines = {row[0]: row[1:] for row in chapter.results[4].rows}
-    assert all(isinstance(cell, Number) and cell.value is None for cell in lines["cb-ce audio"])
-    assert all(isinstance(cell, Number) and cell.value is not None for cell in lines["amber2 audio"])
-    assert "cb-ce audio diverged at once in some run, and has no mean." in chapter.results[4].notes
-    assert {one.second for one in chapter.comparisons} == {"cb-ce fusion", "amber2 audio", "amber2 text"}
+    table = chapter.tables["all-metrics"]
+    lines = {row[0].text: row[1:] for row in table.rows}
+    assert [cell.text for cell in lines["cb-ce audio"]] == ["–"] * len(METRICS)
+    assert all(cell.values for cell in lines["amber2 audio"])
+    assert "cb-ce audio diverged at once in some run, and has no mean." in table.notes
+    assert set(chapter.comparisons["second"]) == {"cb-ce fusion", "amber2 audio", "amber2 text"}

@@ -17,6 +17,7 @@ from run_folders import AXES, GRID, Sketch, result_row, write_run
 from amber2_core.errors import RunFolderError
 from amber2_core.metrics import METRICS
 from amber2_core.run_folder import (
+    EXPERT_COLUMNS,
     KEY_COLUMNS,
     UTTERANCE_COLUMNS,
     Predictions,
@@ -117,6 +118,8 @@ def test_curves_are_read_back_as_they_were_written_and_older_folders_have_none(t
     ]
     write_curves(tmp_path / "curves.csv", rows)
     assert read_curves(tmp_path) == rows
+    write_curves(tmp_path / "curves.csv", [])
+    assert read_curves(tmp_path) == []
     (tmp_path / "curves.csv").write_text("system,head,fold,seed,epoch\n")
     with pytest.raises(RunFolderError, match=r"curves.csv has no column 'dev_js': it was not written by train-heads"):
         read_curves(tmp_path)
@@ -333,6 +336,18 @@ def test_a_file_that_lost_something_is_one_line(tmp_path: Path, text: str) -> No
     with pytest.raises(RunFolderError, match=r"curves\.csv") as error:
         read_curves(tmp_path)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["results.csv", "curves.csv", "experts.csv", "utterances.csv"])
+def test_a_table_of_which_only_its_head_is_left_is_no_traceback(tmp_path: Path, name: str) -> None:
+    folder = write_run(tmp_path / "run", Sketch(count=9))
+    head = (folder / name).read_text().partition("\n")[0] if name != "experts.csv" else ",".join(EXPERT_COLUMNS)
+    (folder / name).write_text(head + "\n")
+    if name in ("results.csv", "utterances.csv"):
+        with pytest.raises(RunFolderError, match=name):
+            load(folder)
+    else:
+        assert len(getattr(load(folder), name.removesuffix(".csv"))) == 0
 
 
 # --- the summary ---

@@ -10,10 +10,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from run_folders import Sketch, write_run
 
 from amber2_core.errors import RunFolderError
-from amber2_core.run_folder import write_curves
+from amber2_core.run_folder import read_results, write_curves, write_results
 from amber2_report.runs import read_run
 
 
@@ -43,12 +45,11 @@ def changed(lines: list[str], column: str, value: str, *, split: str = "test") -
     return [*lines[:at], ",".join(cells), *lines[at + 1 :]]
 
 
-def test_a_run_as_it_was_written_is_read(run: Path) -> None:
-    found = read_run(run)
-    assert len(found.predictions.id) == 60
-    assert set(found.predictions.probs) == {
-        f"{s}/{h}" for s in ("amber2", "cb-ce") for h in ("audio", "text", "fusion")
-    }
+@pytest.mark.parametrize("earlier", [False, True])
+def test_a_run_as_it_was_written_is_read(tmp_path: Path, earlier: bool) -> None:
+    found = read_run(write_run(tmp_path / "run", Sketch(earlier=earlier)))
+    assert len(found.arrays.id) == 60
+    assert set(found.arrays.probs) == {f"{s}/{h}" for s in ("amber2", "cb-ce") for h in ("audio", "text", "fusion")}
 
 
 @pytest.mark.parametrize("name", ["settings.json", "results.csv", "predictions.npz"])
@@ -128,7 +129,7 @@ def test_predictions_that_are_no_numbers_are_refused(run: Path) -> None:
 def test_a_head_may_predict_nothing_for_some_utterances_but_the_rest_must_agree(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", Sketch(lacking={"text": [3, 4, 30]}))
     read = read_run(run)
-    assert np.isnan(read.predictions.probs["amber2/text"][:, [3, 4, 30]]).all()
+    assert np.isnan(read.arrays.probs["amber2/text"][:, [3, 4, 30]]).all()
     edit(run / "results.csv", lambda lines: changed(lines, "n", "19"))
     assert "n of amber2/audio, fold 1, seed 0 is 19, its predictions give 20" in refusal(run)
 
@@ -139,3 +140,31 @@ def test_predictions_that_were_taken_out_by_hand_are_missed(run: Path) -> None:
     kept["cb-ce/text"][0, 3] = np.nan
     np.savez(run / "predictions.npz", **kept)
     assert "of cb-ce/text, fold 1, seed 0 is" in refusal(run)
+
+
+def test_a_metric_that_is_younger_than_the_run_is_no_reason_to_refuse_it(run: Path) -> None:
+    rows = [{name: value for name, value in row.items() if name != "ece"} for row in read_results(run)]
+    write_results(run / "results.csv", rows)
+    assert read_run(run).tested["ece"].notna().all()
+    edit(run / "results.csv", lambda lines: changed(lines, "js", "0.01"))
+    assert "changed by hand" in refusal(run)
+
+
+@given(
+    st.sampled_from(["settings.json", "results.csv", "curves.csv", "utterances.csv", "predictions.npz"]),
+    st.floats(0, 1), st.binary(max_size=4) | st.sampled_from([b",", b"\n", b"nan", b"1e999", b"9" * 30]), st.booleans(),
+)  # fmt: skip
+@settings(max_examples=60)
+@pytest.mark.filterwarnings("ignore::ResourceWarning")  # numpy leaves a damaged archive open
+def test_whatever_became_of_a_file_is_told_in_one_line_or_does_not_matter(
+    tmp_path_factory: pytest.TempPathFactory, run_folder: Path, name: str, place: float, bytes_: bytes, cut: bool
+) -> None:
+    run = tmp_path_factory.mktemp("damaged") / "run"
+    shutil.copytree(run_folder, run)
+    whole = (run / name).read_bytes()
+    at = int(place * len(whole))
+    (run / name).write_bytes(whole[:at] + bytes_ + (b"" if cut else whole[at + len(bytes_) :]))
+    try:
+        read_run(run)
+    except RunFolderError as problem:
+        assert "\n" not in str(problem)

@@ -11,30 +11,32 @@ from pathlib import Path
 
 import pytest
 
-from amber2_report.table import (
-    Cell,
-    Column,
-    Interval,
-    Number,
-    PValue,
-    Table,
-    csv_text,
-    latex_text,
-    markdown_text,
-    with_best,
-)
+from amber2_report.table import Column, Table, csv_text, latex_text, markdown_text, number_text, p_text
 
-COLUMNS = [Column("entry", "system"), Column("js", "JS ↓"), Column("bc", "BC ↑"), Column("interval", "95 % interval")]
+COLUMNS = [
+    Column("entry", "system"),
+    Column("js", "JS ↓", "score"),
+    Column("bc", "BC ↑", "score"),
+    Column("interval", "95 % interval", "interval"),
+]
 NASTY = "a_b & 50% $x$ #1 {y} ~ ^ \\ <b> | `c` *d*"
 
 
 @pytest.fixture
 def table() -> Table:
-    rows: list[list[Cell]] = [
-        ["one", Number(0.1931234567890123, 0.001), Number(0.8), Interval(-0.01, 0.002)],
-        [NASTY, Number(0.216, 0.0), Number(None), Interval(0.5, 1.0)],
-    ]
-    return Table("example", "A caption, 100 %", COLUMNS, with_best(rows, COLUMNS), ["A note."])
+    import pandas as pd
+
+    frame = pd.DataFrame(
+        {
+            "entry": ["one", NASTY],
+            "js": [0.1931234567890123, 0.216],
+            "js_sd": [0.001, 0.0],
+            "bc": [0.8, None],
+            "interval_low": [-0.01, 0.5],
+            "interval_high": [0.002, 1.0],
+        }
+    )
+    return Table("example", "A caption, 100 %", COLUMNS, frame, ["A note."])
 
 
 def test_csv_holds_every_number_in_full(table: Table) -> None:
@@ -45,17 +47,14 @@ def test_csv_holds_every_number_in_full(table: Table) -> None:
 
 
 def test_the_best_is_the_lowest_divergence_and_ties_by_eye_are_shared() -> None:
-    columns = [Column("entry", "system"), Column("js", "JS"), Column("accuracy", "ACC")]
-    rows: list[list[Cell]] = [
-        ["a", Number(0.1931), Number(0.5)],
-        ["b", Number(0.1929), Number(0.6)],
-        ["c", Number(0.2), Number(0.4)],
-    ]
-    marked = with_best(rows, columns)
-    assert [[cell.best for cell in row if isinstance(cell, Number)] for row in marked] == [
-        [True, False], [True, True], [False, False],
-    ]  # fmt: skip
-    assert with_best(rows[:1], columns) == [rows[0]]
+    import pandas as pd
+
+    frame = pd.DataFrame({"entry": ["a", "b", "c"], "js": [0.1931, 0.1929, 0.2], "accuracy": [0.5, 0.6, 0.4]})
+    columns = [Column("entry", "system"), Column("js", "JS", "score"), Column("accuracy", "ACC", "score")]
+    marked = Table("t", "", columns, frame)
+    assert [[cell.best for cell in row[1:]] for row in marked.rows] == [[True, False], [True, True], [False, False]]
+    for unmarked in (Table("t", "", columns, frame, bold=False), Table("t", "", columns, frame[:1])):
+        assert not any(cell.best for row in unmarked.rows for cell in row)
 
 
 def test_markdown_keeps_its_columns_whatever_stands_in_a_cell(table: Table) -> None:
@@ -93,12 +92,14 @@ def test_latex_compiles(table: Table, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout.decode(errors="replace")[-2000:]
 
 
-def test_a_small_p_value_is_only_called_small() -> None:
-    assert PValue(0.0004).text == "< 0.001"
-    assert PValue(0.0131).text == "0.013"
+def test_every_kind_of_number_is_read_in_its_own_way_and_none_is_a_dash() -> None:
+    import pandas as pd
 
-
-def test_numbers_have_a_true_minus_and_none_is_a_dash() -> None:
-    assert Number(-0.0105, digits=4, signed=True).text == "−0.0105"
-    assert Number(None).text == "–"
-    assert Number(float("nan")).text == "–"
+    values = {"change": -0.0105, "p": 0.0004, "share": 2 / 3, "words": 2.0, "interval_low": -1.0, "interval_high": 0.5}
+    columns = [Column(kind, kind, kind) for kind in ("change", "p", "share", "words", "interval")]
+    first, last = Table("t", "", columns, pd.DataFrame([values, dict.fromkeys(values)])).rows
+    assert [cell.text for cell in first] == ["−0.0105", "< 0.001", "67%", "2.0", "[−1.0000, +0.5000]"]
+    assert [cell.values for cell in first] == [(-0.0105,), (0.0004,), (2 / 3,), (), (-1.0, 0.5)]
+    assert [cell.texts for cell in last] == [("–",)] * 5
+    assert p_text(0.0131) == "0.013"
+    assert number_text(float("nan")) == "–"

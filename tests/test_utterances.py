@@ -1,4 +1,4 @@
-"""The record behind the table of utterances: what it holds is what the run holds, of very many the first."""
+"""The test utterances: what runs and their cache tell of them, and the record behind the table of the page."""
 
 from __future__ import annotations
 
@@ -10,24 +10,28 @@ import pytest
 import reference
 from run_folders import Sketch, write_run
 
-from amber2_report.assembly import write_report
-from amber2_report.corpus_facts import CorpusFacts, corpus_facts
-from amber2_report.drawing import Drawing
-from amber2_report.figures import Figures
 from amber2_report.groups import Group, grouped
 from amber2_report.runs import read_run
-from amber2_report.utterances import interesting_rows, script_json, utterance_record
+from amber2_report.utterances import (
+    CorpusFacts,
+    corpus_facts,
+    interesting_rows,
+    script_json,
+    shown_rows,
+    utterance_record,
+)
 
 
-@pytest.fixture
-def group(tmp_path: Path) -> Group:
-    write_run(
-        tmp_path / "run", Sketch(count=50, transcripts=[f"words {k}" for k in range(50)]), cache=tmp_path / "c.h5"
-    )
-    return grouped([read_run(tmp_path / "run")])[0]
+def group_of(run: Path) -> Group:
+    return grouped([read_run(run)])[0]
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
+def group(run_folder: Path) -> Group:
+    return group_of(run_folder)
+
+
+@pytest.fixture(scope="module")
 def facts(group: Group) -> CorpusFacts:
     return corpus_facts(group)
 
@@ -38,7 +42,7 @@ def test_every_utterance_is_there_with_the_shares_of_every_head(group: Group, fa
     assert record["id"] == list(p.id)
     assert record["text"] == [f"words {int(name[1:])}" for name in p.id]
     assert record["main"] == record["heads"].index("amber2 fusion")
-    for k in range(50):
+    for k in range(120):
         y = p.target[k].tolist()
         assert record["target"][4 * k : 4 * k + 4] == [round(1000 * share) for share in y]
         assert sum(record["votes"][4 * k : 4 * k + 4]) == 5
@@ -68,26 +72,22 @@ def test_the_first_rows_of_each_preset_are_found(group: Group, facts: CorpusFact
     record = utterance_record(group, facts, None)
     wanted = set()
     for column in ("ambiguity", "conflict", "js"):
-        wanted |= set(sorted(range(50), key=lambda k, column=column: -record[column][k])[:3])  # type: ignore[misc]
+        wanted |= set(sorted(range(120), key=lambda k, column=column: -record[column][k])[:3])  # type: ignore[misc]
     found = set(interesting_rows(group, 3).tolist())
     # equal ambiguities may be told apart by rounding to thousandths alone
     assert len(found ^ wanted) <= 2
     assert 3 <= len(found) <= 9
 
 
-def test_of_very_many_utterances_the_page_holds_the_first_and_says_so(
-    group: Group, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_of_very_many_utterances_the_record_holds_the_first(
+    group: Group, facts: CorpusFacts, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    assert len(shown_rows(group)) == 120
     monkeypatch.setattr("amber2_report.utterances.LARGEST_TABLE", 30)
-    empty = Figures(Drawing("", "", "", "", b""), (), (), (), (), (), (), (), ())
-    monkeypatch.setattr("amber2_report.assembly.figures", lambda group, facts: empty)
-    (chapter,) = write_report([tmp_path / "run"], tmp_path / "out").chapters
-    record = json.loads(chapter.utterances)
+    record = utterance_record(group, facts, None)
     rows = interesting_rows(group, 10)
     assert record["id"] == list(group.predictions.id[rows])
     assert {len(record[name]) for name in ("speaker", "text", "js", "ambiguity", "conflict")} == {len(rows)}
-    page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
-    assert f"The table holds {len(rows)} of 50 utterances" in page
 
 
 def test_json_in_a_script_cannot_end_it() -> None:
@@ -97,3 +97,70 @@ def test_json_in_a_script_cannot_end_it() -> None:
     assert json.loads(text) == words
     with pytest.raises(ValueError, match="not JSON compliant"):
         script_json({"x": float("nan")})
+
+
+# --- the feature cache ---
+
+
+def test_speakers_transcripts_and_votes_come_in_the_order_of_the_predictions(group: Group, facts: CorpusFacts) -> None:
+    assert facts.missing == ""
+    for row, name in enumerate(group.predictions.id):
+        number = int(name[1:])
+        assert facts.transcript[row] == f"words {number}"
+        assert facts.speaker[row] == f"s{number % 9}"
+    assert facts.votes is not None
+    np.testing.assert_allclose(facts.votes / facts.votes.sum(1, keepdims=True), group.predictions.target, rtol=1e-6)
+
+
+def test_a_cache_that_is_gone_is_no_error_and_one_that_was_moved_is_found(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", Sketch(earlier=True), cache=tmp_path / "c.h5")
+    (tmp_path / "c.h5").rename(tmp_path / "moved.h5")
+    gone = corpus_facts(group_of(run))
+    assert "No feature cache at" in gone.missing
+    assert not any(gone.speaker)
+    assert gone.votes is None
+    found = corpus_facts(group_of(run), [tmp_path / "moved.h5"])
+    assert found.missing == ""
+    assert all(found.speaker)
+
+
+def test_a_cache_named_from_the_runs_own_neighbourhood_is_found(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "runs" / "one", Sketch(extra={"cache": "cache/c.h5"}), cache=tmp_path / "cache" / "c.h5")
+    assert corpus_facts(group_of(run)).missing == ""
+
+
+def test_a_cache_of_other_utterances_is_told_from_the_runs_own(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", cache=tmp_path / "c.h5")
+    write_run(tmp_path / "other", Sketch(names="v"), cache=tmp_path / "other.h5")
+    (tmp_path / "c.h5").unlink()
+    facts = corpus_facts(group_of(run), [tmp_path / "other.h5"])
+    assert facts.missing != ""
+    (tmp_path / "other.h5").rename(tmp_path / "c.h5")
+    assert "does not hold 60 of the run's test utterances" in corpus_facts(group_of(run)).missing
+
+
+def test_votes_that_are_not_those_of_the_run_are_left_out(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", cache=tmp_path / "c.h5")
+    write_run(tmp_path / "other", Sketch(votes_seed=1), cache=tmp_path / "c.h5")
+    facts = corpus_facts(group_of(run))
+    assert "not those that the run was trained on" in facts.missing
+    assert facts.votes is None
+    assert all(facts.transcript)
+
+
+def test_a_run_without_a_policy_still_has_its_transcripts(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", Sketch(extra={"policy": {}}), cache=tmp_path / "c.h5")
+    facts = corpus_facts(group_of(run))
+    assert "the votes cannot be read" in facts.missing
+    assert all(facts.transcript)
+
+
+def test_speakers_are_those_of_the_run_whatever_became_of_the_cache(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", cache=tmp_path / "c.h5")
+    known = corpus_facts(group_of(run)).speaker
+    write_run(tmp_path / "other", Sketch(speakers=5), cache=tmp_path / "c.h5")
+    again = corpus_facts(group_of(run))
+    (tmp_path / "c.h5").unlink()
+    for facts in (again, corpus_facts(group_of(run))):
+        assert list(facts.speaker) == list(known)
+    assert facts.missing
