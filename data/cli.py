@@ -50,9 +50,8 @@ def check_corpus(
     """
     from amber2_core.label_spaces import policy_of
 
-    from .check import check, describe
+    from .check import check, check_recordings, describe
     from .corpora.registry import corpus_root, read_corpus
-    from .recordings import check_recordings
 
     if figure is not None:
         from .figure import check_figure_path, draw

@@ -1,4 +1,4 @@
-"""From the label cells of a manifest's row to ratings; one function for each form in which labels are written.
+"""The forms in which releases write labels: counts of votes, shares, smoothed shares, lists of ratings, one word.
 
 A ValueError says what in a cell has no meaning; the caller knows the file and the line. Whatever the form, an empty
 cell is nobody's vote.
@@ -10,16 +10,29 @@ import json
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any
 
-from amber2_core.utterance import Rating
-
-from .tallies import anonymous_ratings
+from amber2_core.utterance import Rating, Stimulus
 
 # more raters than any corpus has: a larger count is a mistake, and would be as many ratings in memory
 MAX_VOTES = 10_000
 SUM_ROUNDING = 1e-2  # of a score of shares that were written with three digits
+EMO_SUPERB_EPSILON = 0.05
+ROUNDING = 5e-4  # of shares that were written with three digits; one vote of a hundred is far more
+
+
+def anonymous_ratings(counts: Mapping[str, int], *, stimulus: Stimulus) -> tuple[Rating, ...]:
+    """One rating for each vote that is counted; the raters are numbered through ("anonymous1", "anonymous2", …)."""
+    labels = [label for label, count in counts.items() for _ in range(count)]
+    return tuple(_tick(number, label, stimulus) for number, label in enumerate(labels, start=1))
+
+
+# few different ticks make up a corpus: sharing them keeps a large one small
+@lru_cache(maxsize=65_536)
+def _tick(number: int, label: str, stimulus: Stimulus) -> Rating:
+    return Rating(rater=f"anonymous{number}", label=label, stimulus=stimulus)
 
 
 def counted_votes(cells: Mapping[str, str]) -> tuple[Rating, ...]:
@@ -28,18 +41,13 @@ def counted_votes(cells: Mapping[str, str]) -> tuple[Rating, ...]:
     return anonymous_ratings(counts, stimulus="audiovisual")
 
 
-def distributed_votes(
-    cells: Mapping[str, str],
-    *,
-    raters: str = "",
-    restored: Callable[[Mapping[str, float]], Mapping[str, float]] | None = None,
-) -> tuple[Rating, ...]:
+def distributed_votes(cells: Mapping[str, str], *, raters: str = "", is_smoothed: bool = False) -> tuple[Rating, ...]:
     """Emotion → share of the votes, as text; all cells empty is nobody's vote.
 
     Args:
         cells: shares that sum to 1 within `SUM_ROUNDING`.
         raters: how many people stand behind them, empty text if it is not known; weights are shares of so many votes.
-        restored: what turns the written shares into those that are meant.
+        is_smoothed: whether the shares are smoothed as EMO-SUPERB's; it is undone.
     """
     if not any(text.strip() for text in cells.values()):
         return ()
@@ -49,8 +57,9 @@ def distributed_votes(
     people = finite_number(raters or "1")
     if people is None or not 0 < people <= MAX_VOTES:
         raise ValueError(f"{raters!r} is not a number of raters")
-    if restored is not None:
-        shares = dict(restored(shares))
+    if is_smoothed:
+        # what is left of rounding to few digits is nothing
+        shares = {name: share if share > 2 * ROUNDING else 0.0 for name, share in unsmoothed(shares).items()}
     return tuple(
         Rating("distribution", emotion, weight=share * people) for emotion, share in shares.items() if share > 0
     )
@@ -74,6 +83,35 @@ def listed_ratings(text: str) -> tuple[Rating, ...]:
 def single_label(text: str) -> tuple[Rating, ...]:
     """One label for the utterance, as if one rater had given it."""
     return anonymous_ratings({text: 1} if text else {}, stimulus="audiovisual")
+
+
+def smoothed(shares: Mapping[str, float], epsilon: float = EMO_SUPERB_EPSILON) -> dict[str, float]:
+    """y' = (1 − ε) y + ε (1 − y) / (C − 1) for C classes.
+
+    >>> smoothed({"happy": 1.0, "sad": 0.0})
+    {'happy': 0.95, 'sad': 0.05}
+    """
+    others = len(shares) - 1
+    return {name: (1 - epsilon) * share + epsilon * (1 - share) / others for name, share in shares.items()}
+
+
+def unsmoothed(shares: Mapping[str, float], epsilon: float = EMO_SUPERB_EPSILON) -> dict[str, float]:
+    """y = (y' − ε / (C − 1)) / (1 − ε C / (C − 1)), the inverse of `smoothed`; rounding below 0 becomes 0.
+
+    Raises:
+        ValueError: a share lies below what smoothing gives to a class that nobody chose.
+    """
+    floor = smoothing_floor(len(shares), epsilon)
+    for name, share in shares.items():
+        if share < floor - ROUNDING:
+            raise ValueError(f"{share:g} for {name} is below {floor:g}, the least that smoothing leaves")
+    scale = 1 - epsilon * len(shares) / (len(shares) - 1)
+    return {name: max(0.0, (share - floor) / scale) for name, share in shares.items()}
+
+
+def smoothing_floor(classes: int, epsilon: float = EMO_SUPERB_EPSILON) -> float:
+    """What smoothing makes of a share of 0."""
+    return epsilon / (classes - 1)
 
 
 def finite_number(text: str) -> float | None:

@@ -21,9 +21,7 @@ from typing import Any, NamedTuple
 from amber2_core.errors import CorpusError
 from amber2_core.utterance import Problem, Rating
 
-from .json_members import json_members
-from .lines import text_lines
-from .rows import Row, read_table
+from .release import Row, json_members, read_table, text_lines
 
 FILE_NAME = re.compile(r"[A-Za-z0-9_-]{1,100}\.wav")
 RATER = re.compile(r"[\w.@-]{1,100}")

@@ -145,7 +145,7 @@ def _ids(file: ArrayFile, name: str | None) -> Texts:
         if path.suffix.lower() == ".npy":
             found, where = open_arrays(path).read(path.stem), str(path)
         else:
-            from amber2_data.lines import text_lines
+            from amber2_data.release import text_lines
 
             found, where = texts([line.strip() for _, line in text_lines(path) if line.strip()]), str(path)
     else:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,8 +11,7 @@ import pytest
 from amber2_core.run_folder import read_experts, read_results
 from amber2_data.corpora import synthetic
 from amber2_data.corpora.registry import read_corpus
-from amber2_data.synthesis.description import Description, read_description
-from amber2_data.synthesis.sentences import vocabulary
+from amber2_data.synthesis import RELIABLE
 from amber2_extract.pipeline import extract_features
 from amber2_extract.stand_ins import save_speech_encoder, save_text_encoder
 from amber2_train.presets import Grid
@@ -34,8 +32,7 @@ class Outcome:
 
     run: Path
     run_without_kappa: Path
-    truth: Description
-    reliable: dict[str, str]  # emotion → the modality that always carries it
+    truth: synthetic.Description
 
     def fold_means(self, system: str) -> dict[int, float]:
         """JS on test of the fusion head in each fold, mean over seeds."""
@@ -59,18 +56,15 @@ def weights(run: Path, modality: str) -> dict[str, list[float]]:
 @pytest.fixture(scope="module")
 def outcome(tmp_path_factory: pytest.TempPathFactory) -> Outcome:
     folder = tmp_path_factory.mktemp("claims")
-    synthetic.write(folder / "corpus", utterances=900)
+    truth = synthetic.write(folder / "corpus", utterances=900)
     save_speech_encoder(folder / "speech")
-    save_text_encoder(folder / "text", words=vocabulary())
     corpus = read_corpus("synthetic", folder / "corpus")
+    save_text_encoder(folder / "text", words=[utterance.transcript for utterance in corpus.utterances])
     models = [str(folder / name) for name in ("speech", "text")]
     extract_features(corpus, folder / "cache.h5", audio_model=models[0], text_model=models[1])
     for name, grid in (("run", CLAIMED), ("without-kappa", WITHOUT_KAPPA)):
         train(folder / "cache.h5", folder / name, Request(grid, inputs="standardized", device="cpu"))
-    law = json.loads((folder / "corpus" / "corpus.json").read_text(encoding="utf-8"))["generator"]
-    return Outcome(
-        folder / "run", folder / "without-kappa", read_description(folder / "corpus"), law["reliable_modality"]
-    )
+    return Outcome(folder / "run", folder / "without-kappa", truth)
 
 
 def test_amber2_lowers_js_against_the_baseline_in_the_mean_of_every_fold(outcome: Outcome) -> None:
@@ -88,13 +82,13 @@ def test_the_student_scores_below_the_ceiling_of_whoever_knows_one_modality_alon
 def test_expert_weights_prefer_the_modality_that_is_reliable_for_the_class(outcome: Outcome) -> None:
     audio, text = (weights(outcome.run, modality) for modality in ("audio", "text"))
     preferred = {emotion: "audio" if np.mean(audio[emotion]) > np.mean(text[emotion]) else "text" for emotion in audio}
-    assert preferred.keys() == outcome.reliable.keys()
-    right = [emotion for emotion, modality in preferred.items() if modality == outcome.reliable[emotion]]
+    assert preferred.keys() == RELIABLE.keys()
+    right = [emotion for emotion, modality in preferred.items() if modality == RELIABLE[emotion]]
     assert len(right) / len(preferred) >= 0.9, preferred
 
 
 def test_without_kappa_no_class_prefers_a_modality(outcome: Outcome) -> None:
     for modality in ("audio", "text"):
         found = weights(outcome.run_without_kappa, modality)
-        assert found.keys() == outcome.reliable.keys()
+        assert found.keys() == RELIABLE.keys()
         assert {weight for some in found.values() for weight in some} == {0.5}

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
 from amber2_core.errors import CorpusError
+from amber2_data import corpora
+from amber2_data.cli import check_corpus
 from amber2_data.corpora.registry import READERS, corpus_root, label_defaults, read_corpus, reader
 
 
@@ -114,3 +118,21 @@ def test_label_defaults_are_those_of_the_reader(tmp_path: Path) -> None:
     assert label_defaults("iemocap").keep == "consensus"
     with pytest.raises(CorpusError, match="'manifest' has no label defaults of its own"):
         label_defaults("manifest")
+
+
+def test_a_new_corpus_is_one_module_and_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "diary.py").write_text(
+        "from amber2_core.utterance import Corpus, LabelDefaults, Rating, Utterance\n"
+        "ORIGIN = 'The root is a diary.'\n"
+        "DEFAULTS = LabelDefaults(emotions=('calm', 'tense'))\n"
+        "def read(root):\n"
+        "    days = [Utterance(word, None, 'Rain.', (Rating('me', word),)) for word in DEFAULTS.emotions]\n"
+        "    return Corpus('diary', root, tuple(days), DEFAULTS)\n"
+    )
+    monkeypatch.setattr(corpora, "__path__", [*corpora.__path__, str(tmp_path)])
+    monkeypatch.setitem(READERS, "diary", "diary")
+    monkeypatch.setitem(sys.modules, "amber2_data.corpora.diary", None)  # removed again after the test
+    del sys.modules["amber2_data.corpora.diary"]
+    assert label_defaults("diary").emotions == ("calm", "tense")
+    found = CliRunner().invoke(check_corpus, ["--corpus", "diary", "--root", str(tmp_path), "--json"])
+    assert json.loads(found.stdout)["emotions"] == {"calm": 1, "tense": 1}

@@ -1,4 +1,4 @@
-"""Two thousand damaged releases over all parsers: each is a corpus, or one line that names the file; nothing else.
+"""Hundreds of damaged releases over all parsers: each is a corpus, or one line that names the file; nothing else.
 
 Text is damaged at random places, by bytes that mean something in its format. A file of text that is refused is named
 with its line. Where the corpus is read with fewer utterances or ratings than before, a problem says so.
@@ -111,8 +111,7 @@ RELEASES: dict[str, tuple[str, Callable[[Path], None], tuple[str, ...], str]] = 
     "manifest, JSON lines": ("manifest", write_manifest(LINES, ".jsonl"), ("corpus.jsonl",), "corpus.jsonl"),
     "synthetic": ("synthetic", write_synthetic, ("*.csv", "corpus.json"), ""),
 }
-EACH = 150
-assert len(RELEASES) * EACH >= 2000
+EACH = 60
 
 
 @contextmanager
@@ -188,7 +187,10 @@ def test_a_damaged_release_is_a_corpus_or_one_line_with_file_and_line(release: s
             told = {(problem.file, problem.what) for problem in corpus.problems} - known
             fewer = any(now < before for now, before in zip(sizes(corpus), sizes(whole), strict=True))
             fewer &= not raw.startswith(path.read_bytes())  # whole rows are gone, and nobody could know of them
-            if name == "manifest":  # columns mean what they are called, and an empty cell is nobody's vote
+            if name in (
+                "manifest",
+                "synthetic",
+            ):  # columns mean what they are called, and an empty cell is nobody's vote
                 fewer = len(corpus.utterances) < len(whole.utterances) and not raw.startswith(path.read_bytes())
             assert told or not fewer, (release, path, path.read_bytes()[-10000:])
             assert len({u.id for u in corpus.utterances}) == len(corpus.utterances)

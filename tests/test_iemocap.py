@@ -91,8 +91,9 @@ def test_without_the_merge_the_excited_turns_leave_and_with_nine_classes_all_agr
     assert len(nine.emotions) == 9
 
 
-def test_the_folder_that_holds_the_release_will_do(release: tuple[Path, Written], corpus: Corpus) -> None:
-    assert iemocap.read(release[0].parent).utterances == corpus.utterances
+def test_the_folder_that_holds_the_release_will_do(tmp_path: Path) -> None:
+    inside = small(tmp_path / iemocap.RELEASE, HEADER + BLOCK)
+    assert iemocap.read(tmp_path).utterances == inside.utterances
 
 
 def test_other_counts_than_those_of_the_full_release_are_warned_of(

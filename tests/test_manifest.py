@@ -17,7 +17,8 @@ from amber2_core.errors import CorpusError
 from amber2_core.utterance import Corpus, Utterance
 from amber2_data.corpora import manifest
 from amber2_data.corpora.registry import read_corpus
-from amber2_data.smoothing import smoothed, unsmoothed
+from amber2_data.label_forms import smoothed, unsmoothed
+from amber2_data.manifest_columns import NAMES
 
 VOTES = """id,audio,text,speaker,session,votes.neutral,votes.happy,votes.angry
 a1,wav/a1.wav,"Well, no.",mary,1,2,0,1
@@ -111,7 +112,7 @@ def test_a_label_beside_votes_is_the_consensus(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("role", "column"),
-    [(role, column) for role in ("audio", "text", "session") for column in manifest.NAMES[role]]
+    [(role, column) for role in ("audio", "text", "session") for column in NAMES[role]]
     + [("audio", "FileName"), ("text", "Utterance"), ("audio", "Audio_Path")],
 )
 def test_every_spelling_of_a_column_means_the_same(role: str, column: str, tmp_path: Path) -> None:
@@ -121,9 +122,9 @@ def test_every_spelling_of_a_column_means_the_same(role: str, column: str, tmp_p
     assert (utterance.audio, utterance.transcript, utterance.session) == ("wav/a1.wav", "hello", "s3")
 
 
-@pytest.mark.parametrize("delimiter", [",", ";", "\t"])
-@pytest.mark.parametrize("mark", ["", "\ufeff"])
-@pytest.mark.parametrize("ending", ["\n", "\r\n"])
+@pytest.mark.parametrize(
+    ("delimiter", "mark", "ending"), [(",", "\ufeff", "\r\n"), (";", "", "\r\n"), ("\t", "\ufeff", "\n")]
+)
 def test_delimiter_line_ending_and_byte_order_mark_make_no_difference(
     delimiter: str, mark: str, ending: str, tmp_path: Path
 ) -> None:
@@ -302,7 +303,7 @@ LABELS = st.text(st.characters(exclude_categories=["Cs", "Cc", "Zs", "Zl", "Zp"]
 
 
 @given(st.lists(st.lists(st.tuples(LABELS, LABELS), max_size=5, unique=True), min_size=1, max_size=6))
-@settings(max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 def test_ratings_that_are_written_are_read(tmp_path: Path, ratings: list[list[tuple[str, str]]]) -> None:
     table = io.StringIO()
     cells = [json.dumps([{"rater": rater, "label": label} for rater, label in ticks]) for ticks in ratings]
@@ -310,25 +311,6 @@ def test_ratings_that_are_written_are_read(tmp_path: Path, ratings: list[list[tu
     csv.writer(table).writerows([["id", "audio", "text", "ratings"], *rows, ["last", "b.wav", "x", '["sad"]']])
     *utterances, _ = read(tmp_path, table.getvalue()).utterances
     assert [[(tick.rater, tick.label) for tick in utterance.ratings] for utterance in utterances] == ratings
-
-
-@given(st.data())
-@settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
-def test_a_damaged_manifest_is_read_or_refused_with_its_name(tmp_path: Path, data: st.DataObject) -> None:
-    ratings = 'id;audio;text;start;end;ratings\n1;wav/a1.wav;x;0;1;"[""sad"", {""rater"": ""r"", ""label"": ""b""}]"\n'
-    table = bytearray(data.draw(st.sampled_from([VOTES, ratings])).encode())
-    for _ in range(data.draw(st.integers(1, 4))):
-        at = data.draw(st.integers(0, len(table)))
-        table[at : at + data.draw(st.integers(0, 6))] = data.draw(st.binary(max_size=6))
-    try:
-        utterances = read(tmp_path, bytes(table)).utterances
-    except CorpusError as error:
-        refusal = str(error)
-    else:
-        refusal = ""
-        assert len({utterance.id for utterance in utterances}) == len(utterances) > 0
-        assert not any(str(utterance.audio).startswith(("/", "..")) for utterance in utterances)
-    assert not refusal or "corpus.csv" in refusal
 
 
 # --- JSON lines, distributions and EMO-SUPERB's tables ---
@@ -465,6 +447,7 @@ def test_a_table_of_emo_superb_is_read_and_its_smoothing_undone(smooth: bool, di
     st.lists(st.integers(0, 50), min_size=2, max_size=16).filter(lambda counts: sum(counts) > 0),
     st.floats(0.001, 0.4),
 )
+@settings(max_examples=30)
 def test_smoothing_and_its_inverse_cancel(counts: list[int], epsilon: float) -> None:
     shares = {str(place): count / sum(counts) for place, count in enumerate(counts)}
     written = smoothed(shares, epsilon)

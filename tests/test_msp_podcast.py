@@ -17,11 +17,12 @@ from amber2_core.label_spaces import policy_of
 from amber2_core.tables import attribute_columns, rating_table
 from amber2_core.utterance import Corpus
 from amber2_core.votes import label_distributions
+from amber2_data import release
 from amber2_data.corpora import msp_podcast
 from amber2_data.corpora.msp_podcast import CODES
-from amber2_data.json_members import CHUNK, json_members
+from amber2_data.release import json_members
 
-COUNT = 700
+COUNT = 300
 WRITTEN = tuple(turns(COUNT))
 
 
@@ -191,18 +192,28 @@ VALUES: st.SearchStrategy[object] = st.recursive(
 
 
 @given(st.dictionaries(st.text(max_size=4), VALUES, max_size=5), st.sampled_from([None, 0, 2]), st.booleans())
-@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_members_are_those_that_json_reads(
-    tmp_path: Path, record: dict[str, object], indent: int | None, escaped: bool
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_members_are_those_that_json_reads_wherever_a_chunk_ends(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, record: dict[str, object], indent: int | None, escaped: bool
 ) -> None:
+    monkeypatch.setattr(release, "CHUNK", 1)
     text = json.dumps(record, indent=indent, ensure_ascii=escaped)
     (tmp_path / "x.json").write_text(f"\n {text}\n\n", "utf-8")
     assert {key: value for _, key, value in json_members(tmp_path / "x.json")} == record
 
 
-def test_members_longer_than_a_chunk_are_read_with_their_lines(tmp_path: Path) -> None:
-    record = {f"k{n}": {"text": "ü" * (CHUNK // 3) + str(n)} for n in range(9)}
+def test_members_longer_than_a_chunk_are_read_with_their_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(release, "CHUNK", 64)
+    record = {f"k{n}": {"text": "ü" * 50 + str(n)} for n in range(9)}
     (tmp_path / "x.json").write_text(json.dumps(record, indent=1, ensure_ascii=False), "utf-8")
     found = list(json_members(tmp_path / "x.json"))
     assert {key: value for _, key, value in found} == record
     assert [line for line, _, _ in found] == [2 + 3 * n for n in range(9)]
+
+
+def test_an_endless_member_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(release, "MAX_MEMBER", 1000)
+    monkeypatch.setattr(release, "CHUNK", 64)
+    (tmp_path / "x.json").write_text('{"a": 1,\n"b": "' + "x" * 10_000 + '"}')
+    with pytest.raises(CorpusError, match=r"x\.json, line 2: not JSON"):
+        list(json_members(tmp_path / "x.json"))

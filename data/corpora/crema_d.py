@@ -22,9 +22,8 @@ from pathlib import Path
 from amber2_core.errors import CorpusError
 from amber2_core.utterance import STIMULI, Corpus, LabelDefaults, Problem, Rating, Stimulus, Utterance
 
-from ..faults import first_of
-from ..rows import Row, read_table
-from ..tallies import anonymous_ratings
+from ..label_forms import anonymous_ratings
+from ..release import Row, first_of, read_table
 
 ORIGIN = "The root is a clone of https://github.com/CheyneyComputerScience/CREMA-D with its Git LFS files."
 

@@ -26,10 +26,9 @@ from typing import Any
 from amber2_core.errors import CorpusError, parse_problem
 from amber2_core.utterance import Corpus
 
-from ..described import described_corpus
-from ..json_rows import flat_cells
 from ..manifest_columns import NAMES
-from ..rows import Row, Table
+from ..release import Row, Table, flat_cells
+from .manifest import described_corpus
 
 ORIGIN = "The root is a folder that the datasets library saved, a folder of .parquet files, or one of them."
 

@@ -33,8 +33,7 @@ from amber2_core.errors import CorpusError
 from amber2_core.utterance import Corpus, LabelDefaults, Problem, Rating, Utterance
 from amber2_core.votes import CONSENSUS
 
-from ..faults import first_of
-from ..lines import text_lines
+from ..release import first_of, text_lines
 
 ORIGIN = "The root is IEMOCAP_full_release, as https://sail.usc.edu/iemocap hands it out to those who sign."
 RELEASE = "IEMOCAP_full_release"

@@ -28,9 +28,7 @@ from amber2_core.errors import CorpusError
 from amber2_core.utterance import Corpus, LabelDefaults, Problem, Rating, Utterance
 from amber2_core.votes import CONSENSUS
 
-from ..faults import first_of
-from ..json_members import json_members
-from ..lines import text_lines
+from ..release import first_of, json_members, text_lines
 
 ORIGIN = "The root is a folder with M3ED's annotation.json and wav/, see https://github.com/AIM3-RUC/RUCM3ED."
 

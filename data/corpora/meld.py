@@ -23,8 +23,7 @@ from amber2_core.errors import CorpusError
 from amber2_core.utterance import Corpus, LabelDefaults, Problem, Rating, Utterance
 from amber2_core.votes import CONSENSUS
 
-from ..faults import first_of
-from ..rows import Row, read_table
+from ..release import Row, first_of, read_table
 
 ORIGIN = "The root is the folder of MELD's CSV files, see https://github.com/declare-lab/MELD."
 

@@ -31,7 +31,7 @@ from amber2_core.arrays import open_arrays
 from amber2_core.errors import CacheError, CorpusError
 from amber2_core.utterance import Corpus, LabelDefaults, Problem, Rating, Utterance
 
-from ..faults import first_of
+from ..release import first_of
 
 ORIGIN = "The root is a folder with CMU_MOSEI_Labels.csd and wav/, or one .npz file with id, labels and raw_text."
 

@@ -27,11 +27,9 @@ from amber2_core.errors import CorpusError
 from amber2_core.utterance import Corpus, LabelDefaults, Problem, Utterance
 from amber2_core.votes import CONSENSUS
 
-from ..faults import first_of
 from ..label_forms import finite_number
-from ..lines import text_lines
 from ..podcast_votes import FILE_NAME, Ballot, read_ballots
-from ..rows import read_table
+from ..release import first_of, read_table, text_lines
 
 ORIGIN = "The root is a release of MSP-Podcast, as the MSP Lab of UT Dallas hands it out to those who sign."
 

@@ -11,7 +11,7 @@ from typing import Protocol, cast
 from amber2_core.errors import CorpusError, bad_choice
 from amber2_core.utterance import Corpus, LabelDefaults
 
-from ..faults import first_of
+from ..release import first_of
 
 # name, as given to --corpus → module of this package; loaded only when it is asked for
 READERS: dict[str, str] = {

@@ -2,48 +2,67 @@
 
 ```
 <root>/
-├── corpus.json      settings of the generator, share of conflicts, the lowest JS that can be reached (`Description`)
-├── utterances.csv   id, audio, transcript, speaker, session, dialogue, and the truth: true_emotion, audio_emotion,
-│                    text_emotion, mixture.<emotion> (how a rater ticks), lowest_js (expected at best, bits)
-├── ratings.csv      utterance, rater, source, label
+├── corpus.json      settings, share of conflicts, the lowest JS that can be reached (`Description`)
+├── utterances.csv   a manifest: id, audio, transcript, speaker, session, dialogue, language, ratings, and the truth:
+│                    true_emotion, audio_emotion, text_emotion, mixture.<emotion> (how a rater ticks), lowest_js
 └── wav/Ses01/Ses01_d000_F000.wav   16 kHz mono PCM16
 ```
 `python -m amber2_data.corpora.synthetic DIR` writes one. It has the shape of IEMOCAP: five sessions of a woman and a
-man who take turns, four emotions, three or four external raters and sometimes the speaker's own report. What voice,
-words and raters have to do with one another: `amber2_data.synthesis.perception`. Equal settings give equal bytes.
+man who take turns, four emotions, three or four raters. What voice, words and raters have to do with one another:
+`amber2_data.synthesis`. Equal settings give equal bytes.
 """
 
 from __future__ import annotations
 
 import csv
+import json
 import os
 import shutil
-from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import click
 import numpy as np
 import soundfile
 
 from amber2_core.command import command_body
-from amber2_core.errors import CorpusError, SettingError, bad_choice, parse_problem
-from amber2_core.utterance import SOURCES, Corpus, LabelDefaults, Rating, Utterance
+from amber2_core.errors import CorpusError, SettingError
+from amber2_core.utterance import Corpus, LabelDefaults, Utterance
 
-from ..label_forms import finite_number
-from ..rows import Row, read_table
-from ..synthesis.description import FORMAT_VERSION, Description, describe, read_description, write_description
-from ..synthesis.perception import EMOTIONS, oracle
-from ..synthesis.turns import SESSIONS, Turn, turns
-from ..synthesis.voice import SAMPLING_RATE, speak
+from ..synthesis import EMOTIONS, SESSIONS, Turn, js, lowest_js, oracle, turns
+from ..voice import SAMPLING_RATE, speak
+from . import manifest
 
 ORIGIN = "Write one with: python -m amber2_data.corpora.synthetic DIR"
 DEFAULTS = LabelDefaults(emotions=EMOTIONS, stimulus="audiovisual", keep="any-vote", folds="session")
 
-TRUTH = ("true_emotion", "audio_emotion", "text_emotion")
-NUMBERS = (*(f"mixture.{emotion}" for emotion in EMOTIONS), "lowest_js")
-UTTERANCE_COLUMNS = ("id", "audio", "transcript", "speaker", "session", "dialogue", *TRUTH, *NUMBERS)
-RATING_COLUMNS = ("utterance", "rater", "source", "label")
+DESCRIPTION, UTTERANCES = "corpus.json", "utterances.csv"
+# another version where the law of the generator changes
+FORMAT = {"format": "amber2-synthetic", "format_version": 2}
+
+
+@dataclass(frozen=True, slots=True)
+class Description:
+    """The settings and the reachable scores. Every JS is a mean over utterances, in bits, against the votes."""
+
+    utterances: int
+    seed: int
+    # share of utterances whose voice and words carry different emotions: as asked for, and as drawn
+    conflict: float
+    conflicts_drawn: float
+    seconds: float
+    # the lowest mean JS that any predictor can expect before the votes are drawn, even if it is told the true emotion,
+    # the voice's, the words' and so the raters' mixture of each utterance: the ceiling of every trained head
+    lowest_js: float
+    # what that best predictor scores on the very votes that were drawn
+    lowest_js_on_these_votes: float
+    # over all corpora of this law: the lowest that can be expected by who knows without error what one modality carries
+    # (the ceiling of an audio head, of a text head), and by who knows nothing (one prediction for all)
+    lowest_js_from_audio: float
+    lowest_js_from_text: float
+    lowest_js_from_nothing: float
 
 
 def write(root: Path, *, utterances: int = 600, seed: int = 0, conflict: float = 0.3) -> Description:
@@ -65,9 +84,9 @@ def write(root: Path, *, utterances: int = 600, seed: int = 0, conflict: float =
     partial = root.parent / f".{root.name}.{os.getpid()}.partial"
     try:
         if root.exists() and not (root.is_dir() and not any(root.iterdir())):
-            return _same_corpus(root, utterances=utterances, seed=seed, conflict=conflict)
+            return _same_corpus(root, (utterances, seed, conflict))
         partial.mkdir(parents=True)
-        description = _write_files(partial, utterances=utterances, seed=seed, conflict=conflict)
+        description = _write_files(partial, list(turns(utterances, seed=seed, conflict=conflict)), seed, conflict)
         if root.exists():
             root.rmdir()
         partial.rename(root)
@@ -85,28 +104,40 @@ def read(root: Path) -> Corpus:
         CorpusError: a file is missing, of another format, or cannot be parsed.
     """
     description = read_description(root)
-    ratings, lines = _read_ratings(root / "ratings.csv")
-    utterances: dict[str, Utterance] = {}
-    table = read_table(root / "utterances.csv", required=UTTERANCE_COLUMNS)
-    for row in table.rows:
-        utterance = _read_utterance(table.path, row, tuple(ratings.pop(row.cells["id"], ())))
-        if utterance.id in utterances:
-            raise CorpusError(parse_problem(table.path, row.line, f"second row for {utterance.id}"))
-        utterances[utterance.id] = utterance
-    if ratings:
-        first = next(iter(ratings))
-        raise CorpusError(parse_problem(root / "ratings.csv", lines[first], f"{table.path.name} does not hold {first}"))
-    if len(utterances) != description.utterances:
-        raise CorpusError(f"{table.path} holds {len(utterances)} utterances, not {description.utterances}. {ORIGIN}")
-    version = f"{FORMAT_VERSION}, seed {description.seed}"
-    return Corpus("synthetic", root, tuple(utterances.values()), DEFAULTS, version)
+    corpus = manifest.read(root / UTTERANCES)
+    if len(corpus.utterances) != description.utterances:
+        counts = f"{description.utterances} but {len(corpus.utterances)}"
+        raise CorpusError(f"Not {counts} utterances are in {root / UTTERANCES}: write the corpus anew")
+    version = f"{FORMAT['format_version']}, seed {description.seed}"
+    return replace(corpus, name="synthetic", defaults=DEFAULTS, version=version)
 
 
-def _same_corpus(root: Path, *, utterances: int, seed: int, conflict: float) -> Description:
-    if not (root / "corpus.json").is_file():
+def read_description(root: Path) -> Description:
+    """What the corpus.json of a synthetic corpus says.
+
+    Raises:
+        CorpusError: there is none, or it is not of this format and version.
+    """
+    path = root / DESCRIPTION
+    try:
+        fields = json.loads(path.read_text(encoding="utf-8"))
+        if any(fields.pop(name) != value for name, value in FORMAT.items()):
+            raise ValueError("written by another generator")
+        return Description(**fields)
+    except FileNotFoundError:
+        raise CorpusError(f"No file {path}. {ORIGIN}") from None
+    except OSError as error:
+        raise CorpusError(f"Cannot read {path}: {error.strerror}") from error
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        what = f"{FORMAT['format']} corpus of version {FORMAT['format_version']}"
+        raise CorpusError(f"{path} describes no {what}: write it anew") from None
+
+
+def _same_corpus(root: Path, wanted: tuple[int, int, float]) -> Description:
+    if not (root / DESCRIPTION).is_file():
         raise CorpusError(f"{root} exists and is no synthetic corpus: name another folder")
     there = read_description(root)
-    if (there.utterances, there.seed, there.conflict) != (utterances, seed, conflict):
+    if (there.utterances, there.seed, there.conflict) != wanted:
         raise CorpusError(
             f"{root} holds a synthetic corpus of {there.utterances} utterances, seed {there.seed}, conflict "
             f"{there.conflict:g}: name another folder, or remove it"
@@ -114,73 +145,47 @@ def _same_corpus(root: Path, *, utterances: int, seed: int, conflict: float) -> 
     return there
 
 
-def _write_files(folder: Path, *, utterances: int, seed: int, conflict: float) -> Description:
-    drawn = list(turns(utterances, seed=seed, conflict=conflict))
+def _write_files(folder: Path, drawn: Sequence[Turn], seed: int, conflict: float) -> Description:
     samples = 0
     for turn in drawn:
-        path = folder / _recording(turn)
+        path = folder / str(turn.utterance.audio)
         path.parent.mkdir(parents=True, exist_ok=True)
         random = np.random.default_rng(turn.voice_seed)
-        waveform = speak(turn.transcript, turn.speaker, turn.latents.audio, random)
+        waveform = speak(turn.utterance.transcript, turn.speaker, turn.latents.audio, random)
         soundfile.write(path, waveform, SAMPLING_RATE, subtype="PCM_16")
         samples += len(waveform)
-    _write_table(folder / "utterances.csv", UTTERANCE_COLUMNS, [_utterance_row(turn) for turn in drawn])
-    ratings = [(turn.id, tick.rater, tick.source, tick.label) for turn in drawn for tick in turn.ratings]
-    _write_table(folder / "ratings.csv", RATING_COLUMNS, ratings)
-    description = describe(drawn, seed=seed, conflict=conflict, seconds=samples / SAMPLING_RATE)
-    write_description(folder, description)
+    rows = [_row(turn.utterance) for turn in drawn]
+    with (folder / UTTERANCES).open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+    description = Description(
+        utterances=len(drawn),
+        seed=seed,
+        conflict=conflict,
+        conflicts_drawn=float(np.mean([turn.latents.audio != turn.latents.text for turn in drawn])),
+        seconds=samples / SAMPLING_RATE,
+        lowest_js=float(np.mean([oracle(turn.latents)[1] for turn in drawn])),
+        lowest_js_on_these_votes=float(np.mean([_js_of_oracle(turn) for turn in drawn])),
+        lowest_js_from_audio=lowest_js(conflict, knowing=["audio"]),
+        lowest_js_from_text=lowest_js(conflict, knowing=["text"]),
+        lowest_js_from_nothing=lowest_js(conflict, knowing=[]),
+    )
+    text = json.dumps({**FORMAT, **asdict(description)}, indent=2)
+    (folder / DESCRIPTION).write_text(text + "\n", encoding="utf-8")
     return description
 
 
-def _recording(turn: Turn) -> str:
-    return f"wav/{turn.session}/{turn.id}.wav"
+def _row(utterance: Utterance) -> dict[str, Any]:
+    named = ("id", "audio", "transcript", "speaker", "session", "dialogue", "language")
+    ratings = json.dumps([{"rater": rating.rater, "label": rating.label} for rating in utterance.ratings])
+    return {**{name: getattr(utterance, name) for name in named}, "ratings": ratings, **utterance.attributes}
 
 
-def _utterance_row(turn: Turn) -> Sequence[object]:
-    latents = turn.latents
-    said = (turn.id, _recording(turn), turn.transcript, turn.speaker.name, turn.session, turn.dialogue)
-    return (*said, latents.true, latents.audio, latents.text, *latents.mixture.tolist(), oracle(latents).js)
-
-
-def _write_table(path: Path, header: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-    with path.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(header)
-        writer.writerows(rows)
-
-
-def _read_ratings(path: Path) -> tuple[dict[str, list[Rating]], dict[str, int]]:
-    """Utterance → its ratings, and the line of the first of them."""
-    lines: dict[str, int] = {}
-    ratings: dict[str, list[Rating]] = defaultdict(list)
-    for row in read_table(path, required=RATING_COLUMNS).rows:
-        utterance, rater, source, label = (row.cells[column] for column in RATING_COLUMNS)
-        if source not in SOURCES:
-            raise CorpusError(parse_problem(path, row.line, bad_choice("source", source, SOURCES)))
-        ratings[utterance].append(Rating(rater, label, source=source))
-        lines.setdefault(utterance, row.line)
-    return ratings, lines
-
-
-def _read_utterance(path: Path, row: Row, ratings: tuple[Rating, ...]) -> Utterance:
-    numbers = {column: finite_number(row.cells[column]) for column in NUMBERS}
-    attributes: dict[str, float | str] = {column: row.cells[column] for column in TRUTH}
-    for column, number in numbers.items():
-        if number is None:
-            raise CorpusError(parse_problem(path, row.line, f"{row.cells[column]!r} in column {column} is no number"))
-        attributes[column] = number
-    cells = row.cells
-    return Utterance(
-        id=cells["id"],
-        audio=cells["audio"],
-        transcript=cells["transcript"],
-        ratings=ratings,
-        speaker=cells["speaker"],
-        session=cells["session"],
-        dialogue=cells["dialogue"],
-        language="en",
-        attributes=attributes,
-    )
+def _js_of_oracle(turn: Turn) -> float:
+    votes = [rating.label for rating in turn.utterance.ratings]
+    label = np.array([votes.count(emotion) for emotion in EMOTIONS]) / len(votes)
+    return float(js(label, oracle(turn.latents)[0]))
 
 
 @click.command()

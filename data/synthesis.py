@@ -1,0 +1,221 @@
+"""The law of the synthetic corpus: from hidden emotions to words and votes, and to the lowest JS that can be reached.
+
+Every utterance has a true emotion, an emotion that the voice carries and one that the words carry. For each true
+emotion one modality is reliable and always carries it: the voice for angry and sad, the words for neutral and happy.
+The other modality carries it with probability 1 − conflict, else the emotion that it is mistaken for. The voice tells
+arousal: it takes happy for angry and neutral for sad. The words tell valence: they take angry for sad and sad for
+angry. So voice and words conflict in a share `conflict` of the utterances of each emotion, and together they determine
+the true one: angry voice and happy words are a happy utterance, angry voice and sad words an angry one.
+
+A rater ticks anything with probability `LAPSE`, else what the reliable modality carries with probability
+`LED_BY_RELIABLE`, else what the other one carries: the mixture is
+q = (1 − LAPSE)·(LED_BY_RELIABLE·e_reliable + (1 − LED_BY_RELIABLE)·e_other) + LAPSE/4. Raters are independent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from itertools import product
+from math import factorial, prod
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from amber2_core.utterance import Rating, Utterance
+
+from .voice import Speaker, speakers
+
+Array = npt.NDArray[np.float64]
+Emotion = Literal["neutral", "happy", "angry", "sad"]
+Carrier = Literal["audio", "text"]
+
+EMOTIONS: tuple[Emotion, ...] = ("neutral", "happy", "angry", "sad")
+# shares of IEMOCAP's 5,531 utterances: 1,708 neutral, 1,636 happy or excited, 1,103 angry, 1,084 sad
+PRIOR: dict[Emotion, float] = {"neutral": 0.309, "happy": 0.296, "angry": 0.199, "sad": 0.196}
+RELIABLE: dict[Emotion, Carrier] = {"neutral": "text", "happy": "text", "angry": "audio", "sad": "audio"}
+# what the unreliable modality of an utterance carries when it does not carry the true emotion
+MISTAKEN_FOR: dict[Emotion, Emotion] = {"neutral": "sad", "happy": "angry", "angry": "sad", "sad": "angry"}
+LED_BY_RELIABLE = 0.75
+LAPSE = 0.16
+# number of raters of an utterance → probability; IEMOCAP has three, sometimes four
+RATERS: dict[int, float] = {3: 0.7, 4: 0.3}
+
+SESSIONS = 5
+DIALOGUE = 20  # turns of a dialogue
+RATER_POOL = tuple(f"E{number:02d}" for number in range(1, 13))
+
+FRAMES = (
+    "{opener}, the {thing} is {adjective} {time}.",
+    "I {verb} the {adjective} {thing} {time}.",
+    "{opener}, we {adverb} {verb} that {thing}.",
+    "My {person} {adverb} left a {adjective} {thing}.",
+    "They {adverb} said the {thing} was {adjective}.",
+)
+SHARED = {
+    "thing": "letter meeting garden ticket window paper picture office story house",
+    "person": "brother sister teacher",
+    "time": "today tonight again now",
+}
+# no word stands in the lists of two emotions
+CARRYING: Mapping[Emotion, Mapping[str, str]] = {
+    "neutral": {
+        "opener": "well okay so anyway", "adverb": "usually normally roughly simply", "verb": "see use check expect",
+        "adjective": "ordinary usual regular plain average standard normal",
+    },
+    "happy": {
+        "opener": "wow hooray great hurrah", "adverb": "happily gladly cheerfully joyfully",
+        "verb": "love adore enjoy celebrate",
+        "adjective": "wonderful lovely amazing brilliant delightful splendid funny",
+    },
+    "angry": {
+        "opener": "damn enough nonsense rubbish", "adverb": "angrily furiously spitefully fiercely",
+        "verb": "hate resent despise curse",
+        "adjective": "stupid ridiculous outrageous disgraceful rotten shameful nasty",
+    },
+    "sad": {
+        "opener": "alas sorry sigh no", "adverb": "sadly tearfully wearily gloomily",
+        "verb": "miss mourn regret lament",
+        "adjective": "miserable lonely hopeless gloomy tragic painful mournful",
+    },
+}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Latents:
+    """What the generator knows of one utterance before anyone rates it."""
+
+    true: Emotion
+    audio: Emotion
+    text: Emotion
+
+    @property
+    def mixture(self) -> Array:
+        """The probability (4,) with which one rater ticks each of `EMOTIONS`."""
+        led: dict[Carrier, float] = {"audio": 1 - LED_BY_RELIABLE, "text": 1 - LED_BY_RELIABLE}
+        led[RELIABLE[self.true]] = LED_BY_RELIABLE
+        carried = [led["audio"] * (self.audio == e) + led["text"] * (self.text == e) for e in EMOTIONS]
+        return (1 - LAPSE) * np.array(carried) + LAPSE / len(EMOTIONS)
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """One utterance before it is spoken."""
+
+    utterance: Utterance
+    latents: Latents
+    speaker: Speaker
+    voice_seed: np.random.SeedSequence
+
+
+def latents_of(true: Emotion, *, conflict: bool) -> Latents:
+    """The latents of an utterance whose voice and words conflict, or agree."""
+    other = MISTAKEN_FOR[true] if conflict else true
+    return Latents(true, audio=other, text=true) if RELIABLE[true] == "text" else Latents(true, audio=true, text=other)
+
+
+def law(conflict: float) -> dict[Latents, float]:
+    """The latents that occur, with their probabilities: eight, unless voice and words always or never conflict."""
+    shares = ((False, 1 - conflict), (True, conflict))
+    return {latents_of(e, conflict=c): PRIOR[e] * share for e in EMOTIONS for c, share in shares if share > 0}
+
+
+def sentence(emotion: Emotion, random: np.random.Generator) -> str:
+    """A sentence of five to seven words, two or three of them carrying the emotion."""
+    lists = {slot: words.split() for slot, words in {**SHARED, **CARRYING[emotion]}.items()}
+    words = {slot: choices[random.integers(len(choices))] for slot, choices in lists.items()}
+    text = FRAMES[random.integers(len(FRAMES))].format(**words)
+    return text[0].upper() + text[1:]
+
+
+def turns(count: int, *, seed: int, conflict: float) -> Iterator[Turn]:
+    """The first `count` turns, one of each session in turn; asking for more changes none of the earlier ones."""
+    voices, utterances = np.random.SeedSequence(seed).spawn(2)
+    cast = speakers(SESSIONS, np.random.default_rng(voices))
+    for index, stream in enumerate(utterances.spawn(count)):
+        drawn, voice_seed = stream.spawn(2)
+        random = np.random.default_rng(drawn)
+        place, session = divmod(index, SESSIONS)
+        speaker = cast[session][place % 2]
+        true = EMOTIONS[random.choice(len(EMOTIONS), p=list(PRIOR.values()))]
+        latents = latents_of(true, conflict=bool(random.random() < conflict))
+        name = f"Ses{session + 1:02d}"
+        dialogue = f"{name}_d{place // DIALOGUE:03d}"
+        id_ = f"{dialogue}_{speaker.name[-1]}{place % DIALOGUE:03d}"
+        utterance = Utterance(
+            id=id_,
+            audio=f"wav/{name}/{id_}.wav",
+            transcript=sentence(latents.text, random),
+            ratings=_ratings(latents, random),
+            speaker=speaker.name,
+            session=name,
+            dialogue=dialogue,
+            language="en",
+            attributes=_truth(latents),
+        )
+        yield Turn(utterance, latents, speaker, voice_seed)
+
+
+def _ratings(latents: Latents, random: np.random.Generator) -> tuple[Rating, ...]:
+    count = random.choice(list(RATERS), p=list(RATERS.values()))
+    raters = sorted(random.choice(RATER_POOL, size=count, replace=False))
+    ticks = random.choice(EMOTIONS, size=count, p=latents.mixture)
+    return tuple(Rating(str(rater), str(tick)) for rater, tick in zip(raters, ticks, strict=True))
+
+
+def _truth(latents: Latents) -> dict[str, float | str]:
+    mixture = {f"mixture.{e}": float(share) for e, share in zip(EMOTIONS, latents.mixture, strict=True)}
+    emotions = {"true_emotion": latents.true, "audio_emotion": latents.audio, "text_emotion": latents.text}
+    return {**emotions, **mixture, "lowest_js": oracle(latents)[1]}
+
+
+def best_prediction(mixtures: Sequence[Array], probabilities: Sequence[float]) -> tuple[Array, float]:
+    """The prediction p, (4,), that minimises E[JS(y‖p)] when the raters' mixture is one of several, and the minimum.
+
+    y = n/N is what N raters, drawn from `RATERS`, say; the expectation runs over the mixtures, N and the votes and is a
+    finite sum. It is convex in p, and exponentiated gradient steps descend until the duality gap p·g − min g, which
+    bounds the distance to the minimum, is below 1e-9. The probabilities need not sum to one; no mixture holds a zero.
+    """
+    votes = [counts for counts in product(range(max(RATERS) + 1), repeat=len(EMOTIONS)) if sum(counts) in RATERS]
+    counts = np.array(votes)  # (outcomes, 4)
+    ways = np.array([RATERS[sum(n)] * factorial(sum(n)) / prod(map(factorial, n)) for n in votes])
+    likelihoods = np.prod(np.array(mixtures)[:, None] ** counts, axis=2)  # (mixtures, outcomes)
+    chances = ways * (np.array(probabilities) / np.sum(probabilities) @ likelihoods)
+    labels = counts / counts.sum(axis=1, keepdims=True)
+    prediction = np.full(len(EMOTIONS), 1 / len(EMOTIONS))
+    while True:
+        gradient = chances @ np.log2(2 * prediction / (labels + prediction)) / 2  # of E[JS] in p
+        if prediction @ gradient - gradient.min() < 1e-9:
+            return prediction, float(chances @ js(labels, prediction))
+        prediction = prediction * np.exp2(-2 * gradient)
+        prediction /= prediction.sum()
+
+
+@cache
+def oracle(latents: Latents) -> tuple[Array, float]:
+    """What the generator itself would predict of an utterance before it draws votes, and the JS that it expects."""
+    return best_prediction([latents.mixture], [1.0])
+
+
+def js(label: Array, prediction: Array) -> Array:
+    """Jensen–Shannon divergence in bits over the last axis; `prediction` has no zero."""
+    middle = (label + prediction) / 2
+    of_label = label * np.log2(np.where(label > 0, label, 1.0) / middle)
+    return np.asarray((of_label + prediction * np.log2(prediction / middle)).sum(-1) / 2)
+
+
+def lowest_js(conflict: float, *, knowing: Collection[Carrier]) -> float:
+    """The lowest expected JS of a predictor that is told, without error, which emotions some modalities carry.
+
+    Whoever knows both knows the true emotion and the mixture, hence all that the generator knows before it draws votes.
+    """
+    told: dict[tuple[Emotion, ...], dict[Latents, float]] = {}
+    for latents, probability in law(conflict).items():
+        known = tuple(latents.audio if carrier == "audio" else latents.text for carrier in knowing)
+        told.setdefault(known, {})[latents] = probability
+    return sum(
+        sum(cases.values()) * best_prediction([latents.mixture for latents in cases], list(cases.values()))[1]
+        for cases in told.values()
+    )
