@@ -1,4 +1,4 @@
-"""The tables of a run folder: from a sweep's runs to the rows of results.csv, curves.csv and experts.csv."""
+"""The tables of a run folder as a sweep's runs give them: the rows of results.csv, curves.csv and experts.csv."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One call of stage 2: from a cache and what the user asked for to a complete run folder."""
+"""One call of stage 2: a sweep trained and chosen from, and its run folder written."""
 
 from __future__ import annotations
 
