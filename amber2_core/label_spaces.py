@@ -1,4 +1,4 @@
-"""Label spaces by name, and the label policy that options (--emotions, --merge, --keep, …) make of a corpus's defaults."""
+"""Label spaces by name, and the label policy that options (--emotions, --merge, …) make of a corpus's defaults."""
 
 from __future__ import annotations
 
