@@ -56,8 +56,8 @@ def main() -> None:
         tables = []
         for precision in OF_CPUS:
             grid = Grid(seeds=options.seeds, epochs=options.epochs)
-            wanted = TrainOptions(grid=grid, folds="speaker", precision=precision, device="cpu")
-            tables.append(train(cache, folder / precision, wanted).table)
+            options_of_run = TrainOptions(grid=grid, folds="speaker", precision=precision, device="cpu")
+            tables.append(train(cache, folder / precision, options_of_run).table)
     print_differences(*tables)
 
 

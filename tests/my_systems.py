@@ -13,9 +13,8 @@ import torch
 from torch import Tensor
 
 from amber2_core.heads_folder import write_heads
-from amber2_train.fold_data import FoldData, Rows
 from amber2_train.stacked.system import Loss, StackedSettings, StackedSystem
-from amber2_train.systems.system import FitOptions, History, Need, System, option
+from amber2_train.systems.system import FitOptions, FoldData, History, Need, Rows, System, option
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from amber2_core.cache import FeatureCache, Features, write_cache
+from amber2_core.cache import FeatureCache, Features, MappedFeatures, write_cache
 from amber2_core.tables import RatingTable, UtteranceTable, texts
 from amber2_core.utterance import LabelDefaults
 from amber2_train.fold_data import FoldData, Rows, features_on, fold_data
@@ -77,8 +77,19 @@ def training_data(
 
 def with_values(data: TrainingData, **values: np.ndarray[Any, Any]) -> TrainingData:
     """The same utterances with other numbers as features of some modalities."""
-    sets = {name: replace(data.inputs[name], values=x.astype(np.float32)) for name, x in values.items()}
-    return replace(data, inputs={**data.inputs, **sets})
+    sets: dict[str, Features | MappedFeatures] = dict(data.inputs)
+    for name, x in values.items():
+        own = data.inputs[name]
+        sets[name] = Features(name, own.name, x.astype(np.float32), own.inputs, own.recipe)
+    return replace(data, inputs=sets)
+
+
+def values_of(data: TrainingData) -> dict[str, np.ndarray[Any, Any]]:
+    """All utterances' features by modality, wherever they are."""
+    found = {}
+    for name, some in data.inputs.items():
+        found[name] = some.values if isinstance(some.values, np.ndarray) else some.values.open()
+    return found
 
 
 def fold_in(

@@ -40,7 +40,7 @@ def test_a_cache_from_a_gpu_is_that_from_a_cpu_whatever_its_batches(tmp_path: Pa
     save_speech(tmp_path / "speech", family)
     save_text(tmp_path / "text", "bert")
     corpus = write_corpus(tmp_path / "corpus")
-    models = {"audio_model": str(tmp_path / "speech"), "text_model": str(tmp_path / "text")}
+    models: dict[str, Any] = {"audio_model": str(tmp_path / "speech"), "text_model": str(tmp_path / "text")}
     caches = {}
     for name, effort in {
         "cpu": Effort(device="cpu"),

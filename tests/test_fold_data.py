@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from synthetic_data import cache_of, fold_in, training_data, with_values
+from synthetic_data import cache_of, fold_in, training_data, values_of, with_values
 
 from amber2_core.cache import Frames, write_cache
 from amber2_train.fold_data import FoldData, Rows, features_on, fold_data, train_statistics
@@ -90,7 +90,8 @@ def test_where_nothing_is_missing_everybody_has_every_head() -> None:
 
 def test_layers_are_all_that_the_cache_holds_in_single_precision(rich: TrainingData) -> None:
     values = np.asarray(rich.inputs["audio"].values[0:45])
-    assert (values.ndim, values.dtype) == (3, np.float16)
+    assert values.ndim == 3
+    assert values.dtype == np.float16
     for rows, of_cache in parts(rich, folded(rich)):
         layers = rows.layers("audio", CHOSEN)
         assert (layers.dtype, layers.shape) == (torch.float32, (2, 2, 3, 6))
@@ -144,15 +145,15 @@ def test_inputs_are_standardised_by_train_rows_alone() -> None:
     data = training_data(60)
     fold = make_folds("session", data)[0]
     elsewhere = np.setdiff1d(np.arange(60), fold.train)
-    other = {name: some.values.copy() for name, some in data.inputs.items()}
+    other = {name: x.copy() for name, x in values_of(data).items()}
     for x in other.values():
         x[elsewhere] = 1000.0 * x[elsewhere] - 50.0
     for some in (data, with_values(data, **other)):
         rows = fold_in(some, fold, standardise=True)
-        for name, held in data.inputs.items():
+        for name, x in values_of(data).items():
             mean, sd = rows.dev.standardisation[name]
-            np.testing.assert_allclose(mean, held.values[fold.train].mean(0), rtol=1e-5)
-            np.testing.assert_allclose(sd, held.values[fold.train].std(0), rtol=1e-5)
+            np.testing.assert_allclose(mean, x[fold.train].mean(0), rtol=1e-5)
+            np.testing.assert_allclose(sd, x[fold.train].std(0), rtol=1e-5)
     train = folded(data, standardise=True).train
     for vectors in train.vectors(torch.arange(len(train))).values():
         np.testing.assert_allclose(vectors.mean(0), 0, atol=1e-5)
@@ -163,8 +164,8 @@ def test_standardisation_is_by_the_train_rows_that_are_there_and_leaves_the_miss
     data = training_data(45, missing=LACKING)
     fold = make_folds("session", data)[0]
     train = folded(data, standardise=True).train
-    for name, some in data.inputs.items():
-        own = some.values[[row for row in fold.train if row not in LACKING[name]]]
+    for name, x in values_of(data).items():
+        own = x[[row for row in fold.train if row not in LACKING[name]]]
         mean, sd = train.standardisation[name]
         np.testing.assert_allclose(mean, own.mean(0), rtol=1e-5)
         np.testing.assert_allclose(sd, own.std(0), rtol=1e-5)

@@ -9,8 +9,9 @@ import pytest
 
 from amber2_core.errors import SettingError
 from amber2_train.grid import Setting, Variant, axes_of, check_axis, expand, own_axes, parse_axis
+from amber2_train.stacked.system import StackedSystem
 from amber2_train.systems.amber2 import Amber2Settings
-from amber2_train.systems.system import System, option, system_of
+from amber2_train.systems.system import option, system_of
 
 OURS = axes_of(["amber2", "cb-ce"])
 
@@ -109,7 +110,7 @@ def test_two_systems_may_not_mean_different_things_by_one_name(monkeypatch: pyte
     class Settings:
         kappa: float = option(1.0, "Something else.")
 
-    class Mine(System):
+    class Mine(StackedSystem):
         name = "mine"
 
     Mine.Settings = Settings

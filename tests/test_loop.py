@@ -13,7 +13,7 @@ import pytest
 import reference
 import torch
 from slow_training import slow_dev_js, small, trained_slowly, vectors_of
-from synthetic_data import fold_in, training_data, with_values
+from synthetic_data import fold_in, training_data, values_of, with_values
 
 from amber2_core.fusion import FUSIONS
 from amber2_core.heads import Architecture, initial_parameters
@@ -24,6 +24,7 @@ from amber2_train.grid import Setting
 from amber2_train.stacked.loop import Trained, dev_js, random_stream, train
 from amber2_train.stacked.parameters import StackedHeads
 from amber2_train.stacked.system import StackedSystem
+from amber2_train.systems import system
 from amber2_train.systems.amber2 import Amber2
 from amber2_train.systems.system import FitOptions, system_of
 
@@ -219,7 +220,7 @@ def test_what_is_stored_in_place_of_missing_features_never_matters(standardise: 
     data = training_data(45, missing=LACKING)
     fold, found = make_folds("session", data)[0], []
     for filling in (0.0, 1e30, math.nan, math.inf):
-        filled = {m: np.where(data.present[m][:, None], x.values, filling) for m, x in data.inputs.items()}
+        filled = {m: np.where(data.present[m][:, None], x, filling) for m, x in values_of(data).items()}
         rows = fold_in(with_values(data, **filled), fold, dtype=torch.float32, standardise=standardise)
         found.append(trained(rows, COMPANY, [0], 3))
         assert torch.isfinite(logits_of(found[-1], rows.test)).all()
@@ -247,7 +248,7 @@ def test_the_loss_knows_the_epoch_and_systems_may_have_another_output() -> None:
     class Squared(StackedSystem):
         name = "squared"
 
-        def loss(self, settings: Any, *, heads: Any, fold: FoldData) -> Any:
+        def loss(self, settings: Any, *, heads: Any, fold: system.FoldData) -> Any:
             def losses(outputs: torch.Tensor, target: torch.Tensor, present: Any, epoch: torch.Tensor) -> torch.Tensor:
                 seen.append(float(epoch))
                 return (self.log_probs_of(outputs).exp() - target).square().sum((0, -1)).mean(-1)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ import pytest
 import torch
 from slow_training import small
 from small_sweep import Swept, swept
-from synthetic_data import training_data, with_values
+from synthetic_data import training_data, values_of, with_values
 
 from amber2_core.fusion import FUSIONS
 from amber2_core.heads_folder import TrainedHeads, read_heads
@@ -39,9 +38,9 @@ def heads_of(found: Swept, system: str, fold: int, seed: int = 0) -> TrainedHead
 
 
 def predicted_again(
-    heads: TrainedHeads, data: TrainingData, rows: Sequence[int] | np.ndarray[Any, Any]
+    heads: TrainedHeads, data: TrainingData, rows: np.ndarray[Any, Any]
 ) -> dict[str, np.ndarray[Any, Any]]:
-    features = {name: torch.from_numpy(some.values[rows]) for name, some in data.inputs.items()}
+    features = {name: torch.from_numpy(x[rows]) for name, x in values_of(data).items()}
     present = {name: torch.from_numpy(mask[rows]) for name, mask in data.present.items()}
     return {head: probs.numpy() for head, probs in heads.probs(features, present).items()}
 
@@ -131,7 +130,7 @@ def test_a_modality_that_no_train_row_has_is_left_out_of_the_whole_fold(
     assert {(row["head"], row["n"]) for row in rows} == {("audio", 15), ("text", 0), ("fusion", 15)}
     assert all(math.isfinite(row["js"]) == (row["head"] != "text") for row in rows)
     # as if nobody had text: what the cache holds of it has no influence
-    other = with_values(data, text=np.asarray(data.inputs["text"].values) * 100 + 3)
+    other = with_values(data, text=values_of(data)["text"] * 100 + 3)
     again = swept(tmp_path / "other", other, settings_of(fusion=fusion), [fold], standardise=standardise)
     for name, probs in predictions.probs.items():
         np.testing.assert_array_equal(probs, again.results.predictions.probs[name])

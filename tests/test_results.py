@@ -75,7 +75,8 @@ def made(
         test = {head: {"n": 6, **dict.fromkeys(METRICS, TEST_SCORE)} for head in heads} if score_all else {}
         run = Run(fold.number, place, seed, history, dev, test)
         with finished.weights(run).with_suffix(".npz").open("wb") as file:
-            np.savez(file, **{head: probs[fold.number, place, seed, head] for head in heads})
+            of_run: dict[str, Any] = {head: probs[fold.number, place, seed, head] for head in heads}
+            np.savez(file, **of_run)
         selection.add(run)
     return Made(data, folds, selection, results_of(selection, data, folds, COLUMNS), probs)
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 from slow_training import small
 from small_sweep import sweep_of, swept
-from synthetic_data import training_data, with_values
+from synthetic_data import training_data, values_of, with_values
 
 from amber2_core.errors import SettingError
 from amber2_core.heads_folder import read_heads
@@ -54,7 +54,7 @@ def test_a_task_gives_every_run_with_its_scores_on_dev_and_leaves_its_weights_an
         assert origin["epochs"] == run.history.epoch
         assert heads.emotions == data.emotions
         for rows, scores in ((fold.test, None), (fold.dev, run.dev)):
-            features = {m: torch.from_numpy(some.values[rows]) for m, some in data.inputs.items()}
+            features = {m: torch.from_numpy(x[rows]) for m, x in values_of(data).items()}
             for head, probs in heads.probs(features).items():
                 if scores is None:
                     np.testing.assert_allclose(probs, finished.probs(run)[head], atol=1e-6)
@@ -162,8 +162,8 @@ def test_inputs_that_are_standardised_are_so_in_training_and_in_the_heads(tmp_pa
     runs = trained(tmp_path / "one", task, standardise=True)
     train = make_folds("session", data)[0].train
     for name, (mean, _) in read_heads(FinishedTasks(tmp_path / "one").weights(runs[0])).standardisation.items():
-        np.testing.assert_allclose(mean, data.inputs[name].values[train].mean(0), rtol=1e-5)
-    shifted = with_values(data, **{m: 10 * np.asarray(some.values) + 3 for m, some in data.inputs.items()})
+        np.testing.assert_allclose(mean, values_of(data)[name][train].mean(0), rtol=1e-5)
+    shifted = with_values(data, **{m: 10 * x + 3 for m, x in values_of(data).items()})
     again = trained(tmp_path / "two", task, data=shifted, standardise=True)
     for one, other in zip(runs, again, strict=True):
         assert one.dev["fusion"]["js"] == pytest.approx(other.dev["fusion"]["js"], abs=1e-3)

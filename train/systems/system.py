@@ -196,6 +196,7 @@ class System(Protocol):
 
     def check(self, setting: Any, heads: Sequence[str]) -> None:
         """Raises SettingError for values that do not go together."""
+        return
 
     def expert_weights(self, setting: Any, probs: Mapping[str, Floats], target: Floats) -> Mapping[str, Floats]:
         """How much each expert counted, (seeds, n) by head, from probabilities (seeds, n, C); none without experts."""
