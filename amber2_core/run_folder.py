@@ -166,7 +166,7 @@ def new_run_folder(path: Path) -> Iterator[Path]:
 
 
 def write_results(path: Path, rows: Sequence[Row]) -> None:
-    """Write results.csv: rows with the names of the first; None is an empty cell, numbers stand in full."""
+    """Write results.csv; None, and what a row lacks and others have, is an empty cell, numbers stand in full."""
     _write_rows(path, rows, (*KEY_COLUMNS, "epoch", "n"))
 
 
@@ -228,12 +228,12 @@ def read_predictions(folder: Path) -> Predictions:
     """predictions.npz of a run folder.
 
     Raises:
-        RunFolderError: not a run folder, or the file is damaged.
+        RunFolderError: not a run folder, or the file is damaged, or its parts do not fit.
     """
     path = _file(folder / "predictions.npz")
     try:
         with np.load(path, allow_pickle=False) as arrays:
-            return Predictions(
+            predictions = Predictions(
                 id=arrays["id"].astype(object),
                 fold=arrays["fold"],
                 target=arrays["target"],
@@ -242,6 +242,8 @@ def read_predictions(folder: Path) -> Predictions:
             )
     except Exception as problem:  # zipfile and zlib raise many things on damaged bytes
         raise RunFolderError(f"{path} is damaged ({problem}): train again") from None
+    _check_shapes(path, predictions)
+    return predictions
 
 
 def read_experts(folder: Path) -> list[dict[str, Any]]:
@@ -279,7 +281,8 @@ def read_utterances(folder: Path) -> DataFrame | None:
 
 def axes_of(settings: Mapping[str, Any], columns: Sequence[str]) -> tuple[str, ...]:
     """Which columns of results.csv are settings: those that settings.json declares, else those of earlier versions."""
-    declared = settings.get("axes", EARLIER_AXES)
+    declared = settings.get("axes")
+    declared = declared if isinstance(declared, list) else EARLIER_AXES
     return tuple(name for name in columns if name in declared and name not in KEY_COLUMNS)
 
 
@@ -301,9 +304,7 @@ def load(folder: Path | str) -> RunFolder:
         found = pd.DataFrame({"id": arrays.id, "fold": arrays.fold})
     elif len(found) != count or (found["id"] != arrays.id).any() or (found["fold"] != arrays.fold).any():
         raise RunFolderError(f"{folder / 'utterances.csv'} and predictions.npz are not of the same run: train again")
-    if arrays.target.shape == (count, len(arrays.emotions)):  # otherwise they are damaged, which reports tell
-        rated = pd.DataFrame(arrays.target, columns=[f"rated_{emotion}" for emotion in arrays.emotions])
-        found = pd.concat([found, rated], axis=1)
+    rated = pd.DataFrame(arrays.target, columns=[f"rated_{emotion}" for emotion in arrays.emotions])
     results = _table(rows)
     run = RunFolder(
         name=folder.resolve().name,
@@ -312,7 +313,7 @@ def load(folder: Path | str) -> RunFolder:
         axes=axes_of(settings, list(results.columns)),
         results=results,
         arrays=arrays,
-        utterances=found,
+        utterances=pd.concat([found.drop(columns=rated.columns, errors="ignore"), rated], axis=1),
         experts=_table(read_experts(folder) if (folder / "experts.csv").is_file() else []),
         curves=_table(read_curves(folder)),
     )
@@ -367,28 +368,37 @@ def mean_and_sd(values: Floats) -> dict[str, float | None]:
     return {"mean": mean if math.isfinite(mean) else None, "sd": sd if math.isfinite(sd) else None}
 
 
+def _check_shapes(path: Path, p: Predictions) -> None:
+    count, classes, again = len(p.id), len(p.emotions), "it is not as train-heads writes it; train again"
+    if not p.probs or not count or p.target.shape != (count, classes) or p.fold.shape != (count,):
+        raise RunFolderError(f"{path} holds no predictions that fit its targets: {again}")
+    for name, probs in p.probs.items():
+        if probs.ndim != 3 or probs.shape[1:] != (count, classes) or not len(probs):
+            expected = f"(seeds, {count}, {classes})"
+            raise RunFolderError(f"{path}: {name} has shape {probs.shape}, expected {expected}: {again}")
+        no_number = ~np.isfinite(probs)  # allowed in whole rows of NaN alone: the head predicts nothing there
+        odd = no_number.any(axis=-1) & ~np.isnan(probs).all(axis=-1)
+        if odd.any() or not np.isfinite(p.target).all():
+            raise RunFolderError(f"{path}: {name} or its targets hold no number: {again}")
+
+
 def _with_younger_metrics(run: RunFolder) -> RunFolder:
     """Filled in is what `METRICS` holds and results.csv does not, where the predictions fit the results."""
     import pandas as pd
 
-    results, p = run.results, run.arrays
-    younger = [name for name in METRICS if name not in results]
-    shape = (len(p.id), len(p.emotions))
-    fits = p.target.shape == shape and p.fold.shape == shape[:1]
-    if not younger or not fits or any(probs.shape[1:] != shape for probs in p.probs.values()):
-        return run
-    again = scores_again(run, younger)
+    younger = [name for name in METRICS if name not in run.results]
+    again = scores_again(run, younger) if younger else pd.DataFrame()
     if again.empty:
         return run
     key = ["system", "head", "fold", "seed"]
     in_order = again.set_index(key).reindex(pd.MultiIndex.from_frame(run.tested[key])).set_axis(run.tested.index)
-    return replace(run, results=results.join(in_order[younger]))
+    return replace(run, results=run.results.join(in_order[younger]))
 
 
 def _write_rows(path: Path, rows: Sequence[Row], columns: Sequence[str]) -> None:
-    """Write rows with the names of the first, or the header alone where there is none."""
+    """Write rows; where there are none, the header alone with the columns that there must be."""
     with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(rows[0]) if rows else columns, lineterminator="\n")
+        writer = csv.DictWriter(file, _names(rows) or columns, lineterminator="\n")
         writer.writeheader()
         writer.writerows({name: "" if value is None else value for name, value in row.items()} for row in rows)
 
@@ -430,12 +440,16 @@ def _value(text: str) -> Any:
     return text
 
 
+def _names(rows: Sequence[Row]) -> list[str]:
+    """All that rows name, in order of appearance."""
+    return list(dict.fromkeys(name for row in rows for name in row))
+
+
 def _table(rows: Sequence[Row]) -> DataFrame:
     """Rows as a table: whole numbers, else numbers, where all that is there is such, else words."""
     import pandas as pd
 
-    names = list(rows[0]) if rows else []
-    return pd.DataFrame({name: _column([row[name] for row in rows]) for name in names})
+    return pd.DataFrame({name: _column([row.get(name) for row in rows]) for name in _names(rows)})
 
 
 def _column(values: Sequence[Any]) -> Series[Any]:

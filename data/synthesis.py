@@ -40,8 +40,7 @@ RELIABLE: dict[Emotion, Carrier] = {"neutral": "text", "happy": "text", "angry":
 MISTAKEN_FOR: dict[Emotion, Emotion] = {"neutral": "sad", "happy": "angry", "angry": "sad", "sad": "angry"}
 LED_BY_RELIABLE = 0.75
 LAPSE = 0.16
-# number of raters of an utterance → probability; IEMOCAP has three, sometimes four
-RATERS: dict[int, float] = {3: 0.7, 4: 0.3}
+RATERS = 3  # of an utterance, as mostly in IEMOCAP
 
 SESSIONS = 5
 DIALOGUE = 20  # turns of a dialogue
@@ -49,36 +48,28 @@ RATER_POOL = tuple(f"E{number:02d}" for number in range(1, 13))
 
 FRAMES = (
     "{opener}, the {thing} is {adjective} {time}.",
-    "I {verb} the {adjective} {thing} {time}.",
-    "{opener}, we {adverb} {verb} that {thing}.",
-    "My {person} {adverb} left a {adjective} {thing}.",
+    "I {adverb} {verb} the {adjective} {thing}.",
+    "{opener}, we {verb} that {adjective} {thing}.",
     "They {adverb} said the {thing} was {adjective}.",
 )
-SHARED = {
-    "thing": "letter meeting garden ticket window paper picture office story house",
-    "person": "brother sister teacher",
-    "time": "today tonight again now",
-}
+SHARED = {"thing": "letter meeting garden ticket window paper", "time": "today tonight again"}
 # no word stands in the lists of two emotions
 CARRYING: Mapping[Emotion, Mapping[str, str]] = {
     "neutral": {
-        "opener": "well okay so anyway", "adverb": "usually normally roughly simply", "verb": "see use check expect",
-        "adjective": "ordinary usual regular plain average standard normal",
+        "opener": "well okay so", "adverb": "usually normally roughly", "verb": "see use check",
+        "adjective": "ordinary usual regular plain",
     },
     "happy": {
-        "opener": "wow hooray great hurrah", "adverb": "happily gladly cheerfully joyfully",
-        "verb": "love adore enjoy celebrate",
-        "adjective": "wonderful lovely amazing brilliant delightful splendid funny",
+        "opener": "wow hooray great", "adverb": "happily gladly joyfully", "verb": "love adore enjoy",
+        "adjective": "wonderful lovely amazing funny",
     },
     "angry": {
-        "opener": "damn enough nonsense rubbish", "adverb": "angrily furiously spitefully fiercely",
-        "verb": "hate resent despise curse",
-        "adjective": "stupid ridiculous outrageous disgraceful rotten shameful nasty",
+        "opener": "damn enough nonsense", "adverb": "angrily furiously fiercely", "verb": "hate resent despise",
+        "adjective": "stupid ridiculous rotten nasty",
     },
     "sad": {
-        "opener": "alas sorry sigh no", "adverb": "sadly tearfully wearily gloomily",
-        "verb": "miss mourn regret lament",
-        "adjective": "miserable lonely hopeless gloomy tragic painful mournful",
+        "opener": "alas sorry sigh", "adverb": "sadly tearfully wearily", "verb": "miss mourn regret",
+        "adjective": "miserable lonely hopeless painful",
     },
 }  # fmt: skip
 
@@ -159,9 +150,8 @@ def turns(count: int, *, seed: int, conflict: float) -> Iterator[Turn]:
 
 
 def _ratings(latents: Latents, random: np.random.Generator) -> tuple[Rating, ...]:
-    count = random.choice(list(RATERS), p=list(RATERS.values()))
-    raters = sorted(random.choice(RATER_POOL, size=count, replace=False))
-    ticks = random.choice(EMOTIONS, size=count, p=latents.mixture)
+    raters = sorted(random.choice(RATER_POOL, size=RATERS, replace=False))
+    ticks = random.choice(EMOTIONS, size=RATERS, p=latents.mixture)
     return tuple(Rating(str(rater), str(tick)) for rater, tick in zip(raters, ticks, strict=True))
 
 
@@ -174,16 +164,16 @@ def _truth(latents: Latents) -> dict[str, float | str]:
 def best_prediction(mixtures: Sequence[Array], probabilities: Sequence[float]) -> tuple[Array, float]:
     """The prediction p, (4,), that minimises E[JS(y‖p)] when the raters' mixture is one of several, and the minimum.
 
-    y = n/N is what N raters, drawn from `RATERS`, say; the expectation runs over the mixtures, N and the votes and is a
-    finite sum. It is convex in p, and exponentiated gradient steps descend until the duality gap p·g − min g, which
-    bounds the distance to the minimum, is below 1e-9. The probabilities need not sum to one; no mixture holds a zero.
+    y = n/`RATERS` is what the raters say; the expectation runs over the mixtures and the votes and is a finite sum. It
+    is convex in p, and exponentiated gradient steps descend until the duality gap p·g − min g, which bounds the
+    distance to the minimum, is below 1e-9. The probabilities need not sum to one; no mixture holds a zero.
     """
-    votes = [counts for counts in product(range(max(RATERS) + 1), repeat=len(EMOTIONS)) if sum(counts) in RATERS]
+    votes = [counts for counts in product(range(RATERS + 1), repeat=len(EMOTIONS)) if sum(counts) == RATERS]
     counts = np.array(votes)  # (outcomes, 4)
-    ways = np.array([RATERS[sum(n)] * factorial(sum(n)) / prod(map(factorial, n)) for n in votes])
+    ways = np.array([factorial(RATERS) / prod(map(factorial, n)) for n in votes])
     likelihoods = np.prod(np.array(mixtures)[:, None] ** counts, axis=2)  # (mixtures, outcomes)
     chances = ways * (np.array(probabilities) / np.sum(probabilities) @ likelihoods)
-    labels = counts / counts.sum(axis=1, keepdims=True)
+    labels = counts / RATERS
     prediction = np.full(len(EMOTIONS), 1 / len(EMOTIONS))
     while True:
         gradient = chances @ np.log2(2 * prediction / (labels + prediction)) / 2  # of E[JS] in p

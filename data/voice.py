@@ -69,7 +69,7 @@ def speakers(sessions: int, random: np.random.Generator) -> list[tuple[Speaker, 
     """A woman and a man for each session, no two voices alike."""
 
     def speaker(name: str, pitch: float, tract: float) -> Speaker:
-        pitch, tract = pitch * random.uniform(0.94, 1.06), tract * random.uniform(0.97, 1.03)
+        pitch, tract = pitch * random.uniform(0.96, 1.04), tract * random.uniform(0.98, 1.02)
         return Speaker(name, pitch, tract, tempo=random.uniform(0.94, 1.06))
 
     names = [f"Ses{session:02d}" for session in range(1, sessions + 1)]
@@ -81,7 +81,8 @@ def speak(transcript: str, speaker: Speaker, emotion: str, random: np.random.Gen
     manner = MANNERS[emotion]
     letters = [letter for letter in f" {transcript.lower()} " if letter in SOUNDS]
     sounds = np.array([SOUNDS[letter] for letter in letters])  # (letters, 4)
-    stretches = [manner.pause if letter == " " else 1.0 for letter in letters] * random.uniform(0.8, 1.2, len(letters))
+    stretches = np.array([manner.pause if letter == " " else 1.0 for letter in letters])
+    stretches *= random.uniform(0.8, 1.2, len(letters))
     tempo = speaker.tempo * manner.tempo * random.normal(1, 0.05)
     lengths = (SAMPLING_RATE * SECONDS / tempo * stretches).astype(int)
     semitones = manner.melody * random.standard_normal(len(sounds))

@@ -35,8 +35,11 @@ from .utterances import (
 
 HERE = Path(__file__).parent
 HEADLINES = 4
-# of settings.json, what the page tells of a run, beside its records
-TOLD = ("created", "corpus", "cache", "emotions", "systems", "seeds", "epochs", "inputs", "missing", "device")
+# of settings.json, what the page tells of a run beside its features and folds
+TOLD = (
+    "created", "corpus", "cache", "digest", "emotions", "systems", "seeds", "epochs", "inputs", "missing", "device",
+    "utterances", "policy", "grid", "versions",
+)  # fmt: skip
 _log = logging.getLogger(__name__)
 
 
@@ -83,12 +86,6 @@ class Chapter:
                 f"p\N{NO-BREAK SPACE}{_equals(p_text(c.p_holm))}{sure})."
             )
         return lines
-
-    @property
-    def facts_of_runs(self) -> list[tuple[str, str, Mapping[str, Any]]]:
-        """Of every run: its name, its command line and its settings."""
-        runs = self.group.runs
-        return [(run.name, " ".join(map(str, run.settings.get("command") or ())), _plain(run.settings)) for run in runs]
 
 
 @dataclass(frozen=True)
@@ -165,6 +162,7 @@ def page(chapters: Sequence[Chapter], title: str, notes: Sequence[str] = ()) -> 
         title=title,
         notes=notes,
         overlaid=OVERLAID,
+        told=TOLD,
         style=(HERE / "page.css").read_text(encoding="utf-8"),
         script=(HERE / "page.js").read_text(encoding="utf-8"),
     )
@@ -206,27 +204,3 @@ def _write_files(folder: Path, one: Chapter, prefix: str) -> None:
 def _equals(p: str) -> str:
     """`< 0.001` as it is, `0.041` as `= 0.041`, never at the end of a line."""
     return (p if p.startswith("<") else f"= {p}").replace(" ", "\N{NO-BREAK SPACE}")
-
-
-def _plain(settings: Mapping[str, Any]) -> dict[str, str]:
-    """Settings in words, one line each, those that are records of records left out."""
-    words = {name: _words(settings[name]) for name in TOLD if name in settings}
-    for name in ("utterances", "policy", "grid", "versions"):
-        if isinstance(settings.get(name), Mapping):
-            words[name] = "; ".join(f"{key}: {_words(value)}" for key, value in settings[name].items())
-    for modality, features in (settings.get("features") or {}).items():
-        words[f"{modality} features"] = f"{features.get('name')} ({str(features.get('fingerprint'))[:12]})"
-    folds = settings.get("folds") or {}
-    if folds:
-        words["folds"] = f"{len(folds.get('sizes') or ())} by {folds.get('protocol')}"
-    return words
-
-
-def _words(value: Any) -> str:
-    match value:
-        case Mapping():
-            return ", ".join(f"{key} {inner}" for key, inner in value.items()) or "none"
-        case list():
-            return ", ".join(map(str, value)) or "none"
-        case _:
-            return str(value)

@@ -83,7 +83,7 @@ def test_expert_weights_prefer_the_modality_that_is_reliable_for_the_class(outco
     audio, text = (weights(outcome.run, modality) for modality in ("audio", "text"))
     preferred = {emotion: "audio" if np.mean(audio[emotion]) > np.mean(text[emotion]) else "text" for emotion in audio}
     assert preferred.keys() == RELIABLE.keys()
-    right = [emotion for emotion, modality in preferred.items() if modality == RELIABLE[emotion]]
+    right = [emotion for emotion, modality in RELIABLE.items() if preferred[emotion] == modality]
     assert len(right) / len(preferred) >= 0.9, preferred
 
 

@@ -7,7 +7,7 @@ import html.parser
 import json
 import re
 import statistics
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,9 @@ from browser import Page, browser, find_chromium
 from run_folders import GRID, Sketch, write_run
 
 from amber2_core.run_folder import load
+from amber2_report.drawing import Drawing, house_style
+from amber2_report.figures import calibration_figures, confusion_figures
+from amber2_report.groups import Group
 from amber2_report.page import Report, write_report
 
 HOSTILE = (
@@ -216,7 +219,15 @@ def test_a_run_becomes_a_page_tables_and_figures(report: Report) -> None:
     }
 
 
-def test_a_report_comes_out_the_same_when_it_is_made_again(report: Report, tmp_path: Path) -> None:
+def test_a_report_comes_out_the_same_when_it_is_made_again(
+    report: Report, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def some_anew(group: Group, speaker: Any) -> dict[str, Sequence[Drawing]]:
+        with house_style():
+            anew = {"calibration": calibration_figures(group), "confusions": confusion_figures(group)}
+        return {**report.chapters[0].figures, **anew}
+
+    monkeypatch.setattr("amber2_report.page.figures", some_anew)
     again = write_report([report.folder.parent / "run"], tmp_path / "again")
     files = sorted(path.relative_to(report.folder) for path in report.folder.rglob("*") if path.is_file())
     assert [f for f in files if (report.folder / f).read_bytes() != (again.folder / f).read_bytes()] == []
@@ -249,6 +260,18 @@ def test_the_page_names_nothing_outside_of_itself(text: str) -> None:
     loaded = re.findall(r'(?:src|href|action|data)="([^"#][^"]*)"|url\(([^)#]+)\)|@import', text)
     assert [one for one in loaded if one[0] or one[1]] == []
     assert "default-src 'none'" in text
+
+
+def test_how_the_run_was_made_is_told_in_words(text: str) -> None:
+    made = re.sub(r"\s+", " ", text[text.index("How it was made</h3>") :])
+    for name, words in (
+        ("emotions", "neutral, &lt;b&gt;sad&lt;/b&gt;, angry, happy"),
+        ("utterances", "kept: 90; dropped: no counting vote 0"),
+        ("folds", "3 by speaker"),
+    ):
+        assert f"<dt>{name}</dt><dd><bdi>{words}</bdi></dd>" in made
+    assert "<code>train-heads --seeds 3</code>" in made
+    assert "merge: none" in made
 
 
 def test_hostile_words_are_text_in_the_file(text: str) -> None:

@@ -14,7 +14,7 @@ from synthetic_data import write_small_cache
 
 from amber2_core.errors import SettingError
 from amber2_core.metrics import METRICS
-from amber2_core.run_folder import read_curves, read_results, read_summary
+from amber2_core.run_folder import read_curves, read_results, read_summary, write_results
 from amber2_train.cli import train_heads
 from amber2_train.tracking import track, trackers, trained
 
@@ -80,6 +80,14 @@ def test_a_tracker_that_fails_leaves_the_run_and_says_so(
     assert result.stderr.splitlines()[-1] == line
     assert f"run folder: {run}" in result.stdout
     assert set(read_summary(run)["table"]) == {"amber2", "cb-ce"}
+
+
+def test_only_what_a_run_declares_is_a_setting_in_a_tracker(run: Path) -> None:
+    rows = [{**row, "seconds": 1.5} for row in read_results(run)]
+    before = [one.setting for one in trained(run)]
+    write_results(run / "results.csv", rows)
+    assert [one.setting for one in trained(run)] == before
+    assert "lambda_mai" in before[0]
 
 
 def test_csv_is_in_every_run_folder(cache: Path, tmp_path: Path) -> None:

@@ -8,7 +8,7 @@
 └── wav/Ses01/Ses01_d000_F000.wav   16 kHz mono PCM16
 ```
 `python -m amber2_data.corpora.synthetic DIR` writes one. It has the shape of IEMOCAP: five sessions of a woman and a
-man who take turns, four emotions, three or four raters. What voice, words and raters have to do with one another:
+man who take turns, four emotions, three raters. What voice, words and raters have to do with one another:
 `amber2_data.synthesis`. Equal settings give equal bytes.
 """
 
@@ -59,10 +59,9 @@ class Description:
     # what that best predictor scores on the very votes that were drawn
     lowest_js_on_these_votes: float
     # over all corpora of this law: the lowest that can be expected by who knows without error what one modality carries
-    # (the ceiling of an audio head, of a text head), and by who knows nothing (one prediction for all)
+    # (the ceiling of an audio head, of a text head)
     lowest_js_from_audio: float
     lowest_js_from_text: float
-    lowest_js_from_nothing: float
 
 
 def write(root: Path, *, utterances: int = 600, seed: int = 0, conflict: float = 0.3) -> Description:
@@ -169,7 +168,6 @@ def _write_files(folder: Path, drawn: Sequence[Turn], seed: int, conflict: float
         lowest_js_on_these_votes=float(np.mean([_js_of_oracle(turn) for turn in drawn])),
         lowest_js_from_audio=lowest_js(conflict, knowing=["audio"]),
         lowest_js_from_text=lowest_js(conflict, knowing=["text"]),
-        lowest_js_from_nothing=lowest_js(conflict, knowing=[]),
     )
     text = json.dumps({**FORMAT, **asdict(description)}, indent=2)
     (folder / DESCRIPTION).write_text(text + "\n", encoding="utf-8")
