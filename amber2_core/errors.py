@@ -41,6 +41,10 @@ class RunFolderError(Amber2Error):
     """A run folder is missing, damaged, half written or foreign."""
 
 
+class WorkerError(Amber2Error):
+    """A process that computes died, again and again: its memory ran out, or it crashed."""
+
+
 def bad_choice(what: str, value: object, expected: Iterable[object]) -> str:
     """The line for a value outside a closed set: ``Bad fusion 'sum', expected one of ['gmu', 'concat']``."""
     return f"Bad {what} {str(value)!r}, expected one of {[str(choice) for choice in expected]}"

@@ -1,8 +1,17 @@
-"""Sizes of utterances go in; batches that pad little come out."""
+"""Batches that pad little, planned by the sizes of what they hold, and the portions in which workers get them."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from typing import TypeVar
+
+Batch = TypeVar("Batch")
+
+# A worker's threads wait for one another at the end of each portion: batches for each of them, at least and at most.
+_LEAST, _MOST = 4, 16
+# Portions for each worker, where there are batches enough, so that all end at about the same time.
+_TURNS = 8
 
 
 def plan_batches(sizes: Sequence[float], *, budget: float) -> list[list[int]]:
@@ -28,6 +37,13 @@ def plan_batches(sizes: Sequence[float], *, budget: float) -> list[list[int]]:
         else:
             batches.append([item])
     return batches
+
+
+def portions(batches: Sequence[Batch], *, workers: int, threads: int) -> list[Sequence[Batch]]:
+    """The batches in their order, as many together as keep the threads of each of the workers busy."""
+    most = max(1, math.ceil(len(batches) / workers))
+    some = min(most, max(_LEAST * threads, min(_MOST * threads, math.ceil(most / _TURNS))))
+    return [batches[first : first + some] for first in range(0, len(batches), some)]
 
 
 def padding_waste(sizes: Sequence[float], batches: Sequence[Sequence[int]]) -> float:

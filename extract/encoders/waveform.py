@@ -1,4 +1,4 @@
-"""Waveforms or transcripts go in; pooled hidden states of a frozen transformers model come out, whatever the batch."""
+"""Frozen encoders of raw waveforms: wav2vec 2.0, HuBERT, WavLM, data2vec-audio and their kin."""
 
 from __future__ import annotations
 
@@ -8,23 +8,16 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 
 from amber2_core.devices import exact_fp32, on
 from amber2_core.errors import AudioError, ModelError
 
-from .audio import Waveform
-from .checkpoint import Checkpoint
-from .convolutions import Convolutions
-from .encoded import Encoded
-from .encoder import Encoder
-from .loading import from_pretrained
-from .padding import keep_padding_silent
-from .pooling import mask_of
-from .recipe import Precision
-
-# Transcripts tokenized together.
-_AT_ONCE = 256
+from ..audio import Waveform
+from ..checkpoint import Checkpoint
+from ..recipe import Precision
+from ..rows import Row
+from .encoder import Encoder, from_pretrained
+from .exactness import Convolutions, keep_padding_silent, mask_of
 
 
 class SpeechEncoder(Encoder):
@@ -83,7 +76,7 @@ class SpeechEncoder(Encoder):
         return torch.as_tensor(prepared["input_values"][0], dtype=torch.float32)
 
     @torch.inference_mode()
-    def _encode(self, inputs: Sequence[Waveform | Tensor], precision: Precision) -> Encoded:
+    def _encode(self, inputs: Sequence[Waveform | Tensor], precision: Precision) -> list[Row]:
         ready = [one if isinstance(one, Tensor) else self.prepare(one) for one in inputs]
         with exact_fp32(self.device):
             samples = self._moved(ready)  # each (samples,)
@@ -112,65 +105,3 @@ class SpeechEncoder(Encoder):
     def _probe(self) -> Sequence[Any]:
         noise = np.random.default_rng(0).standard_normal(40 * self.least_samples, dtype=np.float32)
         return [noise[: round(part * len(noise))] for part in (0.33, 1, 0.57)]
-
-
-class TextEncoder(Encoder):
-    """A frozen text encoder with its tokenizer: BERT, RoBERTa, MPNet and their kin.
-
-    `encode` takes token ids of each transcript, at least one; the mean is over all of them, special ones included.
-    """
-
-    def _set_up(self, checkpoint: Checkpoint) -> None:
-        import transformers
-
-        self._tokenizer = from_pretrained(checkpoint, transformers.AutoTokenizer.from_pretrained)
-        if self._model.main_input_name != "input_ids":
-            raise ModelError(
-                f"Cannot use {checkpoint.name!r} for text: {type(self._model).__name__} takes "
-                f"{self._model.main_input_name}, not tokens"
-            )
-        self.most_tokens = _token_limit(self._tokenizer, self._model)
-
-    def tokenize(self, transcripts: Sequence[str]) -> tuple[list[list[int]], list[bool]]:
-        """Token ids of each transcript, special tokens included, and whether it had to be cut to `most_tokens`."""
-        tokens: list[list[int]] = []
-        # A tokenizer notes more of each word than its id: not of a whole corpus at once.
-        for first in range(0, len(transcripts), _AT_ONCE):
-            tokens += self._tokens(transcripts[first : first + _AT_ONCE], truncation=False)
-        cut = [len(ids) > self.most_tokens for ids in tokens]
-        for place in (place for place, is_cut in enumerate(cut) if is_cut):
-            tokens[place] = self._tokens([transcripts[place]], truncation=True)[0]
-        return tokens, cut
-
-    @torch.inference_mode()
-    def _encode(self, inputs: Sequence[Sequence[int]], precision: Precision) -> Encoded:
-        padding = self._tokenizer.pad_token_id or 0
-        ids = pad_sequence([torch.tensor(ids) for ids in inputs], batch_first=True, padding_value=padding)
-        lengths = [len(ids) for ids in inputs]
-        with exact_fp32(self.device):
-            with self._half(precision):
-                output = self._model(
-                    input_ids=on(self.device, ids),
-                    attention_mask=mask_of(lengths, device=self.device).long(),
-                    output_hidden_states=self.layers == "all",
-                )
-            return self._pooled(output, lengths)
-
-    def _probe(self) -> Sequence[Any]:
-        words = self._tokens(["this sentence is longer than the others, and by some words", "", "two words"])
-        return [ids for ids in words if ids]
-
-    def _tokens(self, transcripts: Sequence[str], *, truncation: bool = True) -> list[list[int]]:
-        settings: dict[str, Any] = {"truncation": truncation, "max_length": self.most_tokens if truncation else None}
-        tokens: list[list[int]] = self._tokenizer(list(transcripts), verbose=False, **settings)["input_ids"]
-        return tokens
-
-
-def _token_limit(tokenizer: Any, model: Any) -> int:
-    """What the tokenizer says, or the number of position embeddings, whichever is less."""
-    limit = int(min(tokenizer.model_max_length, 1_000_000))
-    positions = getattr(model.config, "max_position_embeddings", None) or limit
-    table = getattr(getattr(model, "embeddings", None), "position_embeddings", None)
-    # RoBERTa and MPNet count positions from behind their padding index.
-    padding = getattr(table, "padding_idx", None)
-    return min(limit, int(positions) - (0 if padding is None else int(padding) + 1))

@@ -14,8 +14,8 @@ import pytest
 import torch
 
 from amber2_core.errors import ModelError
-from amber2_extract.encoded import Encoded
-from amber2_extract.memory import Halving, give_back
+from amber2_extract.rows import Row
+from amber2_extract.worker import Halving, _give_back
 
 
 class Narrow:
@@ -27,19 +27,19 @@ class Narrow:
         self.error = error
         self.tried: list[int] = []
 
-    def encode_batch(self, inputs: Sequence[Any]) -> Encoded:
+    def encode(self, inputs: Sequence[Any]) -> list[Row]:
         self.tried.append(len(inputs))
         if len(inputs) * max(map(len, inputs)) > self.most:
             raise self.error("CUDA out of memory. Tried to allocate 2.00 GiB")
-        return Encoded(np.array([[sum(one)] for one in inputs], dtype=np.float32))
+        return [Row(np.array([sum(one)], dtype=np.float32)) for one in inputs]
 
 
 @pytest.mark.parametrize("error", [torch.OutOfMemoryError, RuntimeError])
 @pytest.mark.parametrize("most", [5, 6, 11, 16, 100])
 def test_the_rows_are_those_of_the_whole_batch(most: int, error: type[RuntimeError]) -> None:
     inputs = [[number] * 5 for number in range(7)]
-    encoded = Halving(Narrow(most, error))(inputs)
-    assert encoded.values.tolist() == [[5.0 * number] for number in range(7)]
+    rows = Halving(Narrow(most, error))(inputs)
+    assert [row.values.tolist() for row in rows] == [[5.0 * number] for number in range(7)]
 
 
 def test_what_did_not_fit_is_remembered_and_said_once(caplog: pytest.LogCaptureFixture) -> None:
@@ -82,14 +82,14 @@ def test_memory_between_what_is_kept_goes_back_to_the_system() -> None:
     kept = blocks[::50]
     del blocks
     before = resident()
-    give_back()
+    _give_back()
     assert before - resident() > 60_000_000
     assert [block[0] for block in kept] == [number % 256 for number in range(0, 1_000, 50)]
 
 
 def test_what_an_apple_gpu_cannot_do_is_one_line() -> None:
     class Apple(Narrow):
-        def encode_batch(self, inputs: Sequence[Any]) -> Encoded:
+        def encode(self, inputs: Sequence[Any]) -> list[Row]:
             raise NotImplementedError("The operator 'aten::x' is not implemented for MPS. Please open an issue")
 
     encoder = Apple(9)
@@ -101,5 +101,5 @@ def test_what_an_apple_gpu_cannot_do_is_one_line() -> None:
 
 
 class Broken(Narrow):
-    def encode_batch(self, inputs: Sequence[Any]) -> Encoded:
+    def encode(self, inputs: Sequence[Any]) -> list[Row]:
         raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")

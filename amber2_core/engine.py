@@ -1,0 +1,407 @@
+"""Worker processes: tasks dealt to them, results as they finish, and no worker left whatever happens.
+
+The conductor, the process that the user started, reads, plans and writes; workers compute. They come from a fork
+server that has loaded torch, where the platform has one, or start afresh. A worker handles no signal: Ctrl-C is the
+conductor's, which ends its workers, and oneDNN, which before 3.11.2 (torch 2.11 brings 3.10) lets its stack pointer
+stray into the heap while it multiplies (https://github.com/uxlfoundation/oneDNN/issues/4845), meets none. A worker
+whose conductor has gone ends itself.
+"""
+
+from __future__ import annotations
+
+import atexit
+import logging
+import multiprocessing
+import os
+import pickle
+import signal
+import sys
+import tempfile
+import threading
+import traceback
+import types
+import warnings
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from concurrent.futures import Future
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from logging.handlers import QueueHandler
+from multiprocessing.connection import Connection, wait
+from queue import SimpleQueue
+from typing import Any, TypeVar
+
+from .errors import Amber2Error, SettingError, WorkerError, bad_choice
+
+State = TypeVar("State")
+Shared = TypeVar("Shared")
+Task = TypeVar("Task")
+Result = TypeVar("Result")
+
+ENGINES = ("local",)
+# A worker has one task to compute and one to go on with.
+_TASKS_EACH = 2
+# How long a worker that was killed may take to vanish, in seconds.
+_PATIENCE = 5.0
+# macOS has fork, but its libraries do not survive it. The server's socket needs a path of at most 107 bytes.
+_HAS_SERVER = (
+    "forkserver" in multiprocessing.get_all_start_methods()
+    and sys.platform != "darwin"
+    and len(os.fsencode(tempfile.gettempdir())) < 72
+)
+_context: Any = multiprocessing.get_context("forkserver" if _HAS_SERVER else "spawn")
+# What a thread brings on itself, what the fork server waits for, and Ctrl-Z, which no handler of ours meets.
+_UNBLOCKED = ("ABRT", "BUS", "FPE", "ILL", "SEGV", "TRAP", "CHLD", "CONT", "TSTP", "TTIN", "TTOU")
+_starting = threading.RLock()
+_alive: set[_Worker] = set()
+_log = logging.getLogger(__name__)
+
+
+def prepare(*modules: str) -> None:
+    """Start the fork server, with torch and these modules imported in it, and do not wait for it.
+
+    Where it runs already, or where workers come from none, nothing happens. Modules must start no threads.
+    """
+    if not _HAS_SERVER:
+        return
+    from multiprocessing import forkserver, resource_tracker
+
+    with _starting, _clean_start():
+        # This one lets SIGINT and SIGTERM through when it is done.
+        resource_tracker.ensure_running()
+        _block_signals()
+        forkserver.set_forkserver_preload([__name__, "torch", *modules])
+        forkserver.ensure_running()
+
+
+def deal(
+    function: Callable[[State, Task], Result],
+    tasks: Iterable[Task],
+    *,
+    setup: Callable[[Any, Shared], State],
+    workers: Sequence[Any],
+    shared: Shared = None,  # type: ignore[assignment]
+    engine: str = "local",
+) -> Generator[tuple[Task, Result]]:
+    """Results with their tasks, as they finish.
+
+    Closing the generator, or an exception that goes through it, ends all workers.
+
+    Args:
+        function: called in a worker with what `setup` gave there and a task. It and `setup` can be imported by name.
+        tasks: taken as workers get free, at most two for each ahead of who takes the results.
+        setup: called once in each worker, with its entry of `workers` and `shared`.
+        workers: one entry for each worker that may be started: its device, its number of threads, …
+        shared: what all workers need, sent to each once.
+
+    Raises:
+        SettingError: no such engine.
+        WorkerError: a task killed two workers.
+        Exception: what `function` or `setup` raised, with the worker's traceback as its cause.
+    """
+    if engine not in ENGINES:
+        raise SettingError(bad_choice("engine", engine, ENGINES))
+    work = pickle.dumps((function, setup, shared), pickle.HIGHEST_PROTOCOL)
+    return _results(iter(tasks), [_Worker(entry, work) for entry in workers])
+
+
+def call(function: Callable[..., Result], *args: Any) -> Result:
+    """What a function gives when a fresh worker calls it once."""
+    ((_, result),) = deal(_apply, [args], setup=_callee, workers=[None], shared=function)
+    return result
+
+
+def _callee(_: None, shared: Callable[..., Result]) -> Callable[..., Result]:
+    return shared
+
+
+def _apply(function: Callable[..., Result], args: Sequence[Any]) -> Result:
+    return function(*args)
+
+
+# ── in the conductor ──────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@dataclass(slots=True)
+class _Dealt:
+    """A task, and how many workers died of it."""
+
+    task: Any
+    deaths: int = 0
+
+
+def _results(tasks: Iterator[Any], workers: Sequence[_Worker]) -> Generator[tuple[Any, Any]]:
+    again: deque[_Dealt] = deque()
+    heard: dict[tuple[str, int, str], object] = {}
+    try:
+        while True:
+            took = _deal_one(again, tasks, workers)
+            busy = [worker for worker in workers if worker.dealt]
+            if not busy:
+                return
+            ready = wait([worker.connection for worker in busy], timeout=0 if took else None)
+            for worker in [worker for worker in busy if worker.connection in ready]:
+                match worker.receive():
+                    case "made", result:
+                        yield worker.dealt.popleft().task, result
+                    case "logged", record:
+                        _handle_once(record, worker.process, heard)
+                    case "raised", problem, where:
+                        raise problem from RuntimeError(f"in a worker:\n{where}")
+                    case _:
+                        again.extend(_of_the_dead(worker))
+    finally:
+        _end(workers)
+
+
+def _deal_one(again: deque[_Dealt], tasks: Iterator[Any], workers: Sequence[_Worker]) -> bool:
+    """Give a task to the worker that has fewest, if it has room and there is one."""
+    worker = min(workers, key=lambda worker: len(worker.dealt))
+    if len(worker.dealt) == _TASKS_EACH:
+        return False
+    if again:
+        worker.give(again.popleft())
+        return True
+    for task in tasks:
+        worker.give(_Dealt(task))
+        return True
+    return False
+
+
+def _of_the_dead(worker: _Worker) -> list[_Dealt]:
+    """The tasks of a worker that died, to be dealt again; the first of them was its death."""
+    tasks = list(worker.dealt)
+    how = worker.bury()
+    tasks[0].deaths += 1
+    if tasks[0].deaths > 1:
+        raise WorkerError(f"a worker died twice on the same task ({how})")
+    _log.warning("a worker died (%s): its task is dealt again", how)
+    return tasks
+
+
+def _handle_once(record: logging.LogRecord, source: object, heard: dict[tuple[str, int, str], object]) -> None:
+    """Log what a worker logged, unless another one said so before."""
+    logger = logging.getLogger(record.name)
+    first = heard.setdefault((record.name, record.levelno, record.getMessage()), source)
+    if first is source and logger.isEnabledFor(record.levelno):
+        logger.handle(record)
+
+
+class _Worker:
+    """The conductor's side of one worker, which is started with its first task."""
+
+    def __init__(self, entry: Any, work: bytes) -> None:
+        self.dealt: deque[_Dealt] = deque()
+        self.process: Any = None
+        self.connection: Any = None
+        self._entry, self._work = entry, work
+
+    def give(self, dealt: _Dealt) -> None:
+        if self.process is None:
+            self._start()
+        self.dealt.append(dealt)
+        self._send(pickle.dumps(dealt.task, pickle.HIGHEST_PROTOCOL))
+
+    def receive(self) -> Any:
+        """Its next message; None if it died."""
+        try:
+            pickled = self.connection.recv_bytes()
+        except (EOFError, OSError):
+            return None
+        return pickle.loads(pickled)
+
+    def kill(self) -> None:
+        if self.connection is not None:
+            self.connection.close()
+        if self.process is not None and self.process.exitcode is None:
+            self.process.kill()
+
+    def bury(self) -> str:
+        """How it died."""
+        self.kill()
+        code = None
+        if self.process is not None:
+            self.process.join(_PATIENCE)
+            code = self.process.exitcode
+        self.process = self.connection = None
+        self.dealt.clear()
+        _alive.discard(self)
+        return _in_words(code)
+
+    def _start(self) -> None:
+        self.connection, theirs = _context.Pipe()
+        _alive.add(self)
+        # Where this is interrupted, the worker that comes all the same finds its pipe closed, and ends.
+        self.process = _start(theirs)
+        self._send(pickle.dumps((self._entry, *_surroundings()), pickle.HIGHEST_PROTOCOL))
+        self._send(self._work)
+
+    def _send(self, pickled: bytes) -> None:
+        with suppress(OSError):  # it has died, and who waits for its messages will hear of it
+            self.connection.send_bytes(pickled)
+
+
+def _start(theirs: Connection) -> Any:
+    """A process, started in a thread: Ctrl-C comes through while the fork server loads, and never halfway through."""
+    started: Future[Any] = Future()
+
+    def start() -> None:
+        try:
+            prepare()
+            process = _context.Process(target=_work, args=(theirs,), name="amber2 worker", daemon=True)
+            with _starting, _clean_start(), _bare_main():
+                process.start()
+            started.set_result(process)
+        except BaseException as problem:
+            started.set_exception(problem)
+        finally:
+            theirs.close()
+
+    threading.Thread(target=start, daemon=True).start()
+    try:
+        return started.result()
+    except (EOFError, ConnectionError) as problem:
+        raise WorkerError("no worker could be started: the fork server has died") from problem
+
+
+@contextmanager
+def _clean_start() -> Iterator[None]:
+    """Processes started within take no signals and import nothing from the folder where the user happens to be."""
+    before = os.environ.get("PYTHONSAFEPATH")
+    os.environ["PYTHONSAFEPATH"] = "1"
+    mask = _block_signals()
+    try:
+        yield
+    finally:
+        if mask is not None:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        if before is None:
+            del os.environ["PYTHONSAFEPATH"]
+        else:
+            os.environ["PYTHONSAFEPATH"] = before
+
+
+@contextmanager
+def _bare_main() -> Iterator[None]:
+    """A worker started within does not run the user's script again; other threads, too, see a bare `__main__`."""
+    main = sys.modules["__main__"]
+    sys.modules["__main__"] = types.ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main
+
+
+def _surroundings() -> tuple[dict[str, str], dict[str, int], list[Any]]:
+    """The environment, the levels of loggers that have one, the root as "", and what becomes of Python's warnings."""
+    loggers = logging.root.manager.loggerDict.items()
+    levels = {name: logger.level for name, logger in loggers if isinstance(logger, logging.Logger) and logger.level}
+    filters = [one for one in warnings.filters if one[2].__module__ == "builtins"]
+    return dict(os.environ), {"": logging.root.level, **levels}, filters
+
+
+def _in_words(code: int | None) -> str:
+    if code is None or code >= 0:
+        return f"exit code {code}"
+    if -code == getattr(signal, "SIGKILL", None):
+        return "killed by SIGKILL: perhaps memory ran out; fewer workers need less"
+    return f"killed by {signal.Signals(-code).name}"
+
+
+@atexit.register
+def _end_all() -> None:
+    """At exit, before multiprocessing has its way, which would wait for workers that hear no SIGTERM."""
+    _end(list(_alive))
+    if _HAS_SERVER and not multiprocessing.active_children():
+        from multiprocessing import forkserver
+
+        # Left alone it ends as well, but only when it has loaded everything.
+        server = getattr(forkserver._forkserver, "_forkserver_pid", None)
+        if server is not None:
+            with suppress(ProcessLookupError):
+                os.kill(server, signal.SIGKILL)
+
+
+def _end(workers: Sequence[_Worker]) -> None:
+    for worker in workers:
+        worker.kill()
+    for worker in workers:
+        worker.bury()
+
+
+# ── in a worker ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _work(connection: Connection) -> None:
+    """A worker's whole life."""
+    _block_signals()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    inbox: SimpleQueue[bytes] = SimpleQueue()
+    threading.Thread(target=_listen, args=(connection, inbox), daemon=True).start()
+    outbox = _Outbox(connection)
+    try:
+        entry, *surroundings = pickle.loads(inbox.get())
+        _settle(outbox, *surroundings)
+        function, setup, shared = pickle.loads(inbox.get())
+        state = setup(entry, shared)
+        del shared
+        while True:
+            outbox.send("made", function(state, pickle.loads(inbox.get())))
+    except BaseException as problem:
+        outbox.send("raised", _portable(problem), traceback.format_exc())
+
+
+def _listen(connection: Connection, inbox: SimpleQueue[bytes]) -> None:
+    """Take what the conductor sends at once, so that it never waits for a worker that waits for it; end with it."""
+    try:
+        while True:
+            inbox.put(connection.recv_bytes())
+    except (EOFError, OSError):
+        os._exit(1)
+
+
+class _Outbox(QueueHandler):
+    """The way to the conductor: messages of any thread, and all that is logged."""
+
+    def __init__(self, connection: Connection) -> None:
+        super().__init__(connection)  # type: ignore[arg-type]
+        self._connection, self._sending = connection, threading.Lock()
+
+    def enqueue(self, record: logging.LogRecord) -> None:
+        self.send("logged", record)
+
+    def send(self, *message: Any) -> None:
+        pickled = pickle.dumps(message, pickle.HIGHEST_PROTOCOL)
+        try:
+            with self._sending:
+                self._connection.send_bytes(pickled)
+        except OSError:  # the conductor has gone
+            os._exit(1)
+
+
+def _settle(outbox: _Outbox, environment: dict[str, str], levels: dict[str, int], filters: list[Any]) -> None:
+    """Take over what the conductor has now, which the fork server may never have had."""
+    os.environ.clear()
+    os.environ.update(environment)
+    for name, level in levels.items():
+        logging.getLogger(name).setLevel(level)
+    logging.root.handlers = [outbox]
+    logging.captureWarnings(True)
+    warnings.filters[:] = filters  # type: ignore[index]
+
+
+def _portable(problem: BaseException) -> BaseException:
+    """The problem as an exception that the conductor knows without further libraries."""
+    if isinstance(problem, Amber2Error) or type(problem).__module__ == "builtins":
+        with suppress(Exception):
+            pickle.loads(pickle.dumps(problem))
+            return problem
+    return RuntimeError(f"{type(problem).__qualname__}: {problem}")
+
+
+def _block_signals() -> set[Any] | None:
+    """Block signals in this thread and in what it starts; returns what was blocked before."""
+    if not hasattr(signal, "pthread_sigmask"):
+        return None
+    kept = {getattr(signal, f"SIG{name}") for name in _UNBLOCKED}
+    return signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals() - kept)
