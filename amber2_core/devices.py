@@ -1,17 +1,23 @@
-"""Devices by name: the one that is meant, tensors on their way to it, memory, and in how many digits it multiplies."""
+"""Devices by name, tensors on their way to them, memory that ran out, and what a process computes fp32 in.
+
+Importing this module loads no torch: its functions do.
+"""
 
 from __future__ import annotations
 
+import logging
 import re
+import signal
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from .errors import SettingError, bad_choice
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 KINDS = ("cpu", "cuda", "mps")
 _WORDS = {"cpu": ("cpu",), "cuda": ("cuda", "cuda:N"), "mps": ("mps",)}
@@ -26,6 +32,11 @@ _OUT_OF_MEMORY = (
     "unable to find an engine",
 )
 
+# What single precision may miss in a product of some hundred summands, relative to the largest entry; bfloat16 misses
+# more than a thousand times as much.
+FP32_ERROR = 1e-5
+_log = logging.getLogger(__name__)
+
 
 def choose_device(name: str, kinds: Sequence[str] = KINDS, *, or_else: Sequence[str] = ()) -> torch.device:
     """The device of that name, of one of the kinds; ``auto`` is a GPU of theirs where there is one, else the CPU.
@@ -35,6 +46,8 @@ def choose_device(name: str, kinds: Sequence[str] = KINDS, *, or_else: Sequence[
     Raises:
         SettingError: no such device exists, here or at all, or it is of another kind.
     """
+    import torch
+
     if name == "auto":
         accelerator = torch.accelerator.current_accelerator(check_available=True)
         return accelerator if accelerator is not None and accelerator.type in kinds else torch.device("cpu")
@@ -75,7 +88,90 @@ def on(device: torch.device, tensor: Tensor) -> Tensor:
 
 def is_out_of_memory(problem: RuntimeError) -> bool:
     """Whether an error of torch's says that memory has run out."""
+    import torch
+
     return isinstance(problem, torch.OutOfMemoryError) or any(words in str(problem) for words in _OUT_OF_MEMORY)
+
+
+def set_arithmetic(device: torch.device, *, tf32: bool = False, threads: int | None = None) -> None:
+    """Settle, for the whole process, what fp32 is computed in, and by how many of torch's own threads.
+
+    On CUDA products, convolutions and recurrent layers keep all digits of fp32, or, with `tf32`, three of their factors
+    at several times the speed. On a CPU products run in oneDNN where that is exact, if this thread handles no signal,
+    as in a worker: torch hands them to MKL unless it is allowed to compute in bfloat16; then it asks oneDNN, which does
+    so on some processors only, and on others computes in single precision, faster than MKL.
+    """
+    import torch
+
+    if threads is not None:
+        torch.set_num_threads(threads)
+    if device.type == "cuda":
+        _set(("tf32" if tf32 else "ieee",) * 3)
+    elif device.type == "cpu" and not _takes_signals() and one_dnn_is_exact():
+        torch.backends.mkldnn.matmul.fp32_precision = "bf16"  # type: ignore[attr-defined]
+
+
+def one_dnn_is_exact() -> bool:
+    """Whether products of heads and encoders are of single precision with the permission to use bfloat16."""
+    import torch
+
+    return bool(torch.backends.mkldnn.is_available()) and _error() < FP32_ERROR  # type: ignore[no-untyped-call]
+
+
+def _error() -> float:
+    """The largest error of some products with the permission, relative to the largest entry."""
+    import torch
+
+    generator = torch.Generator().manual_seed(0)
+    x, weight = (torch.randn(rows, 768, generator=generator) for rows in (128, 512))
+    stacked = torch.randn(3, 128, 256, generator=generator)
+    bias = torch.randn(512, generator=generator)
+    settings: Any = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
+    before = settings.fp32_precision
+    settings.fp32_precision = "bf16"
+    try:
+        found = _products(x, weight, stacked, bias)
+    finally:
+        settings.fp32_precision = before
+    right = _products(x.double(), weight.double(), stacked.double(), bias.double())
+    error = max(float((a - b).abs().max() / b.abs().max()) for a, b in zip(found, right, strict=True))
+    _log.debug("products by oneDNN: largest relative error %.1e", error)
+    return error
+
+
+def _products(x: Tensor, weight: Tensor, stacked: Tensor, bias: Tensor) -> list[Tensor]:
+    """x Wᵀ, its weight's gradient, a linear layer of one row and of all, a batch of products."""
+    from torch.nn.functional import linear
+
+    y = x @ weight.T
+    layers = [linear(rows, weight, bias) for rows in (x[:1], x)]
+    return [y, y.T @ x, *layers, stacked @ stacked.mT]
+
+
+def _takes_signals() -> bool:
+    """Whether this thread may be made to handle a signal; oneDNN's products would not survive it."""
+    return hasattr(signal, "pthread_sigmask") and signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, [])
+
+
+def _operations() -> tuple[Any, Any, Any]:
+    import torch
+
+    cudnn: Any = torch.backends.cudnn
+    return torch.backends.cuda.matmul, cudnn.conv, cudnn.rnn
+
+
+def _set(precisions: tuple[str, ...]) -> None:
+    """Set the precision of products, convolutions and recurrent layers.
+
+    torch has two ways of saying so, and refuses to compute where they say different things: both are set.
+    """
+    import torch
+
+    products, convolutions, _ = precisions
+    torch.backends.cuda.matmul.allow_tf32 = products == "tf32"
+    torch.backends.cudnn.allow_tf32 = convolutions == "tf32"
+    for operation, precision in zip(_operations(), precisions, strict=True):
+        operation.fp32_precision = precision
 
 
 @contextmanager
@@ -102,7 +198,7 @@ class _Fp32:
     """What the process computes fp32 in, "ieee" or "tf32", while blocks want it, and how many do."""
 
     def __init__(self, precision: str) -> None:
-        self._wanted = (precision,) * len(_operations())
+        self._wanted = (precision,) * 3
         self._blocks = 0
         self._before: tuple[str, ...] = ()
         self._lock = threading.Lock()
@@ -130,23 +226,6 @@ class _Fp32:
             self._blocks -= 1
             if self._blocks == 0:
                 _set(self._before)
-
-
-def _operations() -> tuple[Any, Any, Any]:
-    cudnn: Any = torch.backends.cudnn
-    return torch.backends.cuda.matmul, cudnn.conv, cudnn.rnn
-
-
-def _set(precisions: tuple[str, ...]) -> None:
-    """Set the precision of products, convolutions and recurrent layers.
-
-    torch has two ways of saying so, and refuses to compute where they say different things: both are set.
-    """
-    products, convolutions, _ = precisions
-    torch.backends.cuda.matmul.allow_tf32 = products == "tf32"
-    torch.backends.cudnn.allow_tf32 = convolutions == "tf32"
-    for operation, precision in zip(_operations(), precisions, strict=True):
-        operation.fp32_precision = precision
 
 
 _exact, _fast = _Fp32("ieee"), _Fp32("tf32")

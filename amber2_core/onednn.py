@@ -12,7 +12,6 @@ computes much does it in a thread that takes no signals, and the permission hold
 
 from __future__ import annotations
 
-import logging
 import signal
 import threading
 from collections.abc import Iterator
@@ -21,12 +20,10 @@ from typing import Any
 
 import torch
 
-# What single precision may miss in a product of some hundred summands, relative to the largest entry; bfloat16 misses
-# more than a thousand times as much.
-FP32_ERROR = 1e-5
+from .devices import _takes_signals, one_dnn_is_exact
+
 # A thread raises these itself, by a fault of its own.
 _FAULTS = {"SIGABRT", "SIGBUS", "SIGFPE", "SIGILL", "SIGSEGV", "SIGTRAP"}
-_log = logging.getLogger(__name__)
 
 
 def take_no_signals() -> None:
@@ -52,10 +49,6 @@ def fast_products() -> Iterator[None]:
         yield
     finally:
         _permission.withdraw()
-
-
-def _takes_signals() -> bool:
-    return hasattr(signal, "pthread_sigmask") and signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, [])
 
 
 def _name(number: int) -> str:
@@ -88,33 +81,8 @@ class _Permission:
         """Whether products of heads and encoders are still of single precision with the permission; tried once."""
         with self._lock:
             if self._is_exact is None:
-                self._is_exact = torch.backends.mkldnn.is_available() and _error() < FP32_ERROR  # type: ignore[no-untyped-call]
+                self._is_exact = one_dnn_is_exact()
             return self._is_exact
-
-
-def _error() -> float:
-    """The largest error of some products with the permission, relative to the largest entry."""
-    generator = torch.Generator().manual_seed(0)
-    x, weight = (torch.randn(rows, 768, generator=generator) for rows in (128, 512))
-    stacked = torch.randn(3, 128, 256, generator=generator)
-    bias = torch.randn(512, generator=generator)
-    before = _settings().fp32_precision
-    _settings().fp32_precision = "bf16"
-    try:
-        found = _products(x, weight, stacked, bias)
-    finally:
-        _settings().fp32_precision = before
-    right = _products(x.double(), weight.double(), stacked.double(), bias.double())
-    error = max(float((a - b).abs().max() / b.abs().max()) for a, b in zip(found, right, strict=True))
-    _log.debug("products by oneDNN: largest relative error %.1e", error)
-    return error
-
-
-def _products(x: torch.Tensor, weight: torch.Tensor, stacked: torch.Tensor, bias: torch.Tensor) -> list[torch.Tensor]:
-    """x Wᵀ, its weight's gradient, a linear layer of one row and of all, a batch of products."""
-    y = x @ weight.T
-    layers = [torch.nn.functional.linear(rows, weight, bias) for rows in (x[:1], x)]
-    return [y, y.T @ x, *layers, stacked @ stacked.mT]
 
 
 def _settings() -> Any:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from amber2_core.devices import choose_device, choose_devices, is_out_of_memory, on
+from amber2_core import devices
+from amber2_core.devices import choose_device, choose_devices, is_out_of_memory, on, set_arithmetic
 from amber2_core.errors import SettingError
 
 
@@ -72,13 +75,99 @@ def agree():
 """
 
 
+IN_CHILDREN = """
+import os, sys, traceback
+def in_children(check, cases):
+    for case in cases:
+        child = os.fork()
+        if child == 0:
+            try:
+                check(case)
+            except BaseException:
+                traceback.print_exc()
+                os._exit(1)
+            os._exit(0)
+        if os.waitpid(child, 0)[1]:
+            sys.exit(str(case))
+"""
+
+
+def run(lines: str) -> None:
+    """In a process of its own: settings are the process's."""
+    done = subprocess.run([sys.executable, "-c", lines], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_process_computes_fp32_on_cuda_as_it_was_told_last() -> None:
+    run(f"""
+import torch
+from amber2_core.devices import set_arithmetic
+{STATE}{IN_CHILDREN}
+def check(permission):
+    exec(permission)
+    before = state()
+    set_arithmetic(torch.device("cpu"), tf32=True)
+    assert state() == before, state()
+    for tf32, word in ((False, "ieee"), (True, "tf32"), (False, "ieee")):
+        set_arithmetic(torch.device("cuda"), tf32=tf32)
+        assert state() == (word,) * 3, state()
+        assert agree() == (tf32, tf32), agree()
+in_children(check, {list(PERMISSIONS.values())!r})
+""")
+
+
+@pytest.fixture
+def products() -> Iterator[Any]:
+    """torch's settings of products on the CPU, and its threads, as they were before when the test is done."""
+    settings: Any = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
+    before, threads = settings.fp32_precision, torch.get_num_threads()
+    yield settings
+    settings.fp32_precision = before
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.parametrize(("error", "word"), [(1e-7, "bf16"), (1e-3, "none")])
+def test_products_on_a_cpu_run_in_onednn_where_that_is_exact_and_no_signal_is_handled(
+    monkeypatch: pytest.MonkeyPatch, products: Any, error: float, word: str
+) -> None:
+    if not (hasattr(signal, "pthread_sigmask") and torch.backends.mkldnn.is_available()):  # type: ignore[no-untyped-call]
+        pytest.skip("without signals of threads, or without oneDNN")
+    monkeypatch.setattr(devices, "_error", lambda: error)
+    products.fp32_precision = "none"
+    set_arithmetic(torch.device("cpu"))
+    assert products.fp32_precision == "none"
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+    try:
+        set_arithmetic(torch.device("cpu"))
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    assert products.fp32_precision == word
+
+
+def test_looking_at_the_error_of_onednn_leaves_torch_as_it_was(products: Any) -> None:
+    before = products.fp32_precision
+    assert 0 <= devices._error() < 1
+    assert products.fp32_precision == before
+
+
+def test_a_process_has_the_threads_that_it_was_told(products: Any) -> None:
+    before = torch.get_num_threads()
+    set_arithmetic(torch.device("cpu"))
+    assert torch.get_num_threads() == before
+    set_arithmetic(torch.device("cpu"), threads=before + 2)
+    assert torch.get_num_threads() == before + 2
+
+
+def test_importing_devices_loads_no_torch() -> None:
+    run("import sys, amber2_core.devices; assert 'torch' not in sys.modules")
+
+
 def test_tensorfloat_is_off_or_on_inside_and_as_it_was_after_the_last_of_several_threads() -> None:
     """In processes of their own: the permission is the process's."""
-    lines = f"""
-import os, sys, traceback
+    run(f"""
 import torch
 from amber2_core.devices import exact_fp32, tensor_float_32
-{STATE}
+{STATE}{IN_CHILDREN}
 def check(permission):
     exec(permission)
     before = state()
@@ -98,20 +187,8 @@ def check(permission):
         assert agree() == (True, True), agree()
     assert state() == before, (before, state())
     agree()
-for name, permission in {PERMISSIONS!r}.items():
-    child = os.fork()
-    if child == 0:
-        try:
-            check(permission)
-        except BaseException:
-            traceback.print_exc()
-            os._exit(1)
-        os._exit(0)
-    if os.waitpid(child, 0)[1]:
-        sys.exit(name)
-"""
-    done = subprocess.run([sys.executable, "-c", lines], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+in_children(check, {list(PERMISSIONS.values())!r})
+""")
 
 
 def test_what_is_copied_to_cuda_is_pinned_and_to_others_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
