@@ -314,6 +314,7 @@ def describe(progress: Progress) -> str:
     """Utterances, hours, speed against real time, padding and time left.
 
     Example:
+        >>> from amber2_extract.pipeline import Progress
         >>> describe(Progress("audio/hubert", 120, 400, 900.0, 3600.0, 0.25, 60.0, 0.005))
         '120 of 400, 0.25 of 1.00 h, 15.0 times real time, 0.5 % padding, 3 min left'
     """

@@ -181,11 +181,8 @@ def encode(station: Station, portion: Sequence[Batch]) -> tuple[dict[str, str], 
 
 def _rows(encode: Callable[[Sequence[Any]], list[Row]], ready: Ready) -> tuple[dict[str, Row], dict[str, str]]:
     """Rows by digest, and why there is none."""
-    from amber2_core.onednn import fast_products
-
     inputs, failures = ready
-    with fast_products():
-        encoded = encode(list(inputs.values())) if inputs else []
+    encoded = encode(list(inputs.values())) if inputs else []
     rows = dict(zip(inputs, encoded, strict=True))
     broken = [digest for digest, row in rows.items() if not row.is_finite]
     failures |= dict.fromkeys(broken, "the encoder gives values that are not finite")

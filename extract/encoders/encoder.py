@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 
-from amber2_core.devices import is_out_of_memory
+from amber2_core.devices import is_out_of_memory, set_arithmetic
 from amber2_core.errors import ModelError
 
 from ..checkpoint import CONFIG, Checkpoint
@@ -46,12 +46,13 @@ class Encoder:
         precision: Precision = "fp32",
         device: torch.device | str = "cpu",
     ) -> None:
-        """Load a checkpoint.
+        """Load a checkpoint, and settle for the whole process that fp32 is computed in all its digits.
 
         Raises:
             ModelError: it cannot be loaded, or is no encoder of this kind.
         """
         self.device = torch.device(device)
+        set_arithmetic(self.device)
         self.layers = layers
         self.frames = frames
         self.precision = precision

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
-from amber2_core.devices import exact_fp32, on
+from amber2_core.devices import on
 from amber2_core.errors import ModelError
 
 from ..checkpoint import Checkpoint
@@ -36,14 +36,13 @@ class TextEncoder(Encoder):
             [torch.tensor(ids) for ids in inputs], batch_first=True, padding_value=self.tokenizer.padding
         )
         lengths = [len(ids) for ids in inputs]
-        with exact_fp32(self.device):
-            with self._half(precision):
-                output = self._model(
-                    input_ids=on(self.device, ids),
-                    attention_mask=mask_of(lengths, device=self.device).long(),
-                    output_hidden_states=self.layers == "all",
-                )
-            return self._pooled(output, lengths)
+        with self._half(precision):
+            output = self._model(
+                input_ids=on(self.device, ids),
+                attention_mask=mask_of(lengths, device=self.device).long(),
+                output_hidden_states=self.layers == "all",
+            )
+        return self._pooled(output, lengths)
 
     def _probe(self) -> Sequence[Any]:
         words, _ = self.tokenizer.tokens(

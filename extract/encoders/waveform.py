@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from amber2_core.devices import exact_fp32, on
+from amber2_core.devices import on
 from amber2_core.errors import AudioError, ModelError
 
 from ..audio import Waveform
@@ -78,19 +78,18 @@ class SpeechEncoder(Encoder):
     @torch.inference_mode()
     def _encode(self, inputs: Sequence[Waveform | Tensor], precision: Precision) -> list[Row]:
         ready = [one if isinstance(one, Tensor) else self.prepare(one) for one in inputs]
-        with exact_fp32(self.device):
-            samples = self._moved(ready)  # each (samples,)
-            with self._half(precision):
-                together = self.convolves_together and len(samples) > 1
-                convolved = self._convolutions.together if together else self._convolutions.one_by_one
-                padded, lengths = convolved(samples)  # (batch, channels, frames)
-                mask = frame_mask = None
-                if len(samples) > 1:
-                    mask = mask_of([len(one) for one in samples], device=self.device).long()
-                    frame_mask = mask_of(lengths, device=self.device)
-                with self._valid(frame_mask):
-                    output = self._model(padded, attention_mask=mask, output_hidden_states=self.layers == "all")
-            return self._pooled(output, lengths)
+        samples = self._moved(ready)  # each (samples,)
+        with self._half(precision):
+            together = self.convolves_together and len(samples) > 1
+            convolved = self._convolutions.together if together else self._convolutions.one_by_one
+            padded, lengths = convolved(samples)  # (batch, channels, frames)
+            mask = frame_mask = None
+            if len(samples) > 1:
+                mask = mask_of([len(one) for one in samples], device=self.device).long()
+                frame_mask = mask_of(lengths, device=self.device)
+            with self._valid(frame_mask):
+                output = self._model(padded, attention_mask=mask, output_hidden_states=self.layers == "all")
+        return self._pooled(output, lengths)
 
     def _moved(self, ready: Sequence[Tensor]) -> Sequence[Tensor]:
         """The utterances on the device, in one copy: each copy of its own costs more than most of them weigh."""
