@@ -13,12 +13,14 @@ from __future__ import annotations
 
 import os
 import platform
+import signal
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -29,15 +31,14 @@ import torchaudio
 import transformers
 from transformers import BertConfig, Wav2Vec2Config
 
-from amber2_core.lanes import ahead
 from amber2_core.utterance import Corpus, LabelDefaults, Rating, Utterance
 from amber2_extract.audio import Excerpt, read_waveform
+from amber2_extract.batches import Effort
 from amber2_extract.checkpoint import find_checkpoint
-from amber2_extract.encoders import SpeechEncoder, TextEncoder
-from amber2_extract.encoding import Progress
-from amber2_extract.pipeline import extract_features
+from amber2_extract.encoders.text import TextEncoder
+from amber2_extract.encoders.waveform import SpeechEncoder
+from amber2_extract.pipeline import Progress, extract_features
 from amber2_extract.stand_ins import SPEECH_FOLDER, TEXT_FOLDER, save_speech_encoder, save_text_encoder
-from amber2_extract.work import Effort
 
 TURNS = 3
 WORDS = ["we", "do", "not", "know", "what", "the", "raters", "heard", "in", "this", "voice"]
@@ -67,10 +68,14 @@ def encode_time(corpus: Corpus, output: Path, **models: Any) -> float:
 
 
 def bare_time(encode: Callable[[Any], Any], batches: Sequence[Any]) -> float:
+    threads = torch.get_num_threads()
     began = time.monotonic()
-    for _ in ahead(encode, batches, torch.get_num_threads()):
-        pass
-    return time.monotonic() - began
+    with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        for _ in pool.map(encode, batches):
+            pass
+    taken = time.monotonic() - began
+    torch.set_num_threads(threads)
+    return taken
 
 
 def users_speech_time(corpus: Corpus, folder: Path) -> float:
@@ -135,7 +140,9 @@ def speed(folder: Path, count: int) -> None:
 
     lines = made_up_corpus(folder / "lines", 10 * count, (0.03,), (16_000,))
     text = TextEncoder(find_checkpoint(str(folder / TEXT_FOLDER), modality="text"))
-    tokens = sorted(text.tokenize([utterance.transcript for utterance in lines.utterances])[0], key=len, reverse=True)
+    tokens = sorted(
+        text.tokenizer.tokens([utterance.transcript for utterance in lines.utterances])[0], key=len, reverse=True
+    )
     batches: list[list[list[int]]] = [[]]
     for ids in tokens:
         if batches[-1] and (len(batches[-1]) + 1) * len(batches[-1][0]) > 1024:
@@ -184,6 +191,9 @@ def scale(folder: Path) -> None:
 
 def main(count: int = 6) -> None:
     os.environ["HF_HUB_OFFLINE"] = "1"
+    if hasattr(signal, "pthread_sigmask"):
+        # The bare passes run on the kernels that workers have, which only threads without signals may use.
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     logging: Any = transformers.utils.logging
     logging.set_verbosity_error()
     logging.disable_progress_bar()

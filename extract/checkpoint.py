@@ -62,7 +62,7 @@ class Checkpoint:
         """``wav2vec2-base`` for ``facebook/wav2vec2-base``."""
         return self.name.rsplit("/", 1)[-1]
 
-    def identity(self) -> dict[str, str]:
+    def identity(self) -> dict[str, Any]:
         """What a recipe holds of any encoder: name, revision, and sha256 of its weights and of ``config.json``.
 
         Where the weights are several files, the sha256 is of their names and digests. All of them are read.

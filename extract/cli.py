@@ -129,8 +129,9 @@ def extract_features(
     from amber2_data.corpora.registry import corpus_root, read_corpus
 
     from . import pipeline
+    from .batches import Effort
 
-    effort = pipeline.Effort(device=device, batch_seconds=batch_seconds, batch_tokens=batch_tokens)
+    effort = Effort(device=device, batch_seconds=batch_seconds, batch_tokens=batch_tokens)
     folder = cache_dir or Path(os.environ.get("AMBER2_CACHE_DIR") or "cache")
     with _progress_shown() as on_progress:
         summary = pipeline.extract_features(

@@ -10,19 +10,20 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
+from itertools import compress
 from pathlib import Path
 from typing import Any
 
 from amber2_core import engine
 from amber2_core.cache import Failure, FeatureCache, write_cache
-from amber2_core.errors import AudioError, CacheError, ModelError, SettingError, bad_choice
+from amber2_core.errors import AudioError, CacheError, ModelError
 from amber2_core.features import StoredFeatures
-from amber2_core.tables import UtteranceTable, is_storable_name
+from amber2_core.tables import UtteranceTable
 from amber2_core.utterance import Corpus
 
 from . import worker
-from .batches import padding_waste, plan_batches, portions
-from .checkpoint import find_checkpoint
+from .batches import Effort, padding_waste, plan_batches, portions
+from .plan import Job, plan_jobs
 from .previous import (
     Previous,
     find_features,
@@ -36,38 +37,17 @@ from .previous import (
     stage_of,
     with_recordings,
 )
-from .recipe import PRECISIONS, AudioRecipe, Layers, Precision, TextRecipe
+from .recipe import AudioRecipe, Layers, Precision
 from .recordings import Inputs, Work, blank_cache, scan_recordings, transcript_inputs
 from .rows import RowStore, work_folder
-from .worker import Job
 
 AUDIO_MODEL = "facebook/wav2vec2-base"
 TEXT_MODEL = "bert-base-uncased"
 
-# Seconds and tokens of a batch where nobody says, on a processor and on an accelerator. A processor gains nothing from
-# batches of audio, and would compute their padding.
-_BUDGETS = {"audio": (0.0, 120.0), "text": (1024.0, 16384.0)}
 # Failures are listed up to here.
 _SHOWN = 20
 
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Effort:
-    """How to encode; nothing here changes the numbers."""
-
-    # auto | cpu | cuda | cuda:N | cuda:0,cuda:1 | mps
-    device: str = "auto"
-    # seconds of audio, and tokens, per batch, padding included; 0: one at a time; None: as suits the device
-    batch_seconds: float | None = None
-    batch_tokens: int | None = None
-
-    def __post_init__(self) -> None:
-        for name in ("batch_seconds", "batch_tokens"):
-            value = getattr(self, name)
-            if value is not None and not 0 <= value < math.inf:
-                raise SettingError(f"Bad {name} {value}, expected a number from 0 on")
 
 
 @dataclass(frozen=True)
@@ -199,70 +179,19 @@ def extract_features(
         if strict:
             for job in jobs:
                 _refuse(scan.failures(job, {}), output)
-        done = []
-        for job in jobs:
-            done.append(
-                _complete(job, scan, folder / job.recipe.fingerprint[:16], effort or Effort(), force, on_progress)
-            )
+        stores, done = [folder / job.recipe.fingerprint[:16] for job in jobs], []
+        for job, store in zip(jobs, stores, strict=True):
+            done.append(_complete(job, scan, store, effort or Effort(), force, on_progress))
             if strict:
                 _refuse(done[-1].failures, output)
         after, sets = _assembled(blank, scan, done)
         written = force or before is None or not is_same(before, after, sets)
         if written:
             write_cache(output, after, sets)
-        for job in jobs:
+        for store in stores:
             # Its rows stand in the cache now.
-            shutil.rmtree(folder / job.recipe.fingerprint[:16], ignore_errors=True)
+            shutil.rmtree(store, ignore_errors=True)
     return Summary(output, len(scan.table), tuple(one.summary for one in done), after.failures, written)
-
-
-def plan_jobs(
-    audio_model: str | None,
-    text_model: str | None,
-    *,
-    audio_name: str | None = None,
-    text_name: str | None = None,
-    layers: Layers = "last",
-    frames: int | None = None,
-    precision: Precision = "fp32",
-    max_seconds: float | None = None,
-) -> list[Job]:
-    """The feature sets that are asked for; text first, as it takes minutes where audio takes hours.
-
-    Raises:
-        ModelError: a checkpoint cannot be found, or lacks a file.
-        SettingError: a setting has no meaning, or nothing is asked for.
-    """
-    if max_seconds is not None and not max_seconds > 0:
-        raise SettingError(f"Bad max_seconds {max_seconds}, expected more than 0")
-    if frames is not None and frames < 1:
-        raise SettingError(f"Bad frames {frames}, expected 1 or more")
-    if precision not in PRECISIONS:
-        raise SettingError(bad_choice("precision", precision, PRECISIONS))
-    for modality, name in (("audio", audio_name), ("text", text_name)):
-        if name is not None and not is_storable_name(name):
-            raise SettingError(f"Bad {modality} name {name!r}, expected one without '/'")
-    # Sets of more than one vector stand beside the plain one.
-    ending = ("-layers" if layers == "all" else "") + ("" if frames is None else f"-frames{frames}")
-    settings: dict[str, Any] = {"layers": layers, "frames": frames, "precision": precision}
-    jobs = []
-    if text_model is not None:
-        checkpoint = find_checkpoint(text_model, modality="text")
-        text = TextRecipe(**checkpoint.identity(), tokenizer_digest=checkpoint.input_digest(), **settings)
-        jobs.append(Job(text_name or checkpoint.short_name + ending, checkpoint, text))
-    if audio_model is not None:
-        checkpoint = find_checkpoint(audio_model, modality="audio")
-        audio = AudioRecipe(
-            **checkpoint.identity(),
-            preprocessor_digest=checkpoint.input_digest(),
-            sampling_rate=checkpoint.sampling_rate(),
-            max_seconds=max_seconds,
-            **settings,
-        )
-        jobs.append(Job(audio_name or checkpoint.short_name + ending, checkpoint, audio))
-    if not jobs:
-        raise SettingError("Nothing to encode: name an audio model, a text model, or both")
-    return jobs
 
 
 @dataclass(frozen=True)
@@ -342,64 +271,54 @@ def _complete(
 def _encode(
     job: Job, works: Sequence[Work], fresh: set[str], folder: Path, effort: Effort, on_progress: OnProgress | None
 ) -> tuple[FeatureSummary, dict[str, str]]:
-    """Deal to workers what is fresh among the works; why what failed did, by digest.
+    """Deal to workers what is fresh among the works; with the reasons, by digest, why some of it failed.
 
     Batches are planned over all works, held or not: an interrupted extraction meets the same batches again, and so
     ends with the same values to the last bit.
     """
-    began = time.monotonic()
-    modality = job.recipe.modality
+    began, modality = time.monotonic(), job.recipe.modality
     known = engine.call(worker.survey, job, effort.device, works if modality == "text" else ())
+    sizes: Sequence[float] = known.tokens
     if isinstance(job.recipe, AudioRecipe):
         sizes = [min(work.seconds, job.recipe.max_seconds or math.inf) for work in works]
-        budget = effort.batch_seconds
-    else:
-        sizes, budget = list(map(float, known.tokens)), effort.batch_tokens
-    if budget is None:
-        budget = _BUDGETS[modality][known.devices[0] != "cpu"]
-    batches = plan_batches(sizes, budget=budget)
     size_of = {work.digest: size for work, size in zip(works, sizes, strict=True)}
-    missing = [[works[place] for place in places if works[place].digest in fresh] for places in batches]
-    missing = [batch for batch in missing if batch]
+    planned = plan_batches(sizes, budget=effort.budget(modality, known.devices[0]))
+    batches = [[works[place] for place in places if works[place].digest in fresh] for places in planned]
 
     def cost(some: Iterable[Sequence[Work]]) -> float:
-        return sum(len(batch) * max(size_of[work.digest] for work in batch) for batch in some)
+        return sum(len(batch) * max(size_of[work.digest] for work in batch) for batch in some if batch)
 
-    total, seconds_total = cost(missing), sum(work.seconds for batch in missing for work in batch)
+    summary = FeatureSummary(
+        modality,
+        job.name,
+        truncated=sum(work.digest in fresh for work in compress(works, known.cut)),
+        padding=padding_waste(sizes, planned),
+        device=",".join(known.devices),
+    )
+    seconds, total = sum(work.seconds for batch in batches for work in batch), cost(batches)
     failures: dict[str, str] = {}
-    spent, distinct, seconds, started = 0.0, 0, 0.0, math.inf
-    padding = padding_waste(sizes, batches)
-    seats = [worker.Seat(number, device, known.threads) for number, device in enumerate(known.devices)]
+    spent, started = 0.0, math.inf
     results = engine.deal(
         worker.encode,
-        portions(missing, workers=len(seats), threads=known.threads),
+        portions([batch for batch in batches if batch], workers=len(known.devices), threads=known.threads),
         setup=worker.Station,
-        workers=seats,
+        workers=[worker.Seat(number, device, known.threads) for number, device in enumerate(known.devices)],
         shared=(job, folder),
     )
     with closing(results):
         for portion, (problems, took) in results:
             # The clock of the progress begins with the first batch, not with the loading of the encoder.
             started = min(started, time.monotonic() - took)
-            failures |= problems
-            good = [work for batch in portion for work in batch if work.digest not in problems]
-            distinct, seconds = distinct + len(good), seconds + sum(work.seconds for work in good)
             spent += cost(portion)
+            failures |= problems
+            good = [work.seconds for batch in portion for work in batch if work.digest not in problems]
+            summary = replace(summary, distinct=summary.distinct + len(good), seconds=summary.seconds + sum(good))
             if on_progress is not None:
-                done, elapsed = distinct + len(failures), time.monotonic() - started
+                done, elapsed = summary.distinct + len(failures), time.monotonic() - started
                 share = spent / max(total, 1e-9)
-                on_progress(Progress(job.stage, done, len(fresh), seconds, seconds_total, share, elapsed, padding))
-    cut = sum(is_cut for is_cut, work in zip(known.cut, works, strict=False) if work.digest in fresh)
-    return FeatureSummary(
-        modality,
-        job.name,
-        distinct=distinct,
-        seconds=seconds,
-        truncated=cut,
-        elapsed=time.monotonic() - began,
-        padding=padding,
-        device=",".join(known.devices),
-    ), failures
+                at = Progress(job.stage, done, len(fresh), summary.seconds, seconds, share, elapsed, summary.padding)
+                on_progress(at)
+    return replace(summary, elapsed=time.monotonic() - began), failures
 
 
 def _assembled(blank: FeatureCache, scan: _Scan, done: Sequence[_Done]) -> tuple[FeatureCache, list[StoredFeatures]]:

@@ -279,10 +279,8 @@ class _Gathered:
         """
         first, last, _ = rows.indices(self.shape[0])
         values = np.full((max(0, last - first), *self.shape[1:]), np.nan, dtype=self.dtype)
-        one, end = (
-            int(np.searchsorted(self._offsets, at, side=side)) for at, side in ((first, "right"), (last, "left"))
-        )
-        one -= 1
+        one = int(np.searchsorted(self._offsets, first, side="right")) - 1
+        end = int(np.searchsorted(self._offsets, last, side="left"))
         while one < end:
             stop = one + 1
             while stop < end and self._follows[stop]:

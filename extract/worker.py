@@ -21,8 +21,8 @@ from typing import Any, TypeVar
 from amber2_core.errors import AudioError, ModelError
 
 from .audio import Excerpt, read_waveform
-from .checkpoint import Checkpoint
-from .recipe import AudioRecipe, EncoderRecipe
+from .plan import Job
+from .recipe import AudioRecipe
 from .recordings import Work, check_reach
 from .rows import Row, RowWriter
 
@@ -47,20 +47,6 @@ PRELOADED = (
 _DECODERS = 4
 
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Job:
-    """A feature set that is asked for."""
-
-    name: str
-    checkpoint: Checkpoint
-    recipe: EncoderRecipe
-
-    @property
-    def stage(self) -> str:
-        """What its failures are filed under: ``audio/wav2vec2-base``."""
-        return f"{self.recipe.modality}/{self.name}"
 
 
 @dataclass(frozen=True)

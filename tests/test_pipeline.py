@@ -26,8 +26,9 @@ from amber2_core import engine
 from amber2_core.cache import read_cache
 from amber2_core.errors import AudioError, CacheError, CorpusError, ModelError, SettingError
 from amber2_core.utterance import Rating
+from amber2_extract.batches import Effort
 from amber2_extract.checkpoint import find_checkpoint
-from amber2_extract.pipeline import Effort, plan_jobs
+from amber2_extract.plan import plan_jobs
 from amber2_extract.previous import sequence_of
 from amber2_extract.rows import Row
 

@@ -10,7 +10,8 @@ import pytest
 from small_models import save_speech, save_text
 
 from amber2_core.errors import ModelError
-from amber2_extract.pipeline import Effort, plan_jobs
+from amber2_extract.batches import Effort
+from amber2_extract.plan import plan_jobs
 from amber2_extract.recipe import AudioRecipe, EncoderRecipe, Resampler, TextRecipe, differences
 
 AUDIO = AudioRecipe(

@@ -97,8 +97,9 @@ def load_tokenizer(checkpoint: Checkpoint) -> Tokenizer:
     import transformers
 
     def without_weights(folder: Any, **settings: Any) -> Any:
+        models: Any = transformers.AutoModel
         with torch.device("meta"):
-            return transformers.AutoModel.from_config(transformers.AutoConfig.from_pretrained(folder, **settings))
+            return models.from_config(transformers.AutoConfig.from_pretrained(folder, **settings))
 
     return Tokenizer(checkpoint, from_pretrained(checkpoint, without_weights))
 
