@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -28,9 +29,8 @@ from .rows import Row, RowWriter
 
 Given = TypeVar("Given")
 Made = TypeVar("Made")
-# What is encoded together, and what of it can be: inputs by digest, and why there is none.
+# What is encoded together.
 Batch = Sequence[Work]
-Ready = tuple[dict[str, Any], dict[str, str]]
 
 # What a fork server loads, so that its workers need not.
 PRELOADED = (
@@ -45,6 +45,9 @@ PRELOADED = (
 # Most threads that decode for an accelerator. One reads some 1,500 times as fast as recordings play; more than are
 # needed keep Python from whoever feeds the accelerator.
 _DECODERS = 4
+# What the machine may lose where its power goes: rows survive the process as soon as they are written.
+REST_SECONDS = 20.0
+_NOT_FINITE = "the encoder gives values that are not finite"
 
 _log = logging.getLogger(__name__)
 
@@ -112,25 +115,35 @@ class Station:
         self.encode = Halving(self.encoder)
         self.writer = RowWriter(folder, seat.number)
         self._threads = seat.threads
+        self._rested = time.monotonic()
         # Each thread of a processor encodes a batch of its own: that needs less waiting for one another than all of
         # them at one batch, and gives the same values however many there are.
         self.encodes_in_threads = self.encoder.device.type == "cpu"
         each = 1 if self.encodes_in_threads else torch.get_num_threads()
         self._pool = ThreadPoolExecutor(self._threads, initializer=torch.set_num_threads, initargs=(each,))
 
-    def ahead(self, make: Callable[[Given], Made], given: Iterable[Given]) -> Iterator[Made]:
-        """`map` in the threads, in order, at most two results for each of them ahead of who takes them."""
+    def ahead(
+        self, make: Callable[[Given], Made], given: Iterable[Given], *, most: int | None = None
+    ) -> Iterator[Made]:
+        """`map` in the threads, in order, at most so many results ahead of who takes them; two for each thread."""
         waiting: deque[Future[Made]] = deque()
         try:
             for one in given:
                 waiting.append(self._pool.submit(make, one))
-                if len(waiting) > 2 * self._threads:
+                if len(waiting) > (most or 2 * self._threads):
                     yield waiting.popleft().result()
             while waiting:
                 yield waiting.popleft().result()
         finally:
             for future in waiting:
                 future.cancel()
+
+    def rest(self) -> None:
+        """From time to time, bring rows to the disk, and memory back to the system."""
+        if time.monotonic() - self._rested >= REST_SECONDS:
+            self.writer.sync()
+            _give_back()
+            self._rested = time.monotonic()
 
 
 def encode(station: Station, portion: Sequence[Batch]) -> tuple[dict[str, str], float]:
@@ -145,59 +158,55 @@ def encode(station: Station, portion: Sequence[Batch]) -> tuple[dict[str, str], 
         CacheError: the disk is full, or has gone.
     """
     began = time.monotonic()
+    works = [work for batch in portion for work in batch]
     if isinstance(station.recipe, AudioRecipe):
-        ready: Callable[[Batch], Ready] = partial(_decoded, station.encoder, station.recipe)
+        read: Callable[[Work], Any] = partial(_waveform, station.encoder, station.recipe)
     else:
         # All at once and in one thread, as tokenizers want it.
-        works = [work for batch in portion for work in batch]
         tokens, _ = station.encoder.tokenizer.tokens([str(work.source) for work in works])
-        ready = partial(_tokenized, {work.digest: ids for work, ids in zip(works, tokens, strict=True)})
+        known = {work: ids or "its transcript gives no token" for work, ids in zip(works, tokens, strict=True)}
+        read = known.__getitem__
     if station.encodes_in_threads:
-        made = station.ahead(lambda batch: _rows(station.encode, ready(batch)), portion)
+        made = station.ahead(lambda batch: _rows(station.encode, batch, map(read, batch)), portion)
     else:
-        made = map(partial(_rows, station.encode), station.ahead(ready, portion))
+        # An accelerator waits for one batch at most, which all threads read.
+        inputs = station.ahead(read, works, most=2 * max(map(len, portion)))
+        made = (_rows(station.encode, batch, islice(inputs, len(batch))) for batch in portion)
     failures: dict[str, str] = {}
     for rows, problems in made:
         station.writer.add(rows)
         failures |= problems
-    station.writer.sync()
-    _give_back()
+    station.rest()
     return failures, time.monotonic() - began
 
 
-def _rows(encode: Callable[[Sequence[Any]], list[Row]], ready: Ready) -> tuple[dict[str, Row], dict[str, str]]:
-    """Rows by digest, and why there is none."""
-    inputs, failures = ready
-    encoded = encode(list(inputs.values())) if inputs else []
-    rows = dict(zip(inputs, encoded, strict=True))
-    broken = [digest for digest, row in rows.items() if not row.is_finite]
-    failures |= dict.fromkeys(broken, "the encoder gives values that are not finite")
-    return {digest: row for digest, row in rows.items() if digest not in broken}, failures
+def _rows(
+    encode: Callable[[Sequence[Any]], list[Row]], batch: Batch, inputs: Iterable[Any]
+) -> tuple[dict[str, Row], dict[str, str]]:
+    """Rows by digest, and why there is none, of a batch and its inputs; an input that is text says why it is none."""
+    found = {work.digest: given for work, given in zip(batch, inputs, strict=True)}
+    good = {digest: given for digest, given in found.items() if not isinstance(given, str)}
+    rows = dict(zip(good, encode(list(good.values())), strict=True)) if good else {}
+    failures = {digest: given for digest, given in found.items() if digest not in good}
+    failures |= {digest: _NOT_FINITE for digest, row in rows.items() if not row.is_finite}
+    return {digest: row for digest, row in rows.items() if digest not in failures}, failures
 
 
-def _decoded(encoder: Any, recipe: AudioRecipe, batch: Batch) -> Ready:
-    inputs, failures = {}, {}
-    for work in batch:
-        assert isinstance(work.source, Excerpt)
-        try:
-            waveform = read_waveform(
-                work.source,
-                sampling_rate=recipe.sampling_rate,
-                max_seconds=recipe.max_seconds,
-                resampler=recipe.resampler,
-            )
-            encoder.check(waveform)
-        except AudioError as problem:
-            check_reach(work.source.path.parent, problem)
-            failures[work.digest] = str(problem)
-        else:
-            inputs[work.digest] = encoder.prepare(waveform)
-    return inputs, failures
-
-
-def _tokenized(tokens: dict[str, list[int]], batch: Batch) -> Ready:
-    inputs = {work.digest: tokens[work.digest] for work in batch if tokens[work.digest]}
-    return inputs, {w.digest: "its transcript gives no token" for w in batch if w.digest not in inputs}
+def _waveform(encoder: Any, recipe: AudioRecipe, work: Work) -> Any:
+    """What the encoder takes of a recording, or why that is nothing."""
+    assert isinstance(work.source, Excerpt)
+    try:
+        waveform = read_waveform(
+            work.source,
+            sampling_rate=recipe.sampling_rate,
+            max_seconds=recipe.max_seconds,
+            resampler=recipe.resampler,
+        )
+        encoder.check(waveform)
+    except AudioError as problem:
+        check_reach(work.source.path.parent, problem)
+        return str(problem)
+    return encoder.prepare(waveform)
 
 
 def _loaded(job: Job, device: str) -> Any:

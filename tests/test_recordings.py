@@ -17,6 +17,7 @@ from small_corpus import with_utterance
 
 import amber2_extract.audio
 import amber2_extract.recordings
+import amber2_extract.worker
 from amber2_core.cache import read_cache
 from amber2_core.errors import CacheError, CorpusError
 from amber2_core.utterance import Corpus, LabelDefaults, Rating, Utterance
@@ -221,6 +222,7 @@ def test_the_disk_of_the_cache_fails_while_rows_are_written(
         sync(descriptor)
 
     with monkeypatch.context() as patch:
+        patch.setattr(amber2_extract.worker, "REST_SECONDS", 0.0)
         patch.setattr(os, "fsync", fsync)
         with pytest.raises(CacheError, match=rf"^Cannot write to .*: {os.strerror(number)}; the rows"):
             place.extract()

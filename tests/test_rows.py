@@ -125,6 +125,12 @@ def test_a_damaged_row_is_replaced_by_a_new_one(tmp_path: Path) -> None:
     assert _held(tmp_path) == {1: [1, -1], 2: [2, -2]}
 
 
+def test_rows_that_a_worker_wrote_before_it_died_may_be_written_again(tmp_path: Path) -> None:
+    _written(tmp_path, 1, 2, 3)
+    _written(tmp_path, 2, 3, 4)
+    assert _held(tmp_path) == {n: [n, -n] for n in (1, 2, 3, 4)}
+
+
 def test_a_row_that_is_damaged_while_it_is_waited_for_is_one_line(tmp_path: Path) -> None:
     path = _written(tmp_path, 1)
     store = RowStore(tmp_path)
