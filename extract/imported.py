@@ -9,6 +9,8 @@ shares); and, as far as known, `speaker`, `session`, `dialogue`, `split`, `langu
 from __future__ import annotations
 
 import hashlib
+import math
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -21,8 +23,8 @@ import numpy.typing as npt
 from amber2_core.cache import Failure, FeatureCache, Features, Frames, read_cache, write_cache
 from amber2_core.errors import CacheError
 from amber2_core.features import check_fit
-from amber2_core.tables import RatingTable, Texts, UtteranceTable, is_storable_name, texts
-from amber2_core.utterance import STIMULI, Corpus, LabelDefaults, Stimulus
+from amber2_core.tables import Texts, is_storable_name, texts
+from amber2_core.utterance import STIMULI, Corpus, LabelDefaults, Rating, Stimulus, Utterance
 from amber2_data.arrays import Array, ArrayFile, open_arrays
 
 from .checkpoint import sha256_of
@@ -107,9 +109,12 @@ def import_features(
         elif output.exists() and not force:
             raise CacheError(f"{output} exists: add to it with --cache, choose another --output, or --force")
         else:
-            whole = blank_cache(corpus) if corpus else _cache_of_arrays(file, found, name or path.stem, defaults)
-            created = datetime.now(UTC).isoformat(timespec="seconds")
-            before = replace(whole, created=created, versions=versions_of(SOFTWARE))
+            before = replace(
+                blank_cache(corpus or _corpus_of_arrays(file, found, name or path.stem, defaults)),
+                created=datetime.now(UTC).isoformat(timespec="seconds"),
+                versions=versions_of(SOFTWARE),
+                summary={"imported": path.name},
+            )
         source = _rows_of(found, before, path)
         made_by = {"file": path.name, "sha256": sha256_of(path), "origin": origin}
         sets = [_features(file, one, before, source, ids=len(found), origin=made_by) for one in wanted]
@@ -162,10 +167,9 @@ def _ids(file: ArrayFile, name: str | None) -> Texts:
         found, where = file.read(inside), f"{inside} of {file.path}"
     if found.dtype != object:
         found = texts([str(value) for value in found.ravel().tolist()])
-    seen: set[str] = set()
-    twice = sorted({id_ for id_ in found if id_ in seen or seen.add(id_)})  # type: ignore[func-returns-value]
-    if twice or not len(found) or "" in seen:
-        what = f"the id {twice[0]!r} stands there twice" if twice else "an id is empty" if len(found) else "no id"
+    id_, count = Counter(found).most_common(1)[0] if len(found) else ("", 0)
+    if count != 1 or "" in found:
+        what = f"the id {id_!r} stands there twice" if count > 1 else "an id is empty" if count else "no id"
         raise CacheError(f"Bad ids in {where}: {what}; each row needs one of its own")
     return found
 
@@ -268,33 +272,52 @@ def holds_votes(file: ArrayFile) -> bool:
     return EMOTIONS in file.shapes and any(array in file.shapes for array in VOTES)
 
 
-def _cache_of_arrays(file: ArrayFile, ids: Texts, name: str, defaults: LabelDefaults | None = None) -> FeatureCache:
-    """A cache without features; by default it is labelled with its emotions in their order, any vote."""
+def _corpus_of_arrays(file: ArrayFile, ids: Texts, name: str, defaults: LabelDefaults | None) -> Corpus:
+    """The corpus that a file holds; by default it is labelled with its emotions in their order, any vote."""
     if not holds_votes(file):
         raise CacheError(
             f"{file.path} holds no votes ({[*file.shapes]}): add its vectors to a cache with --cache CACHE, "
             f"or to a corpus with --corpus NAME; a whole cache needs {EMOTIONS!r} and one of {[*VOTES]}"
         )
-    held = [array for array in VOTES if array in file.shapes]
     emotions = tuple(str(emotion).strip() for emotion in file.read(EMOTIONS))
-    columns, unknown = dict(_columns(file, len(ids))), np.full(len(ids), np.nan)
-    table = UtteranceTable(
-        id=ids,
-        **{column: columns.pop(column, texts([""] * len(ids))) for column in TEXT_COLUMNS},
-        audio_sha256=texts([""] * len(ids)),
-        start=columns.pop("start", unknown).astype(np.float32),
-        duration=columns.pop("duration", unknown).astype(np.float32),
+    votes = {VOTES[name]: _votes(file, name, (len(ids), len(emotions))) for name in VOTES if name in file.shapes}
+    attributes = {column: values.tolist() for column, values in _columns(file, len(ids))}
+    words = {column: attributes.pop(column, [""] * len(ids)) for column in TEXT_COLUMNS}
+    spans = {column: attributes.pop(column, [math.nan] * len(ids)) for column in NUMBER_COLUMNS}
+    known = {column: [None if math.isnan(value) else value for value in values] for column, values in spans.items()}
+    utterances = tuple(
+        Utterance(
+            id=str(id_),
+            audio=words["audio"][row] or None,
+            ratings=tuple(_ratings(votes, emotions, row)),
+            start=known["start"][row],
+            duration=known["duration"][row],
+            attributes={column: values[row] for column, values in attributes.items() if is_storable_name(column)},
+            **{column: values[row] for column, values in words.items() if column != "audio"},
+        )
+        for row, id_ in enumerate(ids)
     )
-    stimuli = {VOTES[array]: _votes(file, array, (len(ids), len(emotions))) for array in held}
-    return FeatureCache(
-        corpus=name,
-        utterances=table,
-        ratings=_rating_table(stimuli, emotions),
-        defaults=defaults or _defaults(table, emotions, tuple(stimuli)),
-        features=(),
-        attributes={column: values for column, values in columns.items() if is_storable_name(column)},
-        summary={"imported": file.path.name},
-    )
+    folds: Literal["session", "speaker", "stratified"] = "stratified"
+    if all(words["session"]):
+        folds = "session"
+    elif all(words["speaker"]):
+        folds = "speaker"
+    stimulus: Stimulus = "audiovisual" if "audiovisual" in votes else next(iter(votes))
+    defaults = defaults or LabelDefaults(emotions=emotions, stimulus=stimulus, keep="any-vote", folds=folds)
+    return Corpus(name, file.path.parent, utterances, defaults)
+
+
+def _ratings(votes: Mapping[Stimulus, Array], emotions: Sequence[str], row: int) -> Iterator[Rating]:
+    """One for each vote of an anonymous rater on an utterance; where votes are no whole numbers, one for each share."""
+    for stimulus, counts in votes.items():
+        ticked = [(emotion, float(count)) for emotion, count in zip(emotions, counts[row], strict=True) if count]
+        if (counts == np.floor(counts)).all():
+            people = [emotion for emotion, count in ticked for _ in range(int(count))]
+            for number, emotion in enumerate(people, start=1):
+                yield Rating(f"anonymous{number}", emotion, stimulus=stimulus)
+        else:
+            for emotion, share in ticked:
+                yield Rating("distribution", emotion, stimulus=stimulus, weight=share)
 
 
 def _columns(file: ArrayFile, count: int) -> Iterator[tuple[str, Array]]:
@@ -321,40 +344,3 @@ def _votes(file: ArrayFile, name: str, shape: tuple[int, int]) -> npt.NDArray[np
     if not (np.isfinite(votes).all() and (votes >= 0).all() and (votes <= MAX_VOTES).all()):
         raise CacheError(f"array {name!r} of {file.path} holds votes below 0, above {MAX_VOTES:,} or not finite")
     return votes
-
-
-def _rating_table(stimuli: Mapping[Stimulus, npt.NDArray[np.float64]], emotions: tuple[str, ...]) -> RatingTable:
-    """One row for each vote of an anonymous rater; where votes are no whole numbers, one for each share."""
-    parts: list[tuple[npt.NDArray[np.intp], list[str], Stimulus, npt.NDArray[np.intp], npt.NDArray[np.float64]]] = []
-    for stimulus, votes in stimuli.items():
-        utterance, emotion = np.nonzero(votes)
-        amount = votes[utterance, emotion]
-        if (amount == np.floor(amount)).all():
-            counts = amount.astype(np.intp)
-            utterance, emotion = np.repeat(utterance, counts), np.repeat(emotion, counts)
-            first = np.searchsorted(utterance, utterance)  # of the ticks on the same utterance
-            raters = [f"anonymous{number}" for number in np.arange(len(utterance)) - first + 1]
-            amount = np.ones(len(utterance))
-        else:
-            raters = ["distribution"] * len(utterance)
-        parts.append((utterance, raters, stimulus, emotion, amount))
-    utterance = np.concatenate([part[0] for part in parts])
-    order = np.argsort(utterance, kind="stable")
-    return RatingTable(
-        utterance=utterance[order].astype(np.int32),
-        rater=texts([rater for part in parts for rater in part[1]])[order],
-        source=texts(["external"] * len(order)),
-        stimulus=texts([part[2] for part in parts for _ in part[1]])[order],
-        label=texts(list(emotions))[np.concatenate([part[3] for part in parts])[order]],
-        weight=np.concatenate([part[4] for part in parts])[order].astype(np.float32),
-    )
-
-
-def _defaults(table: UtteranceTable, emotions: tuple[str, ...], stimuli: tuple[Stimulus, ...]) -> LabelDefaults:
-    folds: Literal["session", "speaker", "stratified"] = "stratified"
-    if all(table.session):
-        folds = "session"
-    elif all(table.speaker):
-        folds = "speaker"
-    stimulus: Stimulus = "audiovisual" if "audiovisual" in stimuli else stimuli[0]
-    return LabelDefaults(emotions=emotions, stimulus=stimulus, keep="any-vote", folds=folds)

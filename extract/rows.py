@@ -21,7 +21,7 @@ import shutil
 import struct
 import zlib
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -84,25 +84,24 @@ def work_folder(output: Path) -> Iterator[Path]:
         CacheError: another process holds it (the line says which), or it cannot be made.
     """
     folder = output.with_name(f"{output.name}.parts")
-    hold = lock(folder / "lock")
-    try:
-        hold.__enter__()
-    except BlockingIOError as problem:
-        raise CacheError(f"{output} is {problem.strerror}: wait for it, or choose another --output") from None
-    except OSError as problem:
-        place = "choose another place with --output"
-        raise CacheError(f"Cannot write {output}: {problem.strerror or problem}; {place}") from None
-    try:
-        for leftover in output.parent.glob(f".{glob.escape(output.name)}.*.writing"):
-            leftover.unlink()  # half a cache, of a process that was killed
-        yield folder
-    finally:
-        # Where the disk has gone, whoever found that out tells of it.
-        with suppress(OSError):
-            if not any(index.stat().st_size for index in folder.glob("*/*.idx")):
-                # Before the lock is let go: who waits for it then finds the folder gone and makes a new one.
-                shutil.rmtree(folder, ignore_errors=True)
-        hold.__exit__(None, None, None)
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(lock(folder / "lock"))
+        except BlockingIOError as problem:
+            raise CacheError(f"{output} is {problem.strerror}: wait for it, or choose another --output") from None
+        except OSError as problem:
+            place = "choose another place with --output"
+            raise CacheError(f"Cannot write {output}: {problem.strerror or problem}; {place}") from None
+        try:
+            for leftover in output.parent.glob(f".{glob.escape(output.name)}.*.writing"):
+                leftover.unlink()  # half a cache, of a process that was killed
+            yield folder
+        finally:
+            # Where the disk has gone, whoever found that out tells of it.
+            with suppress(OSError):
+                if not any(index.stat().st_size for index in folder.glob("*/*.idx")):
+                    # Before the lock is let go: who waits for it then finds the folder gone and makes a new one.
+                    shutil.rmtree(folder, ignore_errors=True)
 
 
 class RowWriter:

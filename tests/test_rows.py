@@ -211,3 +211,11 @@ def test_a_second_writer_is_told_who_holds_the_output(tmp_path: Path, caplog: py
     with caplog.at_level(logging.WARNING), work_folder(output):
         pass
     assert caplog.messages == []
+
+
+def test_half_a_cache_of_a_killed_process_is_removed(tmp_path: Path) -> None:
+    (tmp_path / ".corpus.h5.0a1b2c3d.writing").touch()
+    (tmp_path / ".other.h5.0a1b2c3d.writing").touch()
+    with work_folder(tmp_path / "corpus.h5"):
+        pass
+    assert [path.name for path in tmp_path.iterdir()] == [".other.h5.0a1b2c3d.writing"]
