@@ -21,6 +21,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -160,13 +161,41 @@ def speed(folder: Path, count: int) -> None:
 
 
 def command(arguments: Sequence[str]) -> tuple[float, float]:
-    """Seconds and peak memory (MiB) of a process of its own."""
+    """Seconds of a command in a process of its own, and the peak memory (MiB) of its largest process, workers too."""
     began = time.monotonic()
-    process = subprocess.Popen([sys.executable, "-c", *arguments], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    _, status, usage = os.wait4(process.pid, 0)
-    if status:
-        sys.exit(f"{' '.join(arguments)} ended with {status}")
-    return time.monotonic() - began, usage.ru_maxrss / 1024
+    process = subprocess.Popen(
+        [sys.executable, "-c", *arguments],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    largest = 0.0
+    while not (ended := os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)):
+        largest = max(largest, *map(peak_memory, processes_of(process.pid)), 0.0)
+        time.sleep(0.02)
+    _, _, usage = os.wait4(process.pid, 0)
+    if ended.si_status:
+        sys.exit(f"{' '.join(arguments)} ended with {ended.si_status}")
+    return time.monotonic() - began, max(largest, usage.ru_maxrss / 1024)
+
+
+def processes_of(session: int) -> list[Path]:
+    """The processes of a session, where /proc tells."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            if int((path / "stat").read_text().rpartition(")")[2].split()[3]) == session:
+                found.append(path)
+    return found
+
+
+def peak_memory(process: Path) -> float:
+    """MiB that a process ever had."""
+    with suppress(OSError):
+        for line in (process / "status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) / 1024
+    return 0.0
 
 
 def scale(folder: Path) -> None:
