@@ -28,34 +28,40 @@ with NUL, in gzip chunks (HDF5 keeps text of variable length in a heap without c
 a reader). Every dataset carries `crc32`: of its bytes, or, for text, of its strings joined by NUL in UTF-8. The file
 is written with HDF5's 1.10 object headers, which carry checksums of their own, and all attributes lie inside them, so
 none is longer than 60,000 bytes: a flipped bit is an error, never another number and never a hang. A file stands
-under its final name only when it is complete. Readers accept this version alone; they ignore groups and attributes
-that they do not know.
+under its final name only when it is complete. Readers know the versions in `READERS`; they ignore groups and
+attributes that they do not know.
 """
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import h5py
 
-from .columns import read_attribute, read_dataset, write_attribute, write_dataset
+from .columns import read_attribute, read_dataset, verify_numbers, write_attribute, write_dataset
 from .errors import CacheError
 from .features import (
     Failure,
     FeatureCache,
     FeatureKey,
     Features,
+    FeatureSet,
     Frames,
+    MappedFeatures,
     Recipe,
+    StoredArray,
     StoredFeatures,
+    StoredFrames,
     canonical_json,
     check_fit,
+    file_stamp,
     fingerprint,
 )
 from .files import Sink, sync, written_whole
@@ -64,24 +70,27 @@ from .utterance import LabelDefaults
 
 # what stages need of a cache, under one name
 __all__ = [
-    "FORMAT",
-    "FORMAT_VERSION",
     "Failure",
     "FeatureCache",
     "FeatureHeader",
-    "FeatureKey",
     "Features",
     "Frames",
-    "Recipe",
+    "MappedFeatures",
+    "StoredArray",
+    "StoredFeatures",
     "fingerprint",
+    "mapped_features",
     "read_cache",
     "read_feature_headers",
+    "stored_features",
     "sync",
     "write_cache",
 ]
 
 FORMAT = "amber2-feature-cache"
 FORMAT_VERSION = 1
+# checksums in the object headers; and numbers that begin where memory would let them, for those who map them
+_LAYOUT: Mapping[str, Any] = {"libver": ("v110", "v110"), "alignment_threshold": 4096, "alignment_interval": 64}
 
 
 @dataclass(frozen=True)
@@ -117,11 +126,7 @@ def write_cache(path: Path, cache: FeatureCache, stored: Sequence[StoredFeatures
     except OSError as problem:
         raise CacheError(f"Cannot read what {path} is made of: {_reason(problem)}") from None
     try:
-        with (
-            written_whole(path) as writing,
-            Sink(writing, "w+") as sink,
-            h5py.File(sink, "w", libver=("v110", "v110")) as file,
-        ):
+        with written_whole(path) as writing, Sink(writing, "w+") as sink, h5py.File(sink, "w", **_LAYOUT) as file:
             _write(file, cache, stored)
     except FileExistsError:
         raise CacheError(f"Cannot write {path}: {path.parent} is a file; choose another place with --output") from None
@@ -141,24 +146,9 @@ def read_cache(path: Path, *, only: Collection[FeatureKey] | None = None) -> Fea
     Raises:
         CacheError: no such file, not a cache, another format version, truncated, or damaged.
     """
-    with opened(path) as file:
-        return FeatureCache(
-            corpus=read_attribute(file, "corpus"),
-            corpus_version=read_attribute(file, "corpus_version"),
-            created=read_attribute(file, "created"),
-            versions=json.loads(read_attribute(file, "versions")),
-            summary=json.loads(read_attribute(file, "summary")),
-            defaults=_defaults(json.loads(read_attribute(file, "defaults"))),
-            utterances=_read_table(file["utterances"], UtteranceTable),
-            ratings=_read_table(file["ratings"], RatingTable),
-            attributes={name: read_dataset(file["attributes"][name]) for name in file["attributes"]},
-            features=tuple(
-                _read_features(file["features"][modality][name], modality, name)
-                for modality, name in feature_keys(file)
-                if only is None or (modality, name) in only
-            ),
-            failures=tuple(Failure(*row) for row in zip(*_failure_columns(file), strict=True)),
-        )
+    with _opened(path) as (file, reader):
+        sets = reader.features(file, only)
+        return replace(reader.tables(file), features=tuple(_with_numbers(some, read_dataset) for some in sets))
 
 
 def read_feature_headers(path: Path) -> tuple[FeatureHeader, ...]:
@@ -167,17 +157,41 @@ def read_feature_headers(path: Path) -> tuple[FeatureHeader, ...]:
     Raises:
         CacheError: as `read_cache`.
     """
-    with opened(path) as file:
-        headers = []
-        for modality, name in feature_keys(file):
-            group = file["features"][modality][name]
-            recipe, values = recipe_of(group), group["values"]
-            headers.append(
-                FeatureHeader(
-                    modality, name, values.shape, str(values.dtype), recipe, fingerprint(recipe), "frames" in group
-                )
-            )
-        return tuple(headers)
+    with _opened(path) as (file, reader):
+        return reader.headers(file)
+
+
+@contextmanager
+def stored_features(path: Path) -> Iterator[tuple[StoredFeatures, ...]]:
+    """The feature sets of a cache, verified; their numbers can be read for as long as the block is open.
+
+    Raises:
+        CacheError: as `read_cache`.
+    """
+    with ExitStack() as stack:
+        with _opened(path) as (_, reader):
+            # HDF5 shares the open file; this handle lasts, and what goes wrong later is no damage of the file.
+            sets = reader.features(stack.enter_context(h5py.File(path, "r")), None)
+            for some in sets:
+                _with_numbers(some, verify_numbers)
+        yield sets
+
+
+def mapped_features(path: Path, *, only: Collection[FeatureKey] | None = None) -> tuple[MappedFeatures, ...]:
+    """The feature sets of a cache, verified, their numbers as places in the file that any process can map.
+
+    Args:
+        path: the cache file.
+        only: the feature sets wanted, as (modality, name); None takes all.
+
+    Raises:
+        CacheError: as `read_cache`.
+    """
+    with _opened(path) as (file, reader):
+        written = file_stamp(file.id.get_vfd_handle())
+        return tuple(
+            _with_numbers(some, partial(_verified_place, path, written)) for some in reader.features(file, only)
+        )
 
 
 def _write(file: h5py.File, cache: FeatureCache, stored: Sequence[StoredFeatures]) -> None:
@@ -195,7 +209,7 @@ def _write(file: h5py.File, cache: FeatureCache, stored: Sequence[StoredFeatures
     for name, column_values in cache.attributes.items():
         write_dataset(file, f"attributes/{name}", column_values)
     file.create_group("features")
-    sets: tuple[Features | StoredFeatures, ...] = (*cache.features, *stored)
+    sets: tuple[StoredFeatures, ...] = (*cache.features, *stored)
     for features in sets:
         place = f"features/{features.modality}/{features.name}"
         write_dataset(file, f"{place}/values", features.values)
@@ -210,23 +224,72 @@ def _write(file: h5py.File, cache: FeatureCache, stored: Sequence[StoredFeatures
         write_dataset(file, f"failures/{column_name}", texts(rows))
 
 
-def _read_table(group: h5py.Group, table: Any) -> Any:
+def _with_numbers(stored: StoredFeatures, numbers: Callable[[Any], Any]) -> FeatureSet[Any]:
+    """A feature set with what a function makes of its datasets of numbers."""
+    frames = stored.frames and replace(stored.frames, values=numbers(stored.frames.values))
+    return replace(stored, values=numbers(stored.values), frames=frames)
+
+
+def _verified_place(path: Path, written: tuple[int, int], dataset: h5py.Dataset) -> StoredArray:
+    verify_numbers(dataset)
+    offset = dataset.id.get_offset()
+    if offset is None and dataset.size:
+        raise CacheError(f"the numbers of {dataset.name} do not lie in one piece")
+    return StoredArray(path.absolute(), offset or 0, dataset.shape, dataset.dtype, written)
+
+
+def _tables(file: h5py.File) -> FeatureCache:
+    failures = [read_dataset(file["failures"][name]) for name in ("utterance", "stage", "reason")]
+    return FeatureCache(
+        corpus=read_attribute(file, "corpus"),
+        corpus_version=read_attribute(file, "corpus_version"),
+        created=read_attribute(file, "created"),
+        versions=json.loads(read_attribute(file, "versions")),
+        summary=json.loads(read_attribute(file, "summary")),
+        defaults=_defaults(json.loads(read_attribute(file, "defaults"))),
+        utterances=_table(file["utterances"], UtteranceTable),
+        ratings=_table(file["ratings"], RatingTable),
+        attributes={name: read_dataset(file["attributes"][name]) for name in file["attributes"]},
+        features=(),
+        failures=tuple(Failure(*row) for row in zip(*failures, strict=True)),
+    )
+
+
+def _table(group: h5py.Group, table: Any) -> Any:
     columns = {column.name: read_dataset(group[column.name]) for column in fields(table)}
     if len({len(values) for values in columns.values()}) > 1:
         raise CacheError(f"the columns of {group.name} have different lengths")
     return table(**columns)
 
 
-def _read_features(group: h5py.Group, modality: str, name: str) -> Features:
-    frames = None
-    if "frames" in group:
-        frames = Frames(read_dataset(group["frames/values"]), read_dataset(group["frames/offsets"]))
-    return Features(
-        modality, name, read_dataset(group["values"]), read_dataset(group["inputs"]), recipe_of(group), frames
-    )
+def _groups(file: h5py.File) -> Iterator[tuple[h5py.Group, str, str]]:
+    """The group of each feature set, its modality and its name."""
+    for modality, sets in file["features"].items():
+        for name in sets:
+            yield sets[name], modality, name
 
 
-def recipe_of(group: h5py.Group) -> Recipe:
+def _headers(file: h5py.File) -> tuple[FeatureHeader, ...]:
+    headers = []
+    for group, modality, name in _groups(file):
+        values, recipe = group["values"], _recipe(group)
+        kind = str(values.dtype), recipe, fingerprint(recipe)
+        headers.append(FeatureHeader(modality, name, values.shape, *kind, has_frames="frames" in group))
+    return tuple(headers)
+
+
+def _feature_sets(file: h5py.File, only: Collection[FeatureKey] | None) -> tuple[StoredFeatures, ...]:
+    sets = []
+    for group, modality, name in _groups(file):
+        if only is None or (modality, name) in only:
+            inputs, recipe, frames = read_dataset(group["inputs"]), _recipe(group), None
+            if "frames" in group:
+                frames = StoredFrames(group["frames/values"], read_dataset(group["frames/offsets"]))
+            sets.append(StoredFeatures(modality, name, group["values"], inputs, recipe, frames))
+    return tuple(sets)
+
+
+def _recipe(group: h5py.Group) -> Recipe:
     """The recipe of a feature set, which must match its fingerprint."""
     recipe: Recipe = json.loads(read_attribute(group, "recipe"))
     if fingerprint(recipe) != read_attribute(group, "fingerprint"):
@@ -234,18 +297,22 @@ def recipe_of(group: h5py.Group) -> Recipe:
     return recipe
 
 
-def feature_keys(file: h5py.File) -> list[FeatureKey]:
-    """Modality and name of each feature set."""
-    return [(modality, name) for modality in file["features"] for name in file["features"][modality]]
+@dataclass(frozen=True)
+class Reader:
+    """How one format version is read from an open file."""
+
+    tables: Callable[[h5py.File], FeatureCache]  # all but the feature sets
+    headers: Callable[[h5py.File], tuple[FeatureHeader, ...]]
+    # those wanted, None: all; `values` and `frames.values` are datasets, neither read nor verified
+    features: Callable[[h5py.File, Collection[FeatureKey] | None], tuple[StoredFeatures, ...]]
 
 
-def _failure_columns(file: h5py.File) -> list[list[str]]:
-    return [list(read_dataset(file["failures"][name])) for name in ("utterance", "stage", "reason")]
+READERS: Mapping[int, Reader] = {1: Reader(_tables, _headers, _feature_sets)}
 
 
 @contextmanager
-def opened(path: Path) -> Iterator[h5py.File]:
-    """A cache open for reading; whatever goes wrong inside is one line that names the file."""
+def _opened(path: Path) -> Iterator[tuple[h5py.File, Reader]]:
+    """A cache open for reading, and how it is read; whatever goes wrong inside is one line that names the file."""
     again = "encode the corpus again with extract-features"
     try:
         if not path.is_file():
@@ -254,11 +321,11 @@ def opened(path: Path) -> Iterator[h5py.File]:
             if "format" not in file.attrs or read_attribute(file, "format") != FORMAT:
                 raise CacheError(f"{path} is an HDF5 file but not a feature cache: make one with extract-features")
             version = int(file.attrs["format_version"])
-            if version != FORMAT_VERSION:
-                newer = "update amber2" if version > FORMAT_VERSION else again
-                raise CacheError(f"{path} has cache format {version}, this amber2 reads {FORMAT_VERSION}: {newer}")
+            if version not in READERS:
+                known, remedy = ", ".join(map(str, READERS)), "update amber2" if version > max(READERS) else again
+                raise CacheError(f"{path} has cache format {version}, this amber2 reads {known}: {remedy}")
             try:
-                yield file
+                yield file, READERS[version]
             except CacheError as problem:
                 raise CacheError(f"{path} is damaged ({problem}): {again}") from None
     except (OSError, RuntimeError, KeyError, ValueError, TypeError, AttributeError) as problem:

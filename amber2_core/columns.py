@@ -1,4 +1,4 @@
-"""Numbers and text ↔ HDF5 datasets and attributes whose damage is an error, never another value and never a hang."""
+"""Numbers and text as HDF5 datasets and attributes, whose damage is an error, never another value and never a hang."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What every command does alike: --quiet and --verbose set up its log, a user's error becomes one line and exit 1."""
+"""The body that all commands share: --quiet and --verbose, the log, a user's error in one line, the exit code."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def command_body(callback: Callable[..., int | None]) -> Callable[..., None]:
     @click.option("--verbose", is_flag=True, help="Say everything, tracebacks of errors included.")
     @functools.wraps(callback)
     def body(*args: Any, quiet: bool, verbose: bool, **options: Any) -> None:
-        _set_up_log(logging.WARNING if quiet else logging.DEBUG if verbose else logging.INFO)
+        _set_up_log(quiet=quiet, verbose=verbose)
         try:
             code = callback(*args, **options)
         except Amber2Error as error:
@@ -64,11 +64,14 @@ class _StandardError(logging.Handler):
         click.echo(f"warning: {line}" if record.levelno >= logging.WARNING else line, err=True)
 
 
-def _set_up_log(level: int) -> None:
-    """Our own packages speak at `level`, all others only when they warn."""
+def _set_up_log(*, quiet: bool, verbose: bool) -> None:
+    """Our own packages log their stages, or every detail, all others only warnings; standard error may show less.
+
+    What is not shown still reaches whoever keeps the log, such as a run folder's log.txt.
+    """
     root = logging.getLogger()
     root.handlers = [handler for handler in root.handlers if not isinstance(handler, _StandardError)]
-    root.addHandler(_StandardError())
+    root.addHandler(_StandardError(logging.WARNING if quiet else logging.NOTSET))
     root.setLevel(logging.WARNING)
     for package in ("amber2_core", "amber2_data", "amber2_extract", "amber2_train", "amber2_report", "amber2_predict"):
-        logging.getLogger(package).setLevel(level)
+        logging.getLogger(package).setLevel(logging.DEBUG if verbose else logging.INFO)

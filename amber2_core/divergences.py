@@ -1,4 +1,7 @@
-"""Divergences of distributions over classes: probabilities or log-probabilities in, one number in bits per pair out.
+"""Divergences of distributions over classes that training differentiates: torch, one number in bits per pair.
+
+The same formulas for results, in numpy and without a gradient, stand in `amber2_core.distributions`: the process that
+plans and writes never loads torch, and a loss needs log-probabilities and the exact gradient below.
 
 Targets are probabilities, zeros allowed; predictions are log-probabilities, as `logits.log_softmax(-1)` gives them,
 because a saturated softmax underflows to 0 while its logarithm stays exact. Classes lie along `dim`, counted from the

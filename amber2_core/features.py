@@ -1,12 +1,14 @@
-"""What encoders made of a corpus, in memory: feature sets and failures beside the tables, as one feature cache."""
+"""What encoders made of a corpus: feature sets and failures beside the tables, as one feature cache."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from typing import Any, Protocol
+from pathlib import Path
+from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -35,19 +37,60 @@ class Rows(Protocol):
         """Rows that follow one another."""
 
 
+@dataclass(frozen=True)
+class StoredArray:
+    """Where in a file numbers lie in one piece: small and picklable, for other processes to map into memory."""
+
+    path: Path
+    offset: int  # bytes
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    written: tuple[int, int]  # the file's size and time in ns, by which a later one of the same name is known
+
+    def open(self) -> npt.NDArray[Any]:
+        """The numbers, mapped: whoever changes them changes a copy of his own, never the file.
+
+        In caches that an older version wrote they may begin at any byte, so that `flags.aligned` is False.
+
+        Raises:
+            CacheError: another file stands under the name now, or none.
+        """
+        try:
+            with self.path.open("rb") as file:
+                if file_stamp(file.fileno()) != self.written:
+                    raise CacheError(f"{self.path} was replaced while it was in use: run the command again")
+                if 0 in self.shape:  # nothing cannot be mapped
+                    return np.empty(self.shape, self.dtype)
+                return np.memmap(file, self.dtype, "c", self.offset, self.shape)
+        except OSError as problem:
+            raise CacheError(f"Cannot read {self.path}: {problem.strerror or problem}") from None
+
+    def __getitem__(self, rows: slice, /) -> npt.NDArray[Any]:
+        """Rows that follow one another."""
+        return self.open()[rows]
+
+
+ValuesType = TypeVar("ValuesType", bound=Rows, covariant=True)
+
+
 @dataclass(frozen=True, eq=False)
-class Frames:
+class FrameSet(Generic[ValuesType]):
     """Sequences of all utterances behind one another; utterance i owns rows offsets[i]:offsets[i + 1]."""
 
-    values: npt.NDArray[np.floating[Any]]  # (ΣT, D)
+    values: ValuesType  # (ΣT, D)
     offsets: npt.NDArray[np.int64]  # (N + 1,)
 
 
-class _Keyed:
-    """What follows from the recipe and the inputs of a feature set."""
+@dataclass(frozen=True, eq=False)
+class FeatureSet(Generic[ValuesType]):
+    """One feature set: what one encoder, under one recipe, made of one modality."""
 
-    inputs: Texts
+    modality: str  # audio | text | video
+    name: str
+    values: ValuesType  # (N, D) or (N, layers, D), NaN rows: not encoded
+    inputs: Texts  # (N,) sha256 of what each row was encoded from, "" for NaN rows
     recipe: Recipe
+    frames: FrameSet[ValuesType] | None = None
 
     @property
     def fingerprint(self) -> str:
@@ -60,36 +103,14 @@ class _Keyed:
         return np.array([digest != "" for digest in self.inputs], dtype=bool)
 
 
-@dataclass(frozen=True, eq=False)
-class Features(_Keyed):
-    """One feature set: what one encoder, under one recipe, made of one modality."""
-
-    modality: str  # audio | text | video
-    name: str
-    values: npt.NDArray[np.floating[Any]]  # (N, D) or (N, layers, D), NaN rows: not encoded
-    inputs: Texts  # (N,) sha256 of what each row was encoded from, "" for NaN rows
-    recipe: Recipe
-    frames: Frames | None = None
-
-
-@dataclass(frozen=True, eq=False)
-class StoredFrames:
-    """As `Frames`, the values on the disk."""
-
-    values: Rows  # (ΣT, D)
-    offsets: npt.NDArray[np.int64]  # (N + 1,)
-
-
-@dataclass(frozen=True, eq=False)
-class StoredFeatures(_Keyed):
-    """As `Features`, the values on the disk: a feature set larger than memory can be written and read."""
-
-    modality: str
-    name: str
-    values: Rows  # (N, D) or (N, layers, D)
-    inputs: Texts
-    recipe: Recipe
-    frames: StoredFrames | None = None
+# numbers in memory
+Frames = FrameSet[npt.NDArray[np.floating[Any]]]
+Features = FeatureSet[npt.NDArray[np.floating[Any]]]
+# numbers wherever they are: a feature set larger than memory can be written and read
+StoredFrames = FrameSet[Rows]
+StoredFeatures = FeatureSet[Rows]
+# numbers to be mapped by whoever needs them
+MappedFeatures = FeatureSet[StoredArray]
 
 
 @dataclass(frozen=True)
@@ -150,6 +171,12 @@ def canonical_json(value: Any) -> str:
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
 
 
+def file_stamp(descriptor: int) -> tuple[int, int]:
+    """What tells an open file from one that takes its name later: `StoredArray.written`."""
+    status = os.fstat(descriptor)
+    return status.st_size, status.st_mtime_ns
+
+
 def blocks(values: Rows) -> Iterator[slice]:
     """Stretches of rows, small enough to be read one after the other whatever there is in all."""
     of_one = values.dtype.itemsize * int(np.prod(values.shape[1:], dtype=np.int64))
@@ -183,7 +210,7 @@ def check_fit(cache: FeatureCache, stored: Sequence[StoredFeatures] = ()) -> Non
             raise CacheError(f"Bad attribute name {name!r}, expected one without '/'")
         if column.shape != (count,) or column.dtype not in (np.dtype(np.float64), np.dtype(object)):
             raise CacheError(f"attribute {name!r} must be ({count},) float64 or text, is {column.shape} {column.dtype}")
-    sets: tuple[Features | StoredFeatures, ...] = (*cache.features, *stored)
+    sets: tuple[StoredFeatures, ...] = (*cache.features, *stored)
     keys = [f"{features.modality}/{features.name}" for features in sets]
     for key, features in zip(keys, sets, strict=True):
         if not is_storable_name(features.modality) or not is_storable_name(features.name):
@@ -194,7 +221,7 @@ def check_fit(cache: FeatureCache, stored: Sequence[StoredFeatures] = ()) -> Non
             raise CacheError(f"{key} {problem}")
 
 
-def _misfits(features: Features | StoredFeatures, ids: Texts) -> Iterator[str]:
+def _misfits(features: StoredFeatures, ids: Texts) -> Iterator[str]:
     """What is wrong with a feature set of the utterances with these ids; nothing if it is well."""
     values, count = features.values, len(ids)
     if len(values.shape) not in (2, 3) or 0 in values.shape[1:] or values.dtype not in (np.float32, np.float16):
@@ -214,7 +241,7 @@ def _misfits(features: Features | StoredFeatures, ids: Texts) -> Iterator[str]:
         yield from _misfits_of_frames(features.frames, count)
 
 
-def _misfits_of_frames(sequences: Frames | StoredFrames, count: int) -> Iterator[str]:
+def _misfits_of_frames(sequences: StoredFrames, count: int) -> Iterator[str]:
     offsets, frames = sequences.offsets, sequences.values
     is_right = len(frames.shape) == 2 and frames.dtype in (np.float32, np.float16)
     if not is_right or not all(np.isfinite(frames[rows]).all() for rows in blocks(frames)):

@@ -1,4 +1,4 @@
-"""Training losses: logits and target distributions in, one loss per run out.
+"""Training losses of logits against target distributions, one number per run.
 
 Logits are (…, batch, classes) with any leading run axes, targets (batch, classes) or (…, batch, classes); a loss is the
 mean over the batch axis alone, so runs stacked along leading axes never meet, and their losses are summed for one step.
@@ -21,9 +21,9 @@ import torch
 from torch import Tensor
 
 from amber2_core import divergences
+from amber2_core.distributions import SHARE_TOLERANCE
 from amber2_core.errors import SettingError, bad_choice
 from amber2_core.fusion import without_score
-from amber2_core.shares import SHARE_TOLERANCE
 
 Distance = Literal["js", "kl", "soft-ce"]
 WeightGradient = Literal["detach", "flow"]

@@ -1,4 +1,4 @@
-"""Scores of predicted against rated distributions: target (N, classes) and probs (…, N, classes) in, one per run out.
+"""Scores of predicted against rated distributions, probs (…, N, classes) against target (N, classes), one per run.
 
 numpy, float64. Leading axes of `probs` (runs, seeds) are scored together, so a score has the shape `probs.shape[:-2]`;
 `target` may carry leading axes of its own. Nothing is normalised or clipped into shape: NaN in, NaN out. Where there is
@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from .shares import SHARE_TOLERANCE, FloatArray, label, largest, sum_over_classes, x_log2_x
+from . import distributions
+from .distributions import SHARE_TOLERANCE, FloatArray, label, largest, sum_over_classes
 
 Metric = Callable[[ArrayLike, ArrayLike], FloatArray]
 
@@ -25,15 +26,12 @@ CALIBRATION_BINS = 10
 
 
 def utterance_js(target: ArrayLike, probs: ArrayLike) -> FloatArray:
-    """JS(y‖p) = ½ KL(y‖m) + ½ KL(p‖m), m = (y + p) / 2, base 2, in [0, 1].
+    """JS(y‖p), base 2, in [0, 1].
 
     >>> utterance_js([[1, 0, 0, 0]], [[0.5, 0.5, 0, 0]]).round(6)
     array([0.311278])
     """
-    y, p = _arrays(target, probs)
-    summands = 0.5 * (x_log2_x(y) + x_log2_x(p)) - x_log2_x(0.5 * (y + p))
-    divergence: FloatArray = np.maximum(sum_over_classes(summands), 0.0)  # rounding may leave −1e-17
-    return divergence
+    return distributions.js(*_arrays(target, probs))
 
 
 def utterance_js_distance_nats(target: ArrayLike, probs: ArrayLike) -> FloatArray:
@@ -52,8 +50,7 @@ def utterance_bc(target: ArrayLike, probs: ArrayLike) -> FloatArray:
     >>> utterance_bc([[1, 0, 0, 0]], [[0.5, 0.5, 0, 0]]).round(6)
     array([0.707107])
     """
-    y, p = _arrays(target, probs)
-    return sum_over_classes(np.sqrt(y * p))
+    return distributions.bc(*_arrays(target, probs))
 
 
 def utterance_r2(target: ArrayLike, probs: ArrayLike) -> FloatArray:

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from amber2_core.distributions import entropy, label, largest
 from amber2_core.errors import LabelError
 from amber2_core.tables import attribute_columns, rating_table, utterance_table
 from amber2_core.utterance import Corpus
@@ -92,19 +93,19 @@ def _labels(corpus: Corpus, policy: LabelPolicy) -> Record:
 def _distribution(targets: Targets) -> Record:
     """Majority counts (the first emotion wins a tie), mean shares, and the histogram of entropies."""
     y = targets.soft_labels  # (utterances, emotions)
-    majority = np.bincount(y.argmax(axis=1), minlength=y.shape[1])
-    entropy = -(y * np.log2(np.where(y > 0, y, 1))).sum(axis=1)
+    majority = np.bincount(label(y), minlength=y.shape[1])
+    bits = entropy(y)
     edges = np.linspace(0, math.log2(y.shape[1]), ENTROPY_BINS + 1)
-    counts, _ = np.histogram(np.clip(entropy, 0, edges[-1]), edges)
-    tied = (y >= y.max(axis=1, keepdims=True) - 1e-9).sum(axis=1) > 1
+    counts, _ = np.histogram(np.clip(bits, 0, edges[-1]), edges)
+    tied = largest(y).sum(axis=1) > 1
     return {
         "emotions": dict(zip(targets.emotions, majority.tolist(), strict=True)),
         "shares": {e: round(float(s), 4) for e, s in zip(targets.emotions, y.mean(axis=0), strict=True)},
         "ambiguity": {
-            "mean_bits": round(float(entropy.mean()), 4),
+            "mean_bits": round(float(bits.mean()), 4),
             "bin_edges": [round(float(edge), 4) for edge in edges],
             "counts": counts.tolist(),
-            "unanimous": int((entropy < 1e-9).sum()),
+            "unanimous": int((bits < 1e-9).sum()),
             "tied": int(tied.sum()),
         },
     }

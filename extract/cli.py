@@ -274,7 +274,7 @@ def _print_summary(summary: Summary) -> None:
 @contextmanager
 def _progress_shown() -> Iterator[OnProgress | None]:
     """A bar on a terminal, a line of the log every half minute elsewhere, nothing with ``--quiet``."""
-    if not logging.getLogger(__package__).isEnabledFor(logging.INFO):
+    if click.get_current_context().params["quiet"]:
         yield None
         return
     if not sys.stderr.isatty():

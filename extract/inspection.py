@@ -8,9 +8,15 @@ from typing import Any
 
 import numpy as np
 
-from amber2_core.cache import FeatureCache, FeatureHeader, Features, read_cache, read_feature_headers
+from amber2_core.cache import (
+    FeatureCache,
+    FeatureHeader,
+    Features,
+    read_cache,
+    read_feature_headers,
+    stored_features,
+)
 from amber2_core.errors import LabelError
-from amber2_core.stored import stored_features
 from amber2_core.votes import LabelPolicy, label_distributions
 
 from .previous import find_features, sequence_of, stage_of

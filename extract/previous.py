@@ -12,10 +12,9 @@ from typing import Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from amber2_core.cache import FeatureCache, Features, Frames, read_cache
+from amber2_core.cache import FeatureCache, Features, Frames, read_cache, stored_features
 from amber2_core.errors import CacheError
 from amber2_core.features import StoredFeatures, StoredFrames
-from amber2_core.stored import stored_features
 from amber2_core.tables import Texts, UtteranceTable, texts
 
 from .recipe import EncoderRecipe, differences

@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from amber2_core.ambiguity import ambiguity, ambiguity_bins
+from amber2_core import distributions
+from amber2_core.distributions import ambiguity_bins, entropy
 from amber2_core.metrics import METRICS, confusion, utterance_accuracy, utterance_js
 from amber2_core.summary import fold_mean
 from amber2_core.tables import Texts
@@ -80,7 +81,7 @@ def reliability(group: Group, entry: Entry) -> tuple[Floats, Floats, Floats]:
 
 def entropies(group: Group, entry: Entry) -> tuple[Floats, Floats]:
     """Entropy of the raters and of the predictions, averaged over seeds, in bits, of the n predicted → (n,), (n,)."""
-    return ambiguity(group.predictions.target[entry.rows]), ambiguity(entry.probs[:, entry.rows]).mean(0)
+    return entropy(group.predictions.target[entry.rows]), entropy(entry.probs[:, entry.rows]).mean(0)
 
 
 def disagreement(group: Group, main: Entry) -> Floats | None:
@@ -89,11 +90,7 @@ def disagreement(group: Group, main: Entry) -> Floats | None:
     Over the pairs that an utterance has; NaN where it has none. None for a system without pairs.
     """
     single = [entry.probs for name, entry in group.heads(main).items() if name != FUSION]
-    pairs = [(a, b) for k, a in enumerate(single) for b in single[k + 1 :]]
-    if not pairs:
-        return None
-    found = np.stack([utterance_js(a, b).mean(0) for a, b in pairs])  # (pairs, N)
-    return _shares(np.where(np.isnan(found), 0.0, found).sum(0), np.count_nonzero(~np.isnan(found), axis=0))
+    return distributions.disagreement(single).mean(0) if len(single) > 1 else None
 
 
 def expert_weights(group: Group, main: Entry) -> Mapping[str, Floats] | None:
@@ -110,11 +107,9 @@ def expert_weights(group: Group, main: Entry) -> Mapping[str, Floats] | None:
     if len(experts) < 2:
         return None
     kappa = np.array([chosen[fold]["kappa"] for fold in group.predictions.fold.tolist()], dtype=np.float64)
-    distance = np.stack([utterance_js(group.predictions.target, heads[name].probs) for name in experts])
-    there = ~np.isnan(distance)
-    weight = np.exp(-kappa * (distance - np.where(there, distance, 1.0).min(0)))  # (experts, seeds, N)
-    weight = np.where(there, weight, 0.0)
-    return dict(zip(experts, _shares(weight, weight.sum(0)).mean(1), strict=True))
+    divergence = [utterance_js(group.predictions.target, heads[name].probs) for name in experts]
+    weights = distributions.expert_weights(divergence, kappa)  # (experts, seeds, N)
+    return dict(zip(experts, weights.mean(1), strict=True))
 
 
 def speaker_scores(group: Group, entry: Entry, speaker: Texts) -> tuple[list[str], Floats]:

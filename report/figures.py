@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from matplotlib.ticker import MaxNLocator
 
+from amber2_core import distributions
 from amber2_core.metrics import METRICS
 
 from . import analysis, panels
@@ -128,8 +129,8 @@ def calibration_figures(group: Group) -> list[Drawing]:
 def modality_figures(group: Group) -> list[Drawing]:
     """Expert weight u and disagreement of the modalities, by class and by ambiguity."""
     bins, emotions = analysis.bins_of(group), group.predictions.emotions
-    label = group.predictions.target.argmax(-1)
-    by_class = [np.flatnonzero(label == c) for c in range(len(emotions))]
+    labels = distributions.label(group.predictions.target)
+    by_class = [np.flatnonzero(labels == c) for c in range(len(emotions))]
     by_bin = [np.flatnonzero(bins.member == b) for b in range(len(bins.counts))]
     places = ((by_class, list(emotions), "class", "label"), (by_bin, _bin_names(bins), "bin", "ambiguity, bits"))
     drawings = []

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from amber2_core.ambiguity import ambiguity
+from amber2_core.distributions import entropy
 from amber2_core.metrics import utterance_js
 
 from .analysis import disagreement, expert_weights
@@ -70,7 +70,7 @@ def utterance_record(group: Group, facts: CorpusFacts, recordings: Recordings | 
         "target": _thousandths(p.target[rows]),
         "probs": [_thousandths(entry.probs[:, rows].mean(0)) for entry in group.entries],
         "js": _thousandths(utterance_js(p.target, main.probs).mean(0)[rows]),
-        "ambiguity": _thousandths(ambiguity(p.target[rows])),
+        "ambiguity": _thousandths(entropy(p.target[rows])),
         "conflict": None if conflict is None else _thousandths(conflict[rows]),
         "experts": [] if weights is None else list(weights),
         "weights": [] if weights is None else [_thousandths(u[rows]) for u in weights.values()],
@@ -93,7 +93,7 @@ def script_json(record: Mapping[str, Any]) -> str:
 def interesting_rows(group: Group, count: int) -> npt.NDArray[np.intp]:
     """The first `count` rows of each preset: raters split, modalities conflict, worst predicted."""
     p, main = group.predictions, group.mains[0]
-    columns = [ambiguity(p.target), disagreement(group, main), utterance_js(p.target, main.probs).mean(0)]
+    columns = [entropy(p.target), disagreement(group, main), utterance_js(p.target, main.probs).mean(0)]
     tops = [np.argsort(-column, kind="stable")[:count] for column in columns if column is not None]
     return np.unique(np.concatenate(tops))
 

@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 import time
+import tracemalloc
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
@@ -21,9 +22,22 @@ import numpy as np
 import pytest
 from golden_cache import GOLDEN, contents, golden_cache, tree
 
+import amber2_core.features
 import amber2_core.files
-from amber2_core.cache import FeatureCache, FeatureHeader, read_cache, read_feature_headers, write_cache
+from amber2_core.cache import (
+    READERS,
+    FeatureCache,
+    FeatureHeader,
+    Frames,
+    StoredArray,
+    mapped_features,
+    read_cache,
+    read_feature_headers,
+    stored_features,
+    write_cache,
+)
 from amber2_core.errors import CacheError
+from amber2_core.features import FrameSet
 from amber2_core.files import sync
 from amber2_core.tables import take, texts
 
@@ -317,6 +331,18 @@ def test_headers_are_refused_with_the_same_line(written: Path, damage: Callable[
     assert _refusal(lambda: read_feature_headers(written)) == _refusal(lambda: read_cache(written))
 
 
+def test_a_file_is_read_by_the_reader_of_its_version(written: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    of_1 = READERS[1]
+    of_2 = replace(of_1, tables=lambda file: replace(of_1.tables(file), corpus="read as 2"))
+    monkeypatch.setattr("amber2_core.cache.READERS", {1: of_1, 2: of_2})
+    assert read_cache(written).corpus == golden_cache().corpus
+    _set(written, "/", "format_version", 2)
+    assert read_cache(written).corpus == "read as 2"
+    _set(written, "/", "format_version", 3)
+    line = f"{written} has cache format 3, this amber2 reads 1, 2: update amber2"
+    assert _refusal(lambda: read_cache(written)) == _refusal(lambda: mapped_features(written)) == line
+
+
 def test_a_folder_is_no_cache(tmp_path: Path) -> None:
     assert _refusal(lambda: read_cache(tmp_path)).startswith(f"No feature cache at {tmp_path}: make one")
 
@@ -370,3 +396,149 @@ def test_many_readers_at_once_see_whole_caches_while_one_is_replaced(path: Path)
             write_cache(path, caches[turn % 2])
     assert turn > 0
     assert [reading.result(timeout=60) for reading in readings] == [[True] * 25] * 3
+
+
+# --- feature sets that stay on the disk: verified, and never all of them in memory ---
+
+
+@pytest.fixture(params=[1, 20, 1 << 22])
+def block_bytes(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(amber2_core.features, "BLOCK_BYTES", request.param)
+
+
+def test_a_cache_is_copied_block_by_block_to_the_last_bit(written: Path, block_bytes: None) -> None:
+    other = written.with_name("other.h5")
+    with stored_features(written) as sets:
+        write_cache(other, replace(golden_cache(), features=()), sets)
+    assert contents(read_cache(other)) == contents(golden_cache())
+    assert tree(other) == tree(written)
+
+
+def test_a_cache_may_replace_the_one_it_is_copied_from(written: Path) -> None:
+    with stored_features(written) as sets:
+        write_cache(written, replace(golden_cache(), features=()), sets[:1])
+        values = sets[1].values[slice(0, 5)]  # of the file that has no name any more
+    np.testing.assert_array_equal(values, golden_cache().features[1].values)
+    assert contents(read_cache(written)) == contents(replace(golden_cache(), features=golden_cache().features[:1]))
+
+
+def test_a_flipped_bit_in_any_block_is_noticed(written: Path, block_bytes: None) -> None:
+    whole = written.read_bytes()
+    with h5py.File(written) as file:
+        numbers = file["features/audio/wav2vec2/values"]
+        place, size = numbers.id.get_offset(), numbers.id.get_storage_size()
+    for byte in range(place, place + size, 7):
+        flipped = bytearray(whole)
+        flipped[byte] ^= 1
+        written.write_bytes(flipped)
+        with pytest.raises(CacheError, match="values does not match its checksum"), stored_features(written):
+            pass
+
+
+def test_what_goes_wrong_while_it_is_open_is_not_taken_for_damage(written: Path) -> None:
+    with pytest.raises(KeyError, match="of the caller's"), stored_features(written):
+        raise KeyError("of the caller's")
+
+
+def test_a_large_set_is_never_in_memory_as_a_whole(tmp_path: Path) -> None:
+    golden, count = golden_cache(), 40_000
+    table = replace(
+        take(golden.utterances, np.zeros(count, dtype=np.intp)), id=texts([str(row) for row in range(count)])
+    )
+    values = np.ones((count, 256), dtype=np.float32)
+    features = replace(golden.features[0], values=values, inputs=texts(["f" * 64] * count), frames=None)
+    nobody = take(golden.ratings, np.array([], dtype=np.intp))
+    large = replace(golden, utterances=table, ratings=nobody, attributes={}, features=())
+    write_cache(tmp_path / "one.h5", replace(large, features=(features,)))
+    with stored_features(tmp_path / "one.h5") as sets:
+        tracemalloc.start()
+        write_cache(tmp_path / "other.h5", large, sets)
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+    assert peak < values.nbytes / 2
+
+
+# --- feature sets that other processes map ---
+
+
+def _sum_of(places: list[StoredArray]) -> list[float]:
+    return [float(np.nansum(place.open(), dtype=np.float64)) for place in places]
+
+
+def test_mapped_numbers_are_those_that_are_read_in_other_processes_too(written: Path) -> None:
+    read, mapped = read_cache(written).features, mapped_features(written)
+    opened = [replace(some, values=some.values.open(), frames=_opened(some.frames)) for some in mapped]
+    assert contents(replace(golden_cache(), features=tuple(opened))) == contents(golden_cache())
+    assert all(isinstance(some.values, np.memmap) for some in opened)
+    places = [some.values for some in mapped]
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as worker:
+        sums = worker.submit(_sum_of, places).result(timeout=60)
+    assert sums == [float(np.nansum(some.values, dtype=np.float64)) for some in read]
+    np.testing.assert_array_equal(places[0][slice(1, 3)], read[0].values[1:3])
+
+
+def _opened(frames: FrameSet[StoredArray] | None) -> Frames | None:
+    return frames and Frames(frames.values.open(), frames.offsets)
+
+
+def test_only_the_wanted_feature_sets_are_mapped(written: Path) -> None:
+    _overwrite(written, "features/audio/layers of é/values", 1)
+    assert [some.name for some in mapped_features(written, only=[("text", "bert")])] == ["bert"]
+
+
+def test_who_changes_mapped_numbers_changes_no_file(written: Path) -> None:
+    before = written.read_bytes()
+    values = mapped_features(written)[2].values.open()
+    values[:] = 7
+    values.flush()
+    assert (values == 7).all()
+    assert written.read_bytes() == before
+
+
+def test_a_cache_that_was_replaced_or_removed_is_not_mapped(written: Path) -> None:
+    (place, *_) = (some.values for some in mapped_features(written))
+    mapped = place.open()
+    write_cache(written, replace(golden_cache(), summary={"another": "one"}))
+    line = f"{written} was replaced while it was in use: run the command again"
+    assert _refusal(place.open) == line
+    np.testing.assert_array_equal(mapped, golden_cache().features[0].values)  # what is mapped already stays
+    written.unlink()
+    assert _refusal(place.open) == f"Cannot read {written}: No such file or directory"
+
+
+def test_an_utterance_free_sequence_is_mapped_as_nothing(path: Path) -> None:
+    cache = golden_cache()
+    empty = Frames(np.empty((0, 6), dtype=np.float32), np.zeros(6, dtype=np.int64))
+    write_cache(path, replace(cache, features=(replace(cache.features[1], frames=empty),)))
+    (some,) = mapped_features(path)
+    assert some.frames is not None
+    assert some.frames.values.open().shape == (0, 6)
+
+
+def test_damaged_numbers_and_numbers_in_pieces_are_not_mapped(written: Path) -> None:
+    name = "features/audio/wav2vec2/values"
+    with h5py.File(written, "r+") as file:
+        values, checksum = file[name][...], file[name].attrs["crc32"]
+        del file[name]
+        file.create_dataset(name, data=values, chunks=(1, 6)).attrs["crc32"] = checksum
+    assert contents(read_cache(written)) == contents(golden_cache())
+    pieces = f"{written} is damaged (the numbers of /{name} do not lie in one piece): {AGAIN}"
+    assert _refusal(lambda: mapped_features(written)) == pieces
+    _overwrite(written, name, 1)
+    damaged = f"{written} is damaged (/{name} does not match its checksum): {AGAIN}"
+    assert _refusal(lambda: mapped_features(written)) == damaged
+
+
+def test_numbers_of_any_size_to_speak_of_begin_where_memory_would_let_them(tmp_path: Path) -> None:
+    golden, count = golden_cache(), 999
+    table = replace(
+        take(golden.utterances, np.zeros(count, dtype=np.intp)), id=texts([str(row) for row in range(count)])
+    )
+    inputs = texts(["f" * 64] * count)
+    sets = tuple(
+        replace(golden.features[0], name=name, values=np.ones((count, size), dtype), inputs=inputs, frames=None)
+        for name, size, dtype in (("a", 7, np.float16), ("b", 5, np.float32), ("c", 3, np.float32))
+    )
+    nobody = take(golden.ratings, np.array([], dtype=np.intp))
+    write_cache(tmp_path / "one.h5", replace(golden, utterances=table, ratings=nobody, attributes={}, features=sets))
+    assert [some.values.offset % 64 for some in mapped_features(tmp_path / "one.h5")] == [0, 0, 0]

@@ -47,6 +47,26 @@ def test_quiet_leaves_warnings_and_verbose_adds_details() -> None:
     assert _run("nothing", "--verbose").stderr == "details\na stage\nwarning: a doubt\n"
 
 
+@pytest.mark.parametrize(
+    ("options", "kept"),
+    [
+        ([], ["a stage", "a doubt"]),
+        (["--quiet"], ["a stage", "a doubt"]),
+        (["--verbose"], ["details", "a stage", "a doubt"]),
+        (["--quiet", "--verbose"], ["details", "a stage", "a doubt"]),
+    ],
+)
+def test_what_is_not_shown_is_still_kept_by_whoever_keeps_the_log(options: list[str], kept: list[str]) -> None:
+    records: list[logging.LogRecord] = []
+    keeper = logging.Handler()
+    keeper.emit = records.append  # type: ignore[method-assign]
+    logging.getLogger("amber2_core").addHandler(keeper)
+    shown = _run("nothing", *options).stderr
+    logging.getLogger("amber2_core").removeHandler(keeper)
+    assert [record.getMessage() for record in records] == kept
+    assert ("a stage" in shown) == ("--quiet" not in options)
+
+
 def test_a_returned_code_is_the_exit_code() -> None:
     assert _run("failures").exit_code == 3
 

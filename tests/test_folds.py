@@ -105,6 +105,16 @@ def test_stratified_folds_do_not_depend_on_the_order_of_the_cache() -> None:
         assert sorted(data.id[one.test]) == sorted(other.id[two.test])
 
 
+def test_shares_that_rounding_alone_parts_are_equal_to_stratified_folds() -> None:
+    data = training_data(60)
+    tied = np.tile(np.array([0, 0.2, 0.4, 0.4], dtype=np.float32), (60, 1))
+    off = tied.copy()
+    off[::2, 3] += np.float32(1e-7)
+    assert set(off.argmax(1)) == {2, 3}
+    folds = [make_folds("stratified", replace(data, targets=targets)) for targets in (tied, off)]
+    assert [fold.test.tolist() for fold in folds[0]] == [fold.test.tolist() for fold in folds[1]]
+
+
 def test_a_column_gives_one_fold_for_each_of_its_values_in_their_natural_order() -> None:
     column = texts([f"fold{k % 11}" for k in range(44)])
     data = replace(training_data(44), columns={"my_fold": column})

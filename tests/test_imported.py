@@ -18,10 +18,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
-from amber2_core.cache import FeatureCache, read_cache, write_cache
+from amber2_core.cache import FeatureCache, read_cache, stored_features, write_cache
 from amber2_core.errors import Amber2Error, CacheError
 from amber2_core.label_spaces import policy_of
-from amber2_core.stored import stored_features
 from amber2_core.tables import texts
 from amber2_core.votes import label_distributions
 from amber2_data.arrays import open_arrays

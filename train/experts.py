@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from amber2_core.ambiguity import ambiguity_bins
+from amber2_core import distributions
+from amber2_core.distributions import ambiguity_bins, label
 from amber2_core.heads import FUSION_HEAD
 from amber2_core.metrics import utterance_js
 from amber2_core.run_folder import Predictions
@@ -52,30 +53,22 @@ def expert_weights(probs: Mapping[str, Floats], target: Floats, setting: Setting
     if "kappa" not in registry.system(setting.system).uses:
         return {}
     experts = [head for head in probs if head != setting.student]
-    divergence = np.stack([utterance_js(target, probs[head]) for head in experts])  # (experts, seeds, n)
-    there = ~np.isnan(divergence)
-    lowest = np.where(there, divergence, 1.0).min(axis=0)
-    powers = np.where(there, np.exp(-setting.kappa * (divergence - lowest)), 0.0)
-    with np.errstate(invalid="ignore"):  # 0 / 0
-        return dict(zip(experts, powers / powers.sum(axis=0), strict=True))
+    divergence = [utterance_js(target, probs[head]) for head in experts]  # (experts, seeds, n)
+    return dict(zip(experts, distributions.expert_weights(divergence, setting.kappa), strict=True))
 
 
 def modality_disagreement(probs: Mapping[str, Floats]) -> Floats:
     """JS(p_A‖p_T) (seeds, n); with more modalities the mean over the pairs that an utterance has, NaN without any."""
-    modalities = [head for head in probs if head != FUSION_HEAD]
-    pairs = np.stack([utterance_js(probs[a], probs[b]) for a, b in itertools.combinations(modalities, 2)])
-    there = ~np.isnan(pairs)  # (pairs, seeds, n)
-    with np.errstate(invalid="ignore"):  # 0 / 0
-        return np.asarray(np.where(there, pairs, 0.0).sum(axis=0) / there.sum(axis=0))
+    return distributions.disagreement([p for head, p in probs.items() if head != FUSION_HEAD])
 
 
 def _groups(target: Floats, emotions: Sequence[str]) -> Iterator[tuple[tuple[str, str], npt.NDArray[np.bool_]]]:
     """(by, group) and who is in it, (n,), for every group that somebody is in."""
     yield ("all", ""), np.ones(len(target), dtype=bool)
-    largest = target.argmax(-1)
+    labels = label(target)
     for c, emotion in enumerate(emotions):
-        if (largest == c).any():
-            yield ("class", emotion), largest == c
+        if (labels == c).any():
+            yield ("class", emotion), labels == c
     bins, edges = ambiguity_bins(target)
     for b, (low, high) in enumerate(itertools.pairwise(edges)):
         if (bins == b).any():

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from amber2_core.distributions import ambiguity_bins, label
 from amber2_core.errors import SettingError, bad_choice
 from amber2_core.votes import codes
 
@@ -63,11 +64,7 @@ def stratified_folds(data: TrainingData) -> Sequence[Rows]:
     Entropy is binned in five equal widths of [0, log2 C] bits. The draw is fixed, and depends on the ids alone: not on
     the order in which the cache holds them.
     """
-    y = data.targets.astype(np.float64)  # (N, C)
-    entropy = -(y * np.log2(np.where(y > 0, y, 1))).sum(axis=1)
-    width = np.log2(y.shape[1]) / ENTROPY_BINS
-    bins = np.clip((entropy / width).astype(np.int64), 0, ENTROPY_BINS - 1)
-    stratum = y.argmax(axis=1) * ENTROPY_BINS + bins
+    stratum = label(data.targets) * ENTROPY_BINS + ambiguity_bins(data.targets, count=ENTROPY_BINS)[0]  # (N,)
     by_id = np.argsort(data.id.astype(str), kind="stable")
     shuffled = by_id[np.random.default_rng(STRATIFIED_SEED).permutation(len(by_id))]
     dealt = shuffled[np.argsort(stratum[shuffled], kind="stable")]

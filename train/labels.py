@@ -8,7 +8,7 @@ from typing import Literal, get_args
 from torch import Tensor
 from torch.nn import functional
 
-from amber2_core.shares import SHARE_TOLERANCE
+from amber2_core.distributions import SHARE_TOLERANCE
 
 Labels = Literal["soft", "hard"]
 LABEL_KINDS: tuple[Labels, ...] = get_args(Labels)
