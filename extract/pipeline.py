@@ -6,7 +6,7 @@ import logging
 import math
 import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
@@ -38,7 +38,7 @@ from .previous import (
     with_recordings,
 )
 from .recipe import AudioRecipe, Layers, Precision
-from .recordings import Inputs, Work, blank_cache, scan_recordings, transcript_inputs
+from .recordings import Batch, Inputs, Work, blank_cache, scan_recordings, transcript_inputs
 from .rows import RowStore, work_folder
 
 AUDIO_MODEL = "facebook/wav2vec2-base"
@@ -271,36 +271,23 @@ def _complete(
 def _encode(
     job: Job, works: Sequence[Work], fresh: set[str], folder: Path, effort: Effort, on_progress: OnProgress | None
 ) -> tuple[FeatureSummary, dict[str, str]]:
-    """Deal to workers what is fresh among the works; with the reasons, by digest, why some of it failed.
-
-    Batches are planned over all works, held or not: an interrupted extraction meets the same batches again, and so
-    ends with the same values to the last bit.
-    """
+    """Deal to workers what is fresh among the works; with the reasons, by digest, why some of it failed."""
     began, modality = time.monotonic(), job.recipe.modality
     known = engine.call(worker.survey, job, effort.device, works if modality == "text" else ())
-    sizes: Sequence[float] = known.tokens
-    if isinstance(job.recipe, AudioRecipe):
-        sizes = [min(work.seconds, job.recipe.max_seconds or math.inf) for work in works]
-    size_of = {work.digest: size for work, size in zip(works, sizes, strict=True)}
-    planned = plan_batches(sizes, budget=effort.budget(modality, known.devices[0]))
-    batches = [[works[place] for place in places if works[place].digest in fresh] for places in planned]
-
-    def cost(some: Iterable[Sequence[Work]]) -> float:
-        return sum(len(batch) * max(size_of[work.digest] for work in batch) for batch in some if batch)
-
+    batches, padding = _planned(job, works, fresh, known, effort)
     summary = FeatureSummary(
         modality,
         job.name,
         truncated=sum(work.digest in fresh for work in compress(works, known.cut)),
-        padding=padding_waste(sizes, planned),
+        padding=padding,
         device=",".join(known.devices),
     )
-    seconds, total = sum(work.seconds for batch in batches for work in batch), cost(batches)
+    seconds = sum(work.seconds for batch in batches for work in batch.works)
+    total, spent, started = sum(batch.cost for batch in batches), 0.0, math.inf
     failures: dict[str, str] = {}
-    spent, started = 0.0, math.inf
     results = engine.deal(
         worker.encode,
-        portions([batch for batch in batches if batch], workers=len(known.devices), threads=known.threads),
+        portions(batches, workers=len(known.devices), threads=known.threads),
         setup=worker.Station,
         workers=[worker.Seat(number, device, known.threads) for number, device in enumerate(known.devices)],
         shared=(job, folder),
@@ -309,16 +296,36 @@ def _encode(
         for portion, (problems, took) in results:
             # The clock of the progress begins with the first batch, not with the loading of the encoder.
             started = min(started, time.monotonic() - took)
-            spent += cost(portion)
+            spent += sum(batch.cost for batch in portion)
             failures |= problems
-            good = [work.seconds for batch in portion for work in batch if work.digest not in problems]
+            good = [work.seconds for batch in portion for work in batch.works if work.digest not in problems]
             summary = replace(summary, distinct=summary.distinct + len(good), seconds=summary.seconds + sum(good))
             if on_progress is not None:
                 done, elapsed = summary.distinct + len(failures), time.monotonic() - started
                 share = spent / max(total, 1e-9)
-                at = Progress(job.stage, done, len(fresh), summary.seconds, seconds, share, elapsed, summary.padding)
-                on_progress(at)
+                on_progress(Progress(job.stage, done, len(fresh), summary.seconds, seconds, share, elapsed, padding))
     return replace(summary, elapsed=time.monotonic() - began), failures
+
+
+def _planned(
+    job: Job, works: Sequence[Work], fresh: set[str], known: worker.Survey, effort: Effort
+) -> tuple[list[Batch], float]:
+    """The batches without what is held already, and the share of padding in all of them.
+
+    They are planned over all works, held or not: an interrupted extraction meets the same batches again, and so ends
+    with the same values to the last bit.
+    """
+    sizes: Sequence[float] = known.tokens
+    if isinstance(job.recipe, AudioRecipe):
+        sizes = [min(work.seconds, job.recipe.max_seconds or math.inf) for work in works]
+    planned = plan_batches(sizes, budget=effort.budget(job.recipe.modality, known.devices[0]))
+    batches = []
+    for places in planned:
+        missing = [place for place in places if works[place].digest in fresh]
+        if missing:
+            cost = len(missing) * max(sizes[place] for place in missing)
+            batches.append(Batch(tuple(works[place] for place in missing), cost))
+    return batches, padding_waste(sizes, planned)
 
 
 def _assembled(blank: FeatureCache, scan: _Scan, done: Sequence[_Done]) -> tuple[FeatureCache, list[StoredFeatures]]:

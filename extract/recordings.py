@@ -60,6 +60,15 @@ class Work:
     seconds: float = 0.0
 
 
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """What is encoded together."""
+
+    works: tuple[Work, ...]
+    # seconds or tokens, padding included
+    cost: float
+
+
 @dataclass(frozen=True)
 class Inputs:
     """What the utterances of a corpus give one modality to encode."""

@@ -24,13 +24,11 @@ from amber2_core.errors import AudioError, ModelError
 from .audio import Excerpt, read_waveform
 from .plan import Job
 from .recipe import AudioRecipe
-from .recordings import Work, check_reach
+from .recordings import Batch, Work, check_reach
 from .rows import Row, RowWriter
 
 Given = TypeVar("Given")
 Made = TypeVar("Made")
-# What is encoded together.
-Batch = Sequence[Work]
 
 # What a fork server loads, so that its workers need not.
 PRELOADED = (
@@ -158,7 +156,7 @@ def encode(station: Station, portion: Sequence[Batch]) -> tuple[dict[str, str], 
         CacheError: the disk is full, or has gone.
     """
     began = time.monotonic()
-    works = [work for batch in portion for work in batch]
+    works = [work for batch in portion for work in batch.works]
     if isinstance(station.recipe, AudioRecipe):
         read: Callable[[Work], Any] = partial(_waveform, station.encoder, station.recipe)
     else:
@@ -167,11 +165,11 @@ def encode(station: Station, portion: Sequence[Batch]) -> tuple[dict[str, str], 
         known = {work: ids or "its transcript gives no token" for work, ids in zip(works, tokens, strict=True)}
         read = known.__getitem__
     if station.encodes_in_threads:
-        made = station.ahead(lambda batch: _rows(station.encode, batch, map(read, batch)), portion)
+        made = station.ahead(lambda batch: _rows(station.encode, batch, map(read, batch.works)), portion)
     else:
         # An accelerator waits for one batch at most, which all threads read.
-        inputs = station.ahead(read, works, most=2 * max(map(len, portion)))
-        made = (_rows(station.encode, batch, islice(inputs, len(batch))) for batch in portion)
+        inputs = station.ahead(read, works, most=2 * max(len(batch.works) for batch in portion))
+        made = (_rows(station.encode, batch, islice(inputs, len(batch.works))) for batch in portion)
     failures: dict[str, str] = {}
     for rows, problems in made:
         station.writer.add(rows)
@@ -184,7 +182,7 @@ def _rows(
     encode: Callable[[Sequence[Any]], list[Row]], batch: Batch, inputs: Iterable[Any]
 ) -> tuple[dict[str, Row], dict[str, str]]:
     """Rows by digest, and why there is none, of a batch and its inputs; an input that is text says why it is none."""
-    found = {work.digest: given for work, given in zip(batch, inputs, strict=True)}
+    found = {work.digest: given for work, given in zip(batch.works, inputs, strict=True)}
     good = {digest: given for digest, given in found.items() if not isinstance(given, str)}
     rows = dict(zip(good, encode(list(good.values())), strict=True)) if good else {}
     failures = {digest: given for digest, given in found.items() if digest not in good}

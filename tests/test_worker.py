@@ -21,7 +21,7 @@ from amber2_extract.audio import Excerpt
 from amber2_extract.encoders.text import Tokenizer
 from amber2_extract.encoders.waveform import SpeechEncoder
 from amber2_extract.plan import plan_jobs
-from amber2_extract.recordings import scan_recordings, transcript_inputs
+from amber2_extract.recordings import Batch, scan_recordings, transcript_inputs
 from amber2_extract.rows import Row, RowStore
 from amber2_extract.worker import Halving, Seat, Station, _give_back, encode, survey
 
@@ -43,7 +43,7 @@ class Bench:
         store = self.folder / f"store-{on_accelerator}"
         station = Station(Seat(0, "cpu", 2), (self.job, store))
         station.encodes_in_threads = not on_accelerator
-        batches = [self.works[first : first + 4] for first in range(0, len(self.works), 4)]
+        batches = [Batch(tuple(self.works[first : first + 4]), 1.0) for first in range(0, len(self.works), 4)]
         self.failures, seconds = encode(station, batches)
         assert seconds > 0
         kept = RowStore(store)
