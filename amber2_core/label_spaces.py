@@ -1,4 +1,4 @@
-"""From the words of options (--emotions, --merge, --keep, …) and a corpus's defaults to a label policy."""
+"""Label spaces by name, and the label policy that options (--emotions, --merge, …) make of a corpus's defaults."""
 
 from __future__ import annotations
 

@@ -25,27 +25,24 @@ from amber2_core.distributions import SHARE_TOLERANCE
 from amber2_core.errors import SettingError, bad_choice
 from amber2_core.fusion import without_score
 
-Distance = Literal["js", "kl", "soft-ce"]
+# of target probabilities and predicted log-probabilities along `dim`, as in `amber2_core.divergences`
+Distance = Callable[..., Tensor]
 WeightGradient = Literal["detach", "flow"]
 Reduction = Literal["mean", "none"]
-DISTANCES: tuple[Distance, ...] = get_args(Distance)
 WEIGHT_GRADIENTS: tuple[WeightGradient, ...] = get_args(WeightGradient)
 
-_DISTANCE_FUNCTIONS: Mapping[str, Callable[..., Tensor]] = {
-    "js": divergences.js,
-    "kl": divergences.kl,
-    "soft-ce": divergences.cross_entropy,
-}
 _log = logging.getLogger(__name__)
 
 
-def rai_loss(logits: Tensor, target: Tensor, *, distance: Distance = "js", reduction: Reduction = "mean") -> Tensor:
+def rai_loss(
+    logits: Tensor, target: Tensor, *, distance: Distance = divergences.js, reduction: Reduction = "mean"
+) -> Tensor:
     """Rater-ambiguity loss JS(y‖s) (Eq. 3) of the student's logits (…, batch, classes) → (…).
 
-    `distance` other than "js" is for ablations: KL(y‖s), or the cross-entropy −Σ y log₂ s, both in bits.
-    `reduction="none"` keeps the batch axis. SettingError for a distance that does not exist.
+    Any other `distance` is for ablations, as KL(y‖s), or the cross-entropy −Σ y log₂ s. `reduction="none"` keeps the
+    batch axis.
     """
-    return _reduced(_label_distance(distance)(_classes_first(target), _log_probs(logits), dim=-2), reduction)
+    return _reduced(distance(_classes_first(target), _log_probs(logits), dim=-2), reduction)
 
 
 def expert_weights(divergence: Tensor, kappa: float | Tensor, present: Tensor | None = None) -> Tensor:
@@ -85,7 +82,7 @@ def amber_loss(
     lambda_mai: float | Tensor = 0.5,
     lambda_expert: float | Tensor = 0.0,
     kappa: float | Tensor = 4.0,
-    distance: Distance = "js",
+    distance: Distance = divergences.js,
     weight_gradient: WeightGradient = "detach",
     stop_expert_gradient: bool = False,
     present: Tensor | None = None,
@@ -115,9 +112,8 @@ def amber_loss(
     experts = None if present is None else _without(present, index)  # (experts, …, batch)
 
     rai = divergence[index]  # (…, batch)
-    if distance != "js":
-        distances = _label_distance(distance)(y, log_p[index], dim=-2)
-        rai = _there(distances, None if present is None else present[index])
+    if distance is not divergences.js:
+        rai = _there(distance(y, log_p[index], dim=-2), None if present is None else present[index])
     if stop_expert_gradient:
         log_experts = log_experts.detach()
     mai = _mai(log_p[index], log_experts, expert_divergence, kappa, weight_gradient, experts)  # (…, batch)
@@ -211,12 +207,6 @@ def _mai(
 def _there(terms: Tensor, present: Tensor | None) -> Tensor:
     """Terms (…, batch), zero where the head is not there."""
     return terms if present is None else terms.masked_fill(~present, 0.0)
-
-
-def _label_distance(distance: Distance) -> Callable[..., Tensor]:
-    if distance not in _DISTANCE_FUNCTIONS:
-        raise SettingError(bad_choice("distance", distance, DISTANCES))
-    return _DISTANCE_FUNCTIONS[distance]
 
 
 def _stacked(logits: Mapping[str, Tensor] | Tensor, student: str | int) -> tuple[Tensor, int]:

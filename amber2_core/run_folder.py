@@ -10,8 +10,9 @@ results.csv       one row per (system, head, split, fold, seed, setting): `KEY_C
                   selected one (with --score-all for every one); selected is 1 where dev chose the setting. A head is
                   scored on the utterances that have its modality (with --missing mask some may lack it), and `n` says
                   how many. Metrics are nan where n is 0, and where epoch is 0, since no epoch was kept: the run
-                  diverged at once, or (n is 0 then on test) no dev utterance has the head. A setting that a system does
-                  not look at is empty. Any other column is carried along: it is neither a setting nor a score
+                  diverged at once, or (n is 0 then on test) no dev utterance has the head; epoch is empty where a
+                  system trains by none. A setting that a system does not look at is empty. Any other column is carried
+                  along: it is neither a setting nor a score
 curves.csv        how the selected settings trained: one row per (system, head, fold, seed, epoch), `dev_js` is the JS
                   on dev after that epoch, at the precision of training; nan where no dev utterance has the head. With
                   --patience a head's rows end where it stopped. The epoch that was kept is in results.csv
@@ -227,12 +228,12 @@ def read_predictions(folder: Path) -> Predictions:
     """predictions.npz of a run folder.
 
     Raises:
-        RunFolderError: not a run folder, or the file is damaged.
+        RunFolderError: not a run folder, or the file is damaged, or its parts do not fit.
     """
     path = _file(folder / "predictions.npz")
     try:
         with np.load(path, allow_pickle=False) as arrays:
-            return Predictions(
+            predictions = Predictions(
                 id=arrays["id"].astype(object),
                 fold=arrays["fold"],
                 target=arrays["target"],
@@ -241,6 +242,8 @@ def read_predictions(folder: Path) -> Predictions:
             )
     except Exception as problem:  # zipfile and zlib raise many things on damaged bytes
         raise RunFolderError(f"{path} is damaged ({problem}): train again") from None
+    _check_shapes(path, predictions)
+    return predictions
 
 
 def read_experts(folder: Path) -> list[dict[str, Any]]:
@@ -278,7 +281,8 @@ def read_utterances(folder: Path) -> DataFrame | None:
 
 def axes_of(settings: Mapping[str, Any], columns: Sequence[str]) -> tuple[str, ...]:
     """Which columns of results.csv are settings: those that settings.json declares, else those of earlier versions."""
-    declared = settings.get("axes", EARLIER_AXES)
+    declared = settings.get("axes")
+    declared = declared if isinstance(declared, list) else EARLIER_AXES
     return tuple(name for name in columns if name in declared and name not in KEY_COLUMNS)
 
 
@@ -300,9 +304,7 @@ def load(folder: Path | str) -> RunFolder:
         found = pd.DataFrame({"id": arrays.id, "fold": arrays.fold})
     elif len(found) != count or (found["id"] != arrays.id).any() or (found["fold"] != arrays.fold).any():
         raise RunFolderError(f"{folder / 'utterances.csv'} and predictions.npz are not of the same run: train again")
-    if arrays.target.shape == (count, len(arrays.emotions)):  # otherwise they are damaged, which reports tell
-        rated = pd.DataFrame(arrays.target, columns=[f"rated_{emotion}" for emotion in arrays.emotions])
-        found = pd.concat([found, rated], axis=1)
+    rated = pd.DataFrame(arrays.target, columns=[f"rated_{emotion}" for emotion in arrays.emotions])
     results = _table(rows)
     run = RunFolder(
         name=folder.resolve().name,
@@ -311,7 +313,7 @@ def load(folder: Path | str) -> RunFolder:
         axes=axes_of(settings, list(results.columns)),
         results=results,
         arrays=arrays,
-        utterances=found,
+        utterances=pd.concat([found.drop(columns=rated.columns, errors="ignore"), rated], axis=1),
         experts=_table(read_experts(folder) if (folder / "experts.csv").is_file() else []),
         curves=_table(read_curves(folder)),
     )
@@ -366,22 +368,31 @@ def mean_and_sd(values: Floats) -> dict[str, float | None]:
     return {"mean": mean if math.isfinite(mean) else None, "sd": sd if math.isfinite(sd) else None}
 
 
+def _check_shapes(path: Path, p: Predictions) -> None:
+    count, classes, again = len(p.id), len(p.emotions), "it is not as train-heads writes it; train again"
+    if not p.probs or not count or p.target.shape != (count, classes) or p.fold.shape != (count,):
+        raise RunFolderError(f"{path} holds no predictions that fit its targets: {again}")
+    for name, probs in p.probs.items():
+        if probs.ndim != 3 or probs.shape[1:] != (count, classes) or not len(probs):
+            expected = f"(seeds, {count}, {classes})"
+            raise RunFolderError(f"{path}: {name} has shape {probs.shape}, expected {expected}: {again}")
+        no_number = ~np.isfinite(probs)  # allowed in whole rows of NaN alone: the head predicts nothing there
+        odd = no_number.any(axis=-1) & ~np.isnan(probs).all(axis=-1)
+        if odd.any() or not np.isfinite(p.target).all():
+            raise RunFolderError(f"{path}: {name} or its targets hold no number: {again}")
+
+
 def _with_younger_metrics(run: RunFolder) -> RunFolder:
     """Filled in is what `METRICS` holds and results.csv does not, where the predictions fit the results."""
     import pandas as pd
 
-    results, p = run.results, run.arrays
-    younger = [name for name in METRICS if name not in results]
-    shape = (len(p.id), len(p.emotions))
-    fits = p.target.shape == shape and p.fold.shape == shape[:1]
-    if not younger or not fits or any(probs.shape[1:] != shape for probs in p.probs.values()):
-        return run
-    again = scores_again(run, younger)
+    younger = [name for name in METRICS if name not in run.results]
+    again = scores_again(run, younger) if younger else pd.DataFrame()
     if again.empty:
         return run
     key = ["system", "head", "fold", "seed"]
     in_order = again.set_index(key).reindex(pd.MultiIndex.from_frame(run.tested[key])).set_axis(run.tested.index)
-    return replace(run, results=results.join(in_order[younger]))
+    return replace(run, results=run.results.join(in_order[younger]))
 
 
 def _write_rows(path: Path, rows: Sequence[Row], columns: Sequence[str]) -> None:

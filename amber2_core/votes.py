@@ -1,4 +1,4 @@
-"""From raw ratings to label distributions, under a label policy in which every choice has a name."""
+"""Label distributions as raw ratings make them under a label policy, in which every choice has a name."""
 
 from __future__ import annotations
 

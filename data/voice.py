@@ -81,7 +81,8 @@ def speak(transcript: str, speaker: Speaker, emotion: str, random: np.random.Gen
     manner = MANNERS[emotion]
     letters = [letter for letter in f" {transcript.lower()} " if letter in SOUNDS]
     sounds = np.array([SOUNDS[letter] for letter in letters])  # (letters, 4)
-    stretches = [manner.pause if letter == " " else 1.0 for letter in letters] * random.uniform(0.8, 1.2, len(letters))
+    stretches = np.array([manner.pause if letter == " " else 1.0 for letter in letters])
+    stretches *= random.uniform(0.8, 1.2, len(letters))
     tempo = speaker.tempo * manner.tempo * random.normal(1, 0.05)
     lengths = (SAMPLING_RATE * SECONDS / tempo * stretches).astype(int)
     semitones = manner.melody * random.standard_normal(len(sounds))

@@ -44,7 +44,6 @@ def read_run(folder: Path) -> RunFolder:
         for name, least in (("fold", 0), ("seed", 0), ("epoch", 1)):
             _check_cells(folder / "curves.csv", run.curves[name], _whole(run.curves[name], at_least=least))
         _check_cells(folder / "curves.csv", run.curves["dev_js"], _number(run.curves["dev_js"]))
-    _check_shapes(run)
     _check_completeness(run)
     _check_scores(run)
     return run
@@ -68,21 +67,6 @@ def _check_cells(path: Path, column: pd.Series, right: pd.Series) -> None:
         row = int(np.argmin(right.to_numpy(bool)))
         value = f"{column.name} is {column.tolist()[row]!r}"
         raise RunFolderError(f"{path}, line {row + 2}: {value}; it was changed by hand, train again")
-
-
-def _check_shapes(run: RunFolder) -> None:
-    p, path, again = run.arrays, run.path / "predictions.npz", "it is not as train-heads writes it; train again"
-    count, classes = len(p.id), len(p.emotions)
-    if not p.probs or not count or p.target.shape != (count, classes) or p.fold.shape != (count,):
-        raise RunFolderError(f"{path} holds no predictions that fit its targets: {again}")
-    for name, probs in p.probs.items():
-        if probs.ndim != 3 or probs.shape[1:] != (count, classes) or not len(probs):
-            expected = f"(seeds, {count}, {classes})"
-            raise RunFolderError(f"{path}: {name} has shape {probs.shape}, expected {expected}: {again}")
-        no_number = ~np.isfinite(probs)  # allowed in whole rows of NaN alone: the head predicts nothing there
-        odd = no_number.any(axis=-1) & ~np.isnan(probs).all(axis=-1)
-        if odd.any() or not np.isfinite(p.target).all():
-            raise RunFolderError(f"{path}: {name} or its targets hold no number: {again}")
 
 
 def _check_completeness(run: RunFolder) -> None:

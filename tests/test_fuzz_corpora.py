@@ -22,7 +22,6 @@ from podcast_tree import write as write_podcast
 
 from amber2_core.errors import Amber2Error
 from amber2_core.utterance import Corpus
-from amber2_data.corpora import synthetic
 from amber2_data.corpora.registry import reader
 
 SECONDS = 20  # in which a small release has to be read: a hang is a failure
@@ -90,10 +89,6 @@ def podcast(layout: str) -> Callable[[Path], None]:
     return lambda root: write_podcast(root, tuple(turns(6)), layout)
 
 
-def write_synthetic(root: Path) -> None:
-    synthetic.write(root, utterances=10)
-
-
 # name → (reader, how to write a release, what of it to damage, the root within it)
 RELEASES: dict[str, tuple[str, Callable[[Path], None], tuple[str, ...], str]] = {
     "iemocap": ("iemocap", write_iemocap, ("dialog/EmoEvaluation/*.txt", "dialog/transcriptions/*.txt"), ""),
@@ -109,7 +104,6 @@ RELEASES: dict[str, tuple[str, Callable[[Path], None], tuple[str, ...], str]] = 
     "manifest, ratings": ("manifest", write_manifest(RATINGS, ".csv"), ("corpus.csv",), "corpus.csv"),
     "manifest, shares": ("manifest", write_manifest(SHARES, ".csv"), ("corpus.csv",), "corpus.csv"),
     "manifest, JSON lines": ("manifest", write_manifest(LINES, ".jsonl"), ("corpus.jsonl",), "corpus.jsonl"),
-    "synthetic": ("synthetic", write_synthetic, ("*.csv", "corpus.json"), ""),
 }
 EACH = 60
 

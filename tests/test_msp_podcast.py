@@ -22,7 +22,7 @@ from amber2_data.corpora import msp_podcast
 from amber2_data.corpora.msp_podcast import CODES
 from amber2_data.release import json_members
 
-COUNT = 300
+COUNT = 120
 WRITTEN = tuple(turns(COUNT))
 
 

@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -267,6 +268,22 @@ def test_versions_of_a_system_are_told_apart_by_what_they_differ_in(run: Path, t
     assert second[-1].values == pytest.approx([scores["no-mai: amber2 fusion"] - scores["run: amber2 fusion"]])
     alone = write_report([run], tmp_path / "alone").chapters[0]
     assert "ablation" not in alone.tables
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_a_metric_that_is_new_stands_in_the_report_of_every_run_of_before(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def certainty(target: Any, probs: Any) -> Any:
+        return np.asarray(probs, np.float64).max(-1).mean(-1)
+
+    monkeypatch.setitem(METRICS, "certainty", certainty)  # type: ignore[arg-type]
+    (chapter,) = write_report([run], tmp_path / "out").chapters
+    table = chapter.tables["all-metrics"].frame.set_index("entry")
+    p = chapter.group.predictions
+    of_folds = [p.probs["cb-ce/text"][:, rows].astype(float).max(-1).mean(-1) for rows in p.folds.values()]
+    assert table.loc["cb-ce text", "certainty"] == pytest.approx(np.mean(of_folds))
+    assert "certainty" in chapter.tables["ambiguity"].frame
 
 
 def test_a_head_that_diverged_is_a_dash_with_its_reason_and_stops_no_report(tmp_path: Path, undrawn: None) -> None:

@@ -222,9 +222,9 @@ def test_columns_hold_whole_numbers_numbers_or_words(tmp_path: Path) -> None:
     other = {"whole": 3, "some": None, "number": 1, "word": None, "nobody": None}
     write_results(tmp_path / "results.csv", [{**row, **cells}, {**row, **other}])
     write_json(tmp_path / "settings.json", {})
-    nothing = np.zeros((1, 0, 2), np.float32)
-    empty = Predictions(texts([]), np.array([], int), nothing[0], ("a", "b"), {"amber2/fusion": nothing})
-    write_predictions(tmp_path / "predictions.npz", empty)
+    probs = np.full((1, 1, 2), 0.5, np.float32)
+    one = Predictions(texts(["a"]), np.array([1]), probs[0], ("up", "down"), {"amber2/fusion": probs})
+    write_predictions(tmp_path / "predictions.npz", one)
     results = load(tmp_path).results
     assert {name: str(results[name].dtype) for name in cells} == {
         "whole": "int64", "some": "Int64", "number": "float64", "word": "str", "nobody": "float64",
@@ -242,7 +242,8 @@ def test_systems_may_have_settings_of_their_own(tmp_path: Path) -> None:
 def test_settings_are_what_a_folder_declares_and_in_folders_of_before_the_known_ones(tmp_path: Path) -> None:
     columns = [*KEY_COLUMNS, "kappa", "temperature", "seconds", "epoch", "n", *METRICS]
     assert axes_of({"axes": ["temperature", "kappa", "gone"]}, columns) == ("kappa", "temperature")
-    assert axes_of({}, columns) == ("kappa",)
+    assert axes_of({"axes": []}, columns) == ()
+    assert axes_of({}, columns) == axes_of({"axes": None}, columns) == ("kappa",)
     assert axes_of({}, list(result_row(1, 0))) == ("kappa", "student", "lambda_rai")
 
 

@@ -330,7 +330,7 @@ def test_the_ceilings_of_a_corpus_are_reproduced_from_its_votes_and_by_drawing_t
         anew.append(_js(_simulated_votes(turn.latents.mixture, 100, random), best))
     assert description.lowest_js_on_these_votes == pytest.approx(np.mean(drawn))
     assert description.lowest_js == pytest.approx(np.mean(anew), abs=4 * np.std(anew) / np.sqrt(100 * SIZE))
-    assert description.lowest_js == pytest.approx(np.mean([u.attributes["lowest_js"] for u in corpus.utterances]))  # type: ignore[arg-type]
+    assert description.lowest_js == pytest.approx(np.mean([u.attributes["lowest_js"] for u in corpus.utterances]))
 
 
 @pytest.mark.parametrize("modalities", [("audio",), ("text",), ()])

@@ -1,1 +1,1 @@
-"""Stage 2: a feature cache goes in, a run folder comes out."""
+"""Stage 2: the training of systems from a feature cache into a run folder."""

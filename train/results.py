@@ -1,4 +1,4 @@
-"""The tables of a run folder: from a sweep's runs to the rows of results.csv, curves.csv and experts.csv."""
+"""The tables of a run folder as a sweep's runs give them: the rows of results.csv, curves.csv and experts.csv."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def _rows(
     for head, own in scores.items():
         key = {"system": setting.name, "head": head, "split": split, "fold": run.fold, "seed": run.seed}
         settings = {name: values.get(name) for name in columns}
-        yield {**key, "selected": int(chosen), **settings, "epoch": run.history.epoch.get(head, 0), **own}
+        yield {**key, "selected": int(chosen), **settings, "epoch": run.history.epoch.get(head), **own}
 
 
 def _curve_rows(name: str, run: Run) -> Iterator[Row]:

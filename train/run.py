@@ -1,4 +1,4 @@
-"""One call of stage 2: from a cache and what the user asked for to a complete run folder."""
+"""One call of stage 2: a sweep trained and chosen from, and its run folder written."""
 
 from __future__ import annotations
 
@@ -86,7 +86,8 @@ def plan(cache_path: Path, options: TrainOptions) -> Plan:
 
 def _trained(request: Request, finished: FinishedTasks, on_progress: OnProgress) -> Selection:
     """Train what is not there yet, and choose as it comes in."""
-    seeds, settings = request.options.grid.seeds, request.settings
+    grid, settings = request.options.grid, request.settings
+    seeds, varied = grid.seeds, grid.varied
     selection = Selection(settings, seeds, finished)
     total, done, began = len(settings) * seeds * len(request.folds), 0, time.monotonic()
 
@@ -97,7 +98,8 @@ def _trained(request: Request, finished: FinishedTasks, on_progress: OnProgress)
         done += len(runs)
         on_progress(done, total)
         if selection.is_complete(runs[0].fold):
-            _say_what_is_chosen(selection, runs[0].fold, len(request.folds), time.monotonic() - began)
+            took = time.monotonic() - began
+            _say_what_is_chosen(selection, varied, runs[0].fold, len(request.folds), took)
 
     missing = []
     for task in request.tasks:
@@ -198,11 +200,12 @@ def _say_what_is_kept(request: Request) -> None:
                 _log.warning("fold %d: no utterance of %s has %s%s", fold.number, " and ".join(empty), modality, so)
 
 
-def _say_what_is_chosen(selection: Selection, fold: int, folds: int, seconds: float) -> None:
+def _say_what_is_chosen(selection: Selection, varied: Sequence[str], fold: int, folds: int, seconds: float) -> None:
+    """Log what dev chose among the settings that vary on the grid."""
     points = []
     for name, place in selection.chosen(fold).items():
         row = selection.settings[place].row()
-        named = "".join(f" {axis} {row[axis]}" for axis in ("lambda_mai", "kappa") if axis in row)
+        named = "".join(f" {axis} {row[axis]}" for axis in varied if axis in row)
         points.append(f"{name}{named} (dev js {selection.best[fold, name][1]:.4f})")
     _log.info("fold %d of %d after %.1f s; chosen on dev: %s", fold, folds, seconds, ", ".join(points))
 

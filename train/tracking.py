@@ -145,7 +145,8 @@ def trained(folder: Path) -> list[Trained]:
             found[key] = Trained("{}-fold{}-seed{}".format(*key), setting, {}, curves.get(key, []))
         scores = {f"test_{name}/{row['head']}": row[name] for name in METRICS if name in row}
         found[key].scores.update({name: score for name, score in scores.items() if math.isfinite(score)})
-        found[key].scores[f"kept_epoch/{row['head']}"] = row["epoch"]
+        if row["epoch"] is not None:
+            found[key].scores[f"kept_epoch/{row['head']}"] = row["epoch"]
     return list(found.values())
 
 

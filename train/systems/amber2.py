@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 
     from .system import Floats
 
-Distance = Literal["js", "kl", "soft-ce"]
+# distances of the rater-ambiguity loss → the functions of `amber2_core.divergences`; nothing here loads torch
+DISTANCES: Mapping[str, str] = {"js": "js", "kl": "kl", "soft-ce": "cross_entropy"}
 WeightGradient = Literal["detach", "flow"]
 ExpertGradient = Literal["all", "own"]
 
@@ -32,7 +33,7 @@ class Amber2Settings(StackedSettings):
     lambda_expert: float = option(0.0, "Weight of the experts' own rater loss; 0 is the paper's Eq. 6.", least=0)
     kappa: float = option(4.0, "Sharpness of the expert weights; 0 weighs all alike.", least=0)
     student: str = option(FUSION_HEAD, "The head that the others teach: fusion, audio, text.")
-    loss: Distance = option("js", "Distance in the rater-ambiguity loss", choices=get_args(Distance))
+    loss: str = option("js", "Distance in the rater-ambiguity loss", choices=tuple(DISTANCES))
     weight_gradient: WeightGradient = option(
         "detach", "Expert weights as constants, or with their gradient", choices=get_args(WeightGradient)
     )
@@ -99,6 +100,7 @@ def _loss_of(settings: Sequence[Amber2Settings], heads: Sequence[str], like: Ten
     """The loss of runs of one kind; `like` tells device and precision."""
     import torch
 
+    from amber2_core import divergences
     from amber2_core.losses import amber_loss
 
     first = settings[0]
@@ -117,7 +119,7 @@ def _loss_of(settings: Sequence[Amber2Settings], heads: Sequence[str], like: Ten
             lambda_mai=mai,
             lambda_expert=expert,
             kappa=kappa,
-            distance=first.loss,
+            distance=getattr(divergences, DISTANCES[first.loss]),
             weight_gradient=first.weight_gradient,
             stop_expert_gradient=first.expert_gradient == "own",
             present=present,

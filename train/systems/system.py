@@ -73,7 +73,7 @@ class History:
 
     # head → the dev JS after every epoch, as training saw it
     dev_js: Mapping[str, Sequence[float]] = field(default_factory=dict)
-    # head → the epoch kept, from 1; 0: none, since its dev score never was a number
+    # head → the epoch kept, from 1; 0: none, since its dev score never was a number; empty where there are no epochs
     epoch: Mapping[str, int] = field(default_factory=dict)
     # heads whose epoch nobody could choose, as no dev utterance has the head that decides
     unjudged: frozenset[str] = frozenset()
