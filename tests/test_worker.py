@@ -18,10 +18,10 @@ from synthetic_data import training_data, values_of, with_values
 from amber2_core.errors import SettingError
 from amber2_core.heads_folder import read_heads
 from amber2_core.metrics import METRICS, evaluate
-from amber2_train import tasks, worker
+from amber2_train import worker
 from amber2_train.folds import make_folds
 from amber2_train.stacked.system import StackedSystem
-from amber2_train.tasks import FinishedTasks, Run, Task, tasks_of
+from amber2_train.tasks import FinishedTasks, Run, Task
 
 QUICK: dict[str, Any] = {"hidden": 6, "batch_size": 16, "lr": 0.03}
 SETTINGS = [
@@ -225,17 +225,3 @@ def test_memory_that_runs_out_is_told_in_one_line_and_nothing_else_is_taken_for_
     line = "mat1" if other else rf"^{device} ran out of memory with the features of 48 utterances: .* {end}"
     with pytest.raises(RuntimeError if other else SettingError, match=line):
         worker.Worker(1, here.sweep)
-
-
-def test_how_a_sweep_is_cut_into_tasks_changes_no_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    data = training_data(48)
-    whole = swept(tmp_path / "whole", data, SETTINGS)
-    monkeypatch.setitem(tasks.RUNS, "cpu", 1)
-    assert len(tasks_of([setting.shape for setting in SETTINGS], 2, [1], "cpu")) == 2 * len(SETTINGS)
-    single = swept(tmp_path / "single", data, SETTINGS)
-    assert whole.results.selected == single.results.selected
-    for one, other in zip(whole.results.rows, single.results.rows, strict=True):
-        assert {name: value for name, value in one.items() if name not in METRICS} == {
-            name: value for name, value in other.items() if name not in METRICS
-        }
-        assert one["js"] == pytest.approx(other["js"], abs=1e-4)
