@@ -179,18 +179,21 @@ def test_in_bfloat16_a_run_is_nearly_the_same_and_its_scores_are_those_of_what_i
     assert low.test["fusion"]["js"] == float(evaluate(target, probs)["js"])
 
 
-@pytest.mark.parametrize("given", [1, 3])
+@pytest.mark.parametrize("given", ["one", "one too many", "one twice", "another"])
 def test_a_system_that_does_not_give_one_run_for_each_setting_and_seed_is_told(
-    tmp_path: Path, given: int, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, given: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fit = StackedSystem.fit
 
     def wrong(self: StackedSystem, *arguments: Any) -> Iterator[Any]:
-        runs = list(fit(self, *arguments))
-        yield from (runs * 2)[:given]
+        first, second = fit(self, *arguments)
+        another = replace(second, setting=replace(second.setting, kappa=0.5))  # type: ignore[type-var]
+        yield first
+        yield from {"one": [], "one too many": [second, second], "one twice": [first], "another": [another]}[given]
 
     monkeypatch.setattr(StackedSystem, "fit", wrong)
-    with pytest.raises(SettingError, match=f"^The system 'amber2' gave {given} runs for 2 settings under 1 seeds: its"):
+    line = r"^The system 'amber2' gave \d runs for 2 settings under 1 seeds: its fit must yield one for each$"
+    with pytest.raises(SettingError, match=line):
         trained(tmp_path, Task(1, 1, (0, 1), (0,)))
     assert list(tmp_path.iterdir()) == []
 
