@@ -8,9 +8,7 @@ from __future__ import annotations
 import logging
 import re
 import signal
-import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from .errors import SettingError, bad_choice
@@ -106,7 +104,7 @@ def set_arithmetic(device: torch.device, *, tf32: bool = False, threads: int | N
     if threads is not None:
         torch.set_num_threads(threads)
     if device.type == "cuda":
-        _set(("tf32" if tf32 else "ieee",) * 3)
+        _set("tf32" if tf32 else "ieee")
     elif device.type == "cpu" and not _takes_signals() and one_dnn_is_exact():
         torch.backends.mkldnn.matmul.fp32_precision = "bf16"  # type: ignore[attr-defined]
 
@@ -153,79 +151,14 @@ def _takes_signals() -> bool:
     return hasattr(signal, "pthread_sigmask") and signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, [])
 
 
-def _operations() -> tuple[Any, Any, Any]:
-    import torch
-
-    cudnn: Any = torch.backends.cudnn
-    return torch.backends.cuda.matmul, cudnn.conv, cudnn.rnn
-
-
-def _set(precisions: tuple[str, ...]) -> None:
-    """Set the precision of products, convolutions and recurrent layers.
+def _set(precision: str) -> None:
+    """Set the precision of products, convolutions and recurrent layers on CUDA, "ieee" or "tf32".
 
     torch has two ways of saying so, and refuses to compute where they say different things: both are set.
     """
     import torch
 
-    products, convolutions, _ = precisions
-    torch.backends.cuda.matmul.allow_tf32 = products == "tf32"
-    torch.backends.cudnn.allow_tf32 = convolutions == "tf32"
-    for operation, precision in zip(_operations(), precisions, strict=True):
+    cudnn: Any = torch.backends.cudnn
+    torch.backends.cuda.matmul.allow_tf32 = cudnn.allow_tf32 = precision == "tf32"
+    for operation in (torch.backends.cuda.matmul, cudnn.conv, cudnn.rnn):
         operation.fp32_precision = precision
-
-
-@contextmanager
-def exact_fp32(device: torch.device) -> Iterator[None]:
-    """On CUDA, products and convolutions in fp32 proper: TensorFloat-32 would keep three digits of them.
-
-    The permission is the process's, not the thread's: it comes back when the last of several threads leaves.
-    """
-    with _exact.on(device):
-        yield
-
-
-@contextmanager
-def tensor_float_32(device: torch.device) -> Iterator[None]:
-    """On CUDA, products and convolutions in TensorFloat-32: three digits of the factors, several times as fast.
-
-    For the whole process; not while a thread is within `exact_fp32`.
-    """
-    with _fast.on(device):
-        yield
-
-
-class _Fp32:
-    """What the process computes fp32 in, "ieee" or "tf32", while blocks want it, and how many do."""
-
-    def __init__(self, precision: str) -> None:
-        self._wanted = (precision,) * 3
-        self._blocks = 0
-        self._before: tuple[str, ...] = ()
-        self._lock = threading.Lock()
-
-    @contextmanager
-    def on(self, device: torch.device) -> Iterator[None]:
-        if device.type != "cuda":
-            yield
-            return
-        self._begin()
-        try:
-            yield
-        finally:
-            self._end()
-
-    def _begin(self) -> None:
-        with self._lock:
-            if self._blocks == 0:
-                self._before = tuple(operation.fp32_precision for operation in _operations())
-                _set(self._wanted)
-            self._blocks += 1
-
-    def _end(self) -> None:
-        with self._lock:
-            self._blocks -= 1
-            if self._blocks == 0:
-                _set(self._before)
-
-
-_exact, _fast = _Fp32("ieee"), _Fp32("tf32")

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-import itertools
 import math
 import os
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,8 +23,6 @@ from amber2_core.votes import LabelPolicy, Targets, label_distributions
 
 Record = dict[str, Any]  # JSON values
 ENTROPY_BINS = 5
-SHOWN_PROBLEMS = 20
-BAR = 30  # characters
 # Reading leaves the interpreter free, and network folders answer slowly.
 _READERS = min(16, 4 + (os.cpu_count() or 1))
 
@@ -215,71 +212,3 @@ def _quantiles(seconds: list[float]) -> Record:
         return {}
     low, middle, high = np.quantile(seconds, [0, 0.5, 1])
     return {"shortest": round(float(low), 3), "median": round(float(middle), 3), "longest": round(float(high), 3)}
-
-
-def describe(record: Record) -> str:
-    """The lines for people."""
-    return "\n".join(_lines(record))
-
-
-def _lines(record: Record) -> Iterator[str]:
-    version = f" {record['version']}" if record["version"] else ""
-    yield f"{record['corpus']}{version} at {record['root']}"
-    yield (
-        f"utterances  {record['utterances']:,}, {record['hours']:.2f} h, {record['speakers']:,} speakers, "
-        f"{record['sessions']} sessions, {record['dialogues']:,} dialogues"
-    )
-    if record["splits"]:
-        yield "splits      " + ", ".join(f"{split} {count:,}" for split, count in record["splits"].items())
-    if record["seconds"]:
-        yield "lengths     " + ", ".join(f"{name} {value:.2f} s" for name, value in record["seconds"].items())
-    audio = record["audio"]
-    yield (
-        f"audio       {audio['missing']:,} missing, {audio['unreadable']:,} unreadable, "
-        f"{audio['duplicated']:,} duplicated"
-    )
-    yield f"transcripts {record['transcripts_missing']:,} missing"
-    yield f"raters      {record['raters_per_utterance']:.2f} per rated utterance; {record['ratings']:,} ratings in all"
-    yield from _bars({f"{count} raters": number for count, number in record["raters"].items()})
-    yield f"labels      under {_policy(record['policy'])}:"
-    if "labels_error" in record:
-        yield f"            none: {record['labels_error']}"
-    else:
-        yield from _label_lines(record)
-    yield f"problems    {len(record['problems']):,}"
-    for problem in record["problems"][:SHOWN_PROBLEMS]:
-        place = problem["file"] if problem["line"] is None else f"{problem['file']}, line {problem['line']}"
-        yield f"            {place}: {problem['what']}"
-    if len(record["problems"]) > SHOWN_PROBLEMS:
-        yield f"            … {len(record['problems']) - SHOWN_PROBLEMS:,} more: --json lists all"
-
-
-def _label_lines(record: Record) -> Iterator[str]:
-    dropped = ", ".join(f"{count:,} {reason}" for reason, count in record["dropped"].items() if count) or "none"
-    yield f"            {record['kept']:,} kept; dropped: {dropped}"
-    ignored = ", ".join(f"{count:,} {reason}" for reason, count in record["ignored_ratings"].items() if count)
-    if ignored:
-        yield f"            ratings ignored: {ignored}"
-    yield from _bars(record["emotions"])
-    ambiguity = record["ambiguity"]
-    yield (
-        f"ambiguity   {ambiguity['mean_bits']:.3f} bits on average; {ambiguity['unanimous']:,} unanimous, "
-        f"{ambiguity['tied']:,} tied"
-    )
-    edges = ambiguity["bin_edges"]
-    names = [f"{low:.2f} … {high:.2f} bits" for low, high in itertools.pairwise(edges)]
-    yield from _bars(dict(zip(names, ambiguity["counts"], strict=True)))
-
-
-def _policy(settings: Mapping[str, Any]) -> str:
-    words = [f"{name} {value}" for name, value in settings.items() if name != "merge"]
-    merges = ", ".join(f"{word}={emotion}" for word, emotion in settings["merge"]) or "none"
-    return ", ".join([*words, f"merge {merges}"]).replace("_", "-")
-
-
-def _bars(counts: Mapping[str, int]) -> Iterator[str]:
-    """One bar for each count, the largest of full length."""
-    largest = max([*counts.values(), 1])
-    width = max(map(len, counts), default=0)
-    for name, count in counts.items():
-        yield f"            {name:<{width}}  {count:>8,}  {'█' * round(BAR * count / largest)}".rstrip()

@@ -1,13 +1,25 @@
-"""The command `check-corpus`: the name of a corpus in, what there is and what is wrong with it out."""
+"""The command `check-corpus`, and how it shows what was found: lines for people, JSON, and a picture."""
 
 from __future__ import annotations
 
+import itertools
 import json
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from amber2_core.command import INCOMPLETE, command_body
+from amber2_core.errors import SettingError, bad_choice
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+SHOWN_PROBLEMS = 20
+BAR = 30  # characters
+SUFFIXES = (".png", ".pdf", ".svg")
+BLUE = "#3465a4"
 
 
 @click.command()
@@ -50,12 +62,10 @@ def check_corpus(
     """
     from amber2_core.label_spaces import policy_of
 
-    from .check import check, check_recordings, describe
+    from .check import check, check_recordings
     from .corpora.registry import corpus_root, read_corpus
 
     if figure is not None:
-        from .figure import check_figure_path, draw
-
         check_figure_path(figure)
     found = read_corpus(corpus, corpus_root(corpus, root))
     policy = policy_of(found.defaults, options)
@@ -65,3 +75,123 @@ def check_corpus(
     if figure is not None:
         draw(record, [seconds for seconds in recordings.seconds if seconds is not None], figure)
     return INCOMPLETE if "labels_error" in record or recordings.missing or recordings.unreadable else None
+
+
+def describe(record: Mapping[str, Any]) -> str:
+    """The lines for people."""
+    return "\n".join(_lines(record))
+
+
+def _lines(record: Mapping[str, Any]) -> Iterator[str]:
+    version = f" {record['version']}" if record["version"] else ""
+    yield f"{record['corpus']}{version} at {record['root']}"
+    yield (
+        f"utterances  {record['utterances']:,}, {record['hours']:.2f} h, {record['speakers']:,} speakers, "
+        f"{record['sessions']} sessions, {record['dialogues']:,} dialogues"
+    )
+    if record["splits"]:
+        yield "splits      " + ", ".join(f"{split} {count:,}" for split, count in record["splits"].items())
+    if record["seconds"]:
+        yield "lengths     " + ", ".join(f"{name} {value:.2f} s" for name, value in record["seconds"].items())
+    audio = record["audio"]
+    yield (
+        f"audio       {audio['missing']:,} missing, {audio['unreadable']:,} unreadable, "
+        f"{audio['duplicated']:,} duplicated"
+    )
+    yield f"transcripts {record['transcripts_missing']:,} missing"
+    yield f"raters      {record['raters_per_utterance']:.2f} per rated utterance; {record['ratings']:,} ratings in all"
+    yield from _bar_lines({f"{count} raters": number for count, number in record["raters"].items()})
+    yield f"labels      under {_policy(record['policy'])}:"
+    if "labels_error" in record:
+        yield f"            none: {record['labels_error']}"
+    else:
+        yield from _label_lines(record)
+    yield f"problems    {len(record['problems']):,}"
+    for problem in record["problems"][:SHOWN_PROBLEMS]:
+        place = problem["file"] if problem["line"] is None else f"{problem['file']}, line {problem['line']}"
+        yield f"            {place}: {problem['what']}"
+    if len(record["problems"]) > SHOWN_PROBLEMS:
+        yield f"            … {len(record['problems']) - SHOWN_PROBLEMS:,} more: --json lists all"
+
+
+def _label_lines(record: Mapping[str, Any]) -> Iterator[str]:
+    dropped = ", ".join(f"{count:,} {reason}" for reason, count in record["dropped"].items() if count) or "none"
+    yield f"            {record['kept']:,} kept; dropped: {dropped}"
+    ignored = ", ".join(f"{count:,} {reason}" for reason, count in record["ignored_ratings"].items() if count)
+    if ignored:
+        yield f"            ratings ignored: {ignored}"
+    yield from _bar_lines(record["emotions"])
+    ambiguity = record["ambiguity"]
+    yield (
+        f"ambiguity   {ambiguity['mean_bits']:.3f} bits on average; {ambiguity['unanimous']:,} unanimous, "
+        f"{ambiguity['tied']:,} tied"
+    )
+    edges = ambiguity["bin_edges"]
+    names = [f"{low:.2f} … {high:.2f} bits" for low, high in itertools.pairwise(edges)]
+    yield from _bar_lines(dict(zip(names, ambiguity["counts"], strict=True)))
+
+
+def _policy(settings: Mapping[str, Any]) -> str:
+    words = [f"{name} {value}" for name, value in settings.items() if name != "merge"]
+    merges = ", ".join(f"{word}={emotion}" for word, emotion in settings["merge"]) or "none"
+    return ", ".join([*words, f"merge {merges}"]).replace("_", "-")
+
+
+def _bar_lines(counts: Mapping[str, int]) -> Iterator[str]:
+    """One bar for each count, the largest of full length."""
+    largest = max([*counts.values(), 1])
+    width = max(map(len, counts), default=0)
+    for name, count in counts.items():
+        yield f"            {name:<{width}}  {count:>8,}  {'█' * round(BAR * count / largest)}".rstrip()
+
+
+def check_figure_path(path: Path) -> None:
+    """Refuse a name that no picture can have, before the work begins.
+
+    Raises:
+        SettingError: of another suffix, or in a folder that does not exist.
+    """
+    if path.suffix.lower() not in SUFFIXES:
+        raise SettingError(f"{bad_choice('figure suffix', path.suffix, SUFFIXES)}: {path}")
+    if not path.absolute().parent.is_dir():
+        raise SettingError(f"Cannot write {path}: there is no folder {path.parent}")
+
+
+def draw(record: Mapping[str, Any], seconds: Sequence[float], path: Path) -> None:
+    """Write the picture: majority labels, entropies of the labels in bits, raters per utterance, lengths in seconds.
+
+    Raises:
+        SettingError: it cannot be written.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 6.5), layout="constrained")
+    axes = figure.subplots(2, 2)
+    title = f"{record['corpus']} {record['version']}".strip()
+    figure.suptitle(f"{title}: {record['utterances']:,} utterances, {record['kept']:,} kept, {record['hours']:.1f} h")
+    emotions = record["emotions"]
+    _bars(axes[0, 0], list(emotions), list(emotions.values()), "largest share of the votes")
+    if "ambiguity" in record:
+        edges, counts = record["ambiguity"]["bin_edges"], record["ambiguity"]["counts"]
+        axes[0, 1].bar(edges[:-1], counts, width=edges[1] - edges[0], align="edge", color=BLUE, edgecolor="white")
+    _name(axes[0, 1], "entropy of the label (bits)")
+    raters = record["raters"]
+    _bars(axes[1, 0], list(raters), list(raters.values()), "raters per utterance")
+    axes[1, 1].hist(seconds, bins=50, color=BLUE)
+    _name(axes[1, 1], "length (s)")
+    try:
+        figure.savefig(path, dpi=150)
+    except OSError as error:
+        raise SettingError(f"Cannot write {path}: {error.strerror or error}") from None
+
+
+def _bars(axes: Axes, names: list[str], counts: list[int], what: str) -> None:
+    axes.bar(range(len(names)), counts, color=BLUE)
+    axes.set_xticks(range(len(names)), names, rotation=30 if len(names) > 4 else 0)
+    _name(axes, what)
+
+
+def _name(axes: Axes, what: str) -> None:
+    axes.set_xlabel(what)
+    axes.set_ylabel("utterances")
+    axes.spines[["top", "right"]].set_visible(False)

@@ -14,8 +14,7 @@ import soundfile
 from click.testing import CliRunner, Result
 
 from amber2_core.label_spaces import POLICY_OPTIONS
-from amber2_data.check import describe
-from amber2_data.cli import check_corpus
+from amber2_data.cli import check_corpus, describe
 from amber2_train.cli import train_heads
 
 # what other programs may count on

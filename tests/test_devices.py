@@ -162,35 +162,6 @@ def test_importing_devices_loads_no_torch() -> None:
     run("import sys, amber2_core.devices; assert 'torch' not in sys.modules")
 
 
-def test_tensorfloat_is_off_or_on_inside_and_as_it_was_after_the_last_of_several_threads() -> None:
-    """In processes of their own: the permission is the process's."""
-    run(f"""
-import torch
-from amber2_core.devices import exact_fp32, tensor_float_32
-{STATE}{IN_CHILDREN}
-def check(permission):
-    exec(permission)
-    before = state()
-    first, second = exact_fp32(torch.device("cuda")), exact_fp32(torch.device("cuda"))
-    with exact_fp32(torch.device("cpu")):
-        assert state() == before
-    first.__enter__()
-    second.__enter__()
-    first.__exit__(None, None, None)
-    assert state() == ("ieee",) * 3, state()
-    assert agree() == (False, False), agree()
-    second.__exit__(None, None, None)
-    assert state() == before, (before, state())
-    agree()
-    with tensor_float_32(torch.device("cuda")):
-        assert state() == ("tf32",) * 3, state()
-        assert agree() == (True, True), agree()
-    assert state() == before, (before, state())
-    agree()
-in_children(check, {list(PERMISSIONS.values())!r})
-""")
-
-
 def test_what_is_copied_to_cuda_is_pinned_and_to_others_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
     """An unpinned copy that nobody waits for would be of memory that may be another's by then."""
     said: list[Any] = []

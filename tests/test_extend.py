@@ -34,7 +34,7 @@ SMALL = {
 }
 # runs the lines that it is given, one after the other, in one process: [exit code, what was printed] of each
 DRIVER = """
-import contextlib, io, json, sys
+import contextlib, io, json, runpy, sys
 from importlib.metadata import EntryPoint
 from click.testing import CliRunner
 
@@ -44,14 +44,20 @@ def tested(arguments):
         code = pytest.main(["-q", "-p", "no:cacheprovider", *arguments])
     return [int(code), printed.getvalue()]
 
+def script(words):
+    sys.argv = words
+    runpy.run_path(words[0], run_name="__main__")
+    return [0, ""]
+
 def called(place, arguments):
     found = CliRunner().invoke(EntryPoint("command", place, "").load(), arguments)
     return [found.exit_code, found.output + repr(found.exception or "")]
 
-scripts, lines = json.loads(sys.argv[1])
-done = [tested(words) if name == "pytest" else called(scripts[name], words) for name, *words in lines]
+(scripts, lines), earlier = json.loads(sys.argv[1]), sys.argv[2]
+other = {"pytest": tested, "python": script}
+done = [other[name](words) if name in other else called(scripts[name], words) for name, *words in lines]
 from amber2_core.run_folder import load
-done.append([0, json.dumps(load(sys.argv[2]).tested["brier"].tolist())])
+done.append([0, json.dumps(load(earlier).tested["brier"].tolist())])
 print(json.dumps(done))
 """
 
@@ -247,13 +253,24 @@ def test_a_new_column_is_in_the_tables_of_the_report_and_on_its_page(tree: Path)
     assert "epoch kept" in (report / "report.html").read_text(encoding="utf-8")
 
 
+@pytest.mark.usefixtures("done")
+def test_vectors_made_elsewhere_stand_beside_those_of_the_encoders(tree: Path) -> None:
+    from amber2_core.cache import read_cache
+
+    sets = {(some.modality, some.name): some for some in read_cache(tree / "cache" / "cafe.h5").features}
+    assert {name for modality, name in sets if modality == "audio"} == {"wav2vec2", "spectra"}
+    spectra = sets["audio", "spectra"]
+    assert spectra.values.shape == (3, 80)
+    assert (spectra.values[:, 40:] >= spectra.values[:, :40]).all()
+    assert "log spectrum" in str(spectra.recipe)
+
+
 def test_a_new_corpus_is_checked_and_encoded_with_every_vote(tree: Path, done: dict[str, tuple[int, str]]) -> None:
     from amber2_core.cache import read_cache
 
     ((_, printed),) = [result for line, result in done.items() if line.startswith("check-corpus")]
     assert "cafe at path/to/cafe" in printed
     assert "4 ratings in all" in printed
-    (path,) = set((tree / "cache").glob("*.h5")) - {tree / "cache" / FEATURES.name}
-    cache = read_cache(path)
+    cache = read_cache(tree / "cache" / "cafe.h5")
     assert (cache.corpus, cache.utterances.id.tolist()) == ("cafe", ["mary_0001", "john_0002", "john_0003"])
     assert cache.ratings.label.tolist() == ["happy", "Amused", "sad", "neutral"]

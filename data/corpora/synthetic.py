@@ -59,10 +59,9 @@ class Description:
     # what that best predictor scores on the very votes that were drawn
     lowest_js_on_these_votes: float
     # over all corpora of this law: the lowest that can be expected by who knows without error what one modality carries
-    # (the ceiling of an audio head, of a text head), and by who knows nothing (one prediction for all)
+    # (the ceiling of an audio head, of a text head)
     lowest_js_from_audio: float
     lowest_js_from_text: float
-    lowest_js_from_nothing: float
 
 
 def write(root: Path, *, utterances: int = 600, seed: int = 0, conflict: float = 0.3) -> Description:
@@ -169,7 +168,6 @@ def _write_files(folder: Path, drawn: Sequence[Turn], seed: int, conflict: float
         lowest_js_on_these_votes=float(np.mean([_js_of_oracle(turn) for turn in drawn])),
         lowest_js_from_audio=lowest_js(conflict, knowing=["audio"]),
         lowest_js_from_text=lowest_js(conflict, knowing=["text"]),
-        lowest_js_from_nothing=lowest_js(conflict, knowing=[]),
     )
     text = json.dumps({**FORMAT, **asdict(description)}, indent=2)
     (folder / DESCRIPTION).write_text(text + "\n", encoding="utf-8")

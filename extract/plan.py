@@ -1,8 +1,9 @@
-"""Names of encoders and settings go in; the feature sets that are asked for come out, each with its recipe."""
+"""The feature sets that a call asks for, each with its encoder and its recipe."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from amber2_core.errors import SettingError, bad_choice
 from amber2_core.tables import is_storable_name
@@ -12,15 +13,20 @@ from .recipe import PRECISIONS, AudioRecipe, EncoderRecipe, Layers, Precision, T
 
 
 @dataclass(frozen=True)
-class Task:
-    """One feature set that is asked for."""
+class Job:
+    """A feature set that is asked for."""
 
     name: str
     checkpoint: Checkpoint
     recipe: EncoderRecipe
 
+    @property
+    def stage(self) -> str:
+        """What its failures are filed under: ``audio/wav2vec2-base``."""
+        return f"{self.recipe.modality}/{self.name}"
 
-def plan_tasks(
+
+def plan_jobs(
     audio_model: str | None,
     text_model: str | None,
     *,
@@ -30,8 +36,8 @@ def plan_tasks(
     frames: int | None = None,
     precision: Precision = "fp32",
     max_seconds: float | None = None,
-) -> tuple[Task, ...]:
-    """Text first: it takes minutes where audio takes hours, and so all that can be wrong is met early.
+) -> list[Job]:
+    """The feature sets that are asked for; text first, as it takes minutes where audio takes hours.
 
     Raises:
         ModelError: a checkpoint cannot be found, or lacks a file.
@@ -46,22 +52,24 @@ def plan_tasks(
     for modality, name in (("audio", audio_name), ("text", text_name)):
         if name is not None and not is_storable_name(name):
             raise SettingError(f"Bad {modality} name {name!r}, expected one without '/'")
-    tasks = []
+    # Sets of more than one vector stand beside the plain one.
+    ending = ("-layers" if layers == "all" else "") + ("" if frames is None else f"-frames{frames}")
+    settings: dict[str, Any] = {"layers": layers, "frames": frames, "precision": precision}
+    jobs = []
     if text_model is not None:
         checkpoint = find_checkpoint(text_model, modality="text")
-        recipe: EncoderRecipe = TextRecipe.of(checkpoint, layers=layers, frames=frames, precision=precision)
-        tasks.append(Task(text_name or _name(checkpoint, recipe), checkpoint, recipe))
+        text = TextRecipe(**checkpoint.identity(), tokenizer_digest=checkpoint.input_digest(), **settings)
+        jobs.append(Job(text_name or checkpoint.short_name + ending, checkpoint, text))
     if audio_model is not None:
         checkpoint = find_checkpoint(audio_model, modality="audio")
-        recipe = AudioRecipe.of(checkpoint, layers=layers, frames=frames, precision=precision, max_seconds=max_seconds)
-        tasks.append(Task(audio_name or _name(checkpoint, recipe), checkpoint, recipe))
-    if not tasks:
+        audio = AudioRecipe(
+            **checkpoint.identity(),
+            preprocessor_digest=checkpoint.input_digest(),
+            sampling_rate=checkpoint.sampling_rate(),
+            max_seconds=max_seconds,
+            **settings,
+        )
+        jobs.append(Job(audio_name or checkpoint.short_name + ending, checkpoint, audio))
+    if not jobs:
         raise SettingError("Nothing to encode: name an audio model, a text model, or both")
-    return tuple(tasks)
-
-
-def _name(checkpoint: Checkpoint, recipe: EncoderRecipe) -> str:
-    """The encoder's, and what is more than one vector per utterance: such sets stand beside the plain one."""
-    layers = "-layers" if recipe.layers == "all" else ""
-    frames = f"-frames{recipe.frames}" if recipe.frames is not None else ""
-    return f"{checkpoint.short_name}{layers}{frames}"
+    return jobs
