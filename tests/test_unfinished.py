@@ -12,7 +12,7 @@ from click.testing import CliRunner, Result
 from synthetic_data import write_small_cache
 
 from amber2_core import engine
-from amber2_core.errors import RunFolderError
+from amber2_core.errors import RunFolderError, WorkerError
 from amber2_train import tasks, worker
 from amber2_train.cli import train_heads
 from amber2_train.unfinished import unfinished_sweep
@@ -147,6 +147,25 @@ def test_two_sweeps_do_not_write_to_one_place(tmp_path: Path) -> None:
         pytest.raises(RunFolderError, match=r"run.unfinished is being written by .*: wait for it, or name another"),
     ):
         unfinished_sweep(tmp_path / "run", {"kappa": 4}, tasks=1).__enter__()
+
+
+def test_what_was_finished_is_kept_where_memory_runs_out(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    deal = engine.deal
+
+    def full(function: Any, some: Any, **how: Any) -> Iterator[Any]:
+        for result in deal(function, some, **how):
+            yield result
+            if function is worker.train:
+                raise WorkerError("cpu ran out of memory")
+
+    arguments = ["--cache", str(cache), "--output", str(tmp_path / "run"), *QUICK]
+    monkeypatch.setattr(engine, "deal", full)
+    assert call(*arguments).stderr.splitlines()[-1] == "error: cpu ran out of memory"
+    assert len(list((tmp_path / "run.unfinished").glob("fold*.json"))) == 1
+    monkeypatch.setattr(engine, "deal", deal)
+    assert call(*arguments).exit_code == 0
 
 
 def test_a_damaged_task_is_named(cache: Path, tmp_path: Path, stop_after: StopAfter) -> None:

@@ -15,7 +15,7 @@ from slow_training import small
 from small_sweep import sweep_of, swept
 from synthetic_data import training_data, values_of, with_values
 
-from amber2_core.errors import SettingError
+from amber2_core.errors import SettingError, WorkerError
 from amber2_core.heads_folder import read_heads
 from amber2_core.metrics import METRICS, evaluate
 from amber2_train import worker
@@ -221,10 +221,10 @@ def test_memory_that_runs_out_is_told_in_one_line_and_nothing_else_is_taken_for_
     here.sweep = replace(here.sweep, device=device)
     monkeypatch.setattr(StackedSystem, "fit", full)
     line = "mat1" if other else rf"^{device} ran out of memory with 2 runs at once: .* {end}"
-    with pytest.raises(RuntimeError if other else SettingError, match=line):
+    with pytest.raises(RuntimeError if other else WorkerError, match=line):
         worker.train(here, Task(1, 1, (0,), (0, 1)))
     monkeypatch.setattr(worker, "choose_device", lambda device: torch.device("cpu"))
     monkeypatch.setattr("amber2_train.fold_data.features_on", full)
     line = "mat1" if other else rf"^{device} ran out of memory with the features of 48 utterances: .* {end}"
-    with pytest.raises(RuntimeError if other else SettingError, match=line):
+    with pytest.raises(RuntimeError if other else WorkerError, match=line):
         worker.Worker(1, here.sweep)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from amber2_core.devices import choose_device, is_out_of_memory, set_arithmetic
-from amber2_core.errors import SettingError
+from amber2_core.errors import SettingError, WorkerError
 
 from .systems.system import FitOptions, Fitted, system_of
 from .tasks import FinishedTasks, Probs, Run, Scores, Task, scores_of
@@ -120,7 +120,10 @@ def _origin(sweep: Sweep, run: Run) -> dict[str, Any]:
 
 @contextmanager
 def _memory_for(what: str, device: str) -> Iterator[None]:
-    """Raises SettingError where there is too little memory for what is done within."""
+    """Raises WorkerError where there is too little memory for what is done within.
+
+    Another time there may be enough: what was finished is worth keeping.
+    """
     try:
         yield
     except MemoryError:
@@ -131,4 +134,4 @@ def _memory_for(what: str, device: str) -> Iterator[None]:
     else:
         return
     instead = "let fewer workers run, as with OMP_NUM_THREADS=1" if device == "cpu" else "use --device cpu"
-    raise SettingError(f"{device} ran out of memory with {what}, or {instead}")
+    raise WorkerError(f"{device} ran out of memory with {what}, or {instead}")
