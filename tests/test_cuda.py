@@ -17,7 +17,7 @@ from synthetic_data import training_data, write_small_cache
 
 from amber2_core.cache import read_cache
 from amber2_core.devices import set_arithmetic
-from amber2_core.errors import SettingError
+from amber2_core.errors import WorkerError
 from amber2_core.run_folder import read_settings
 from amber2_train import tasks
 from amber2_train.cli import train_heads
@@ -116,7 +116,7 @@ def test_memory_that_runs_out_is_told_in_one_line(tmp_path: Path) -> None:
     torch.cuda.set_per_process_memory_fraction(1e-4)
     try:
         for act in (train, measure):
-            with pytest.raises(SettingError, match=rf"^{DEVICE} ran out of memory with 2 runs at once: ask for fewer"):
+            with pytest.raises(WorkerError, match=rf"^{DEVICE} ran out of memory with 2 runs at once: ask for fewer"):
                 act(here, Task(1, 1, (0,), (0, 1)))
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)

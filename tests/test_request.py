@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -115,6 +116,16 @@ def test_the_cache_is_known_by_its_contents_and_not_by_its_name(tmp_path: Path) 
     other = found("recipe.h5", features=(audio, replace(text, recipe={"model": "another"})))
     assert other["features"] != first["features"]
     assert other["cache's contents"] == first["cache's contents"]
+
+
+def test_a_system_of_a_users_own_file_is_known_by_what_the_file_says(cache: Path, tmp_path: Path) -> None:
+    mine = tmp_path / "mine.py"
+    shutil.copyfile(Path(__file__).with_name("my_systems.py"), mine)
+    grid = Grid(systems=("amber2", f"{mine}:Prior"))
+    before = identity(request_of(cache, grid=grid))
+    mine.write_text(mine.read_text(encoding="utf-8") + "# another thought\n", encoding="utf-8")
+    after = identity(request_of(cache, grid=grid))
+    assert {name for name in before if before[name] != after[name]} == {"file of a system"}
 
 
 def test_how_tasks_are_cut_is_part_of_the_identity(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:

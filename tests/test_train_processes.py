@@ -12,11 +12,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 from synthetic_data import write_small_cache
 
+from amber2_train.cli import train_heads
+
 pytestmark = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs /proc")
-QUICK = ["--hidden", "5", "--seeds", "2", "--batch-size", "8", "--epochs", "30", "--kappa", "0,2,4,8"]
-TASKS = 3 * (2 + 1)  # AmbER²'s eight runs of a fold in two, the baseline's in one
+QUICK = ["--hidden", "5", "--seeds", "4", "--batch-size", "8", "--epochs", "15", "--kappa", "0,1,2,4,8,9"]
+TASKS = 3 * (4 + 1)  # AmbER²'s 24 runs of a fold in four, the baseline's in one
 PATIENCE = 120.0  # s, for whatever must happen
 
 
@@ -70,20 +73,6 @@ def until(happened: Callable[[], object], otherwise: str) -> None:
         time.sleep(0.005)
 
 
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_small_cache(tmp_path_factory.mktemp("caches"), count=48)
-
-
-@pytest.fixture(scope="module")
-def whole(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The run folder of a command that nobody disturbed."""
-    folder = tmp_path_factory.mktemp("whole") / "run"
-    code, errors = Command(cache, folder).end()
-    assert code == 0, errors
-    return folder
-
-
 @pytest.fixture
 def started() -> Iterator[list[Command]]:
     """Commands of which nothing is left when the test is over."""
@@ -103,77 +92,62 @@ def files(folder: Path) -> dict[str, bytes]:
     return found | {"settings.json": json.dumps(settings).encode()}
 
 
-def assert_the_same(folder: Path, whole: Path) -> None:
-    one, other = files(folder), files(whole)
-    assert [name for name in one | other if one.get(name) != other.get(name)] == []
-    assert [path.name for path in folder.parent.iterdir()] == [folder.name]
-
-
-def test_ctrl_c_ends_all_processes_with_one_line_and_the_same_command_goes_on(
-    cache: Path, whole: Path, tmp_path: Path, started: list[Command]
+def test_whatever_is_killed_all_processes_end_and_the_same_command_goes_on_to_the_same_files(
+    tmp_path: Path, started: list[Command], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    command = Command(cache, tmp_path / "run")
-    started.append(command)
-    command.until_tasks(2)
-    os.killpg(command.process.pid, signal.SIGINT)
-    code, errors = command.end()
+    cache, output = write_small_cache(tmp_path, count=48), tmp_path / "run"
+    # the command itself: it can say nothing, and its workers go
+    first = Command(cache, output)
+    started.append(first)
+    first.until_tasks(1)
+    first.process.kill()
+    code, errors = first.end()
+    assert code == -signal.SIGKILL
+    assert not [line for line in errors if "Traceback" in line]
+    done = first.finished()
+    assert 1 <= done < TASKS
+
+    # Ctrl-C: one line
+    second = Command(cache, output)
+    started.append(second)
+    second.until_tasks(done + 1)
+    os.killpg(second.process.pid, signal.SIGINT)
+    code, errors = second.end()
     assert code == 1
-    count = command.finished()
-    assert 2 <= count < TASKS
-    line = f"error: Stopped: {command.unfinished} holds {count} of {TASKS} tasks; the same command goes on from there"
-    assert errors[-1] == line
-    assert not [one for one in errors if "Traceback" in one or "resource_tracker" in one]
-    assert not (tmp_path / "run").exists()
+    assert done < second.finished() < TASKS
+    held = f"{second.unfinished} holds {second.finished()} of {TASKS} tasks"
+    assert errors[-1] == f"error: Stopped: {held}; the same command goes on from there"
+    assert not [line for line in errors if "Traceback" in line or "resource_tracker" in line]
+    assert not output.exists()
 
-    again = Command(cache, tmp_path / "run")
-    started.append(again)
-    code, errors = again.end()
+    # a worker: one warning
+    third = Command(cache, output)
+    started.append(third)
+    third.until_tasks(second.finished() + 1)
+    os.kill(third.workers()[0], signal.SIGKILL)
+    code, errors = third.end()
     assert code == 0, errors
-    assert_the_same(tmp_path / "run", whole)
+    (line,) = [line for line in errors if line.startswith("warning: ")]
+    assert line.startswith("warning: a worker died (killed by SIGKILL: perhaps memory ran out")
+    assert line.endswith("its task is dealt again")
+    assert line.removeprefix("warning: ") in (output / "log.txt").read_text()
+
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
+    whole = ["--cache", str(cache), "--output", str(tmp_path / "whole"), *QUICK]
+    assert CliRunner().invoke(train_heads, whole).exit_code == 0
+    one, other = files(output), files(tmp_path / "whole")
+    assert [name for name in one | other if one.get(name) != other.get(name)] == []
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["made-up.h5", "run", "whole"]
 
 
-def test_ctrl_c_before_anything_is_finished_leaves_nothing(cache: Path, tmp_path: Path, started: list[Command]) -> None:
+def test_ctrl_c_before_anything_is_finished_leaves_nothing(tmp_path: Path, started: list[Command]) -> None:
+    cache = write_small_cache(tmp_path, count=48)
     command = Command(cache, tmp_path / "run", "--epochs", "1000000")
     started.append(command)
     until(lambda: len(command.workers()) == 2 or command.process.poll() is not None, "no worker was started")
     os.killpg(command.process.pid, signal.SIGINT)
     code, errors = command.end()
     assert code == 1
-    assert not [one for one in errors if "Traceback" in one]
+    assert not [line for line in errors if "Traceback" in line]
     assert errors[-1] == "Aborted!"
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_a_worker_that_is_killed_costs_one_line_and_no_result(
-    cache: Path, whole: Path, tmp_path: Path, started: list[Command]
-) -> None:
-    command = Command(cache, tmp_path / "run")
-    started.append(command)
-    command.until_tasks(1)
-    os.kill(command.workers()[0], signal.SIGKILL)
-    code, errors = command.end()
-    assert code == 0, errors
-    (line,) = [one for one in errors if one.startswith("warning: ")]
-    assert line.startswith("warning: a worker died (killed by SIGKILL: perhaps memory ran out")
-    assert line.endswith("its task is dealt again")
-    assert_the_same(tmp_path / "run", whole)
-    assert line.removeprefix("warning: ") in (tmp_path / "run" / "log.txt").read_text()
-
-
-def test_if_the_command_itself_is_killed_its_workers_go_and_the_same_command_goes_on(
-    cache: Path, whole: Path, tmp_path: Path, started: list[Command]
-) -> None:
-    command = Command(cache, tmp_path / "run")
-    started.append(command)
-    command.until_tasks(1)
-    command.process.kill()
-    code, errors = command.end()
-    assert code == -signal.SIGKILL
-    assert not [one for one in errors if "Traceback" in one]
-    assert command.finished() >= 1
-
-    again = Command(cache, tmp_path / "run")
-    started.append(again)
-    code, errors = again.end()
-    assert code == 0, errors
-    assert_the_same(tmp_path / "run", whole)
+    assert list(tmp_path.iterdir()) == [cache]

@@ -12,7 +12,7 @@ from click.testing import CliRunner, Result
 from synthetic_data import write_small_cache
 
 from amber2_core import engine
-from amber2_core.errors import RunFolderError
+from amber2_core.errors import RunFolderError, WorkerError
 from amber2_train import tasks, worker
 from amber2_train.cli import train_heads
 from amber2_train.unfinished import unfinished_sweep
@@ -90,36 +90,30 @@ def test_a_stopped_sweep_goes_on_and_ends_as_if_it_had_not_been(
     assert log.count("36 of 36 utterances kept") == 2
 
 
-def test_a_changed_setting_is_named_and_nothing_is_touched(cache: Path, tmp_path: Path, stop_after: StopAfter) -> None:
+def test_whatever_differs_from_the_sweep_that_was_begun_is_named_and_nothing_is_touched(
+    tmp_path: Path, stop_after: StopAfter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each name that there is: see test_request."""
+    cache = write_small_cache(tmp_path, count=36)
     arguments = ["--cache", str(cache), "--output", str(tmp_path / "run"), *QUICK]
     stop_after(1)
     assert call(*arguments).exit_code == 1
     before = (tmp_path / "run.unfinished" / "unfinished.json").read_bytes()
-    for change, named in {
-        "--kappa 0,4": "its kappa is [0.0, 8.0], not [0.0, 4.0]",
-        "--inputs standardized": 'its inputs is "raw", not "standardized"',
-        "--keep majority": "its policy is ",
-        "--system amber2": 'its system is ["amber2", "cb-ce"], not ["amber2"]',
-    }.items():
-        other = call(*arguments, *change.split())
+
+    def check_refused(named: str, *change: str) -> None:
+        other = call(*arguments, *change)
         assert other.exit_code == 1
-        assert f"run.unfinished holds another sweep: {named}" in other.stderr
+        assert f"run.unfinished holds another sweep: its {named}" in other.stderr
         assert "finish it with its own command, remove it, or name another --output" in other.stderr
         assert (tmp_path / "run.unfinished" / "unfinished.json").read_bytes() == before
 
-
-def test_a_cache_with_other_votes_or_features_and_tasks_of_another_size_are_named(
-    tmp_path: Path, stop_after: StopAfter, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    cache = write_small_cache(tmp_path, count=36)
-    stop_after(1)
-    arguments = ["--cache", str(cache), "--output", str(tmp_path / "run"), *QUICK]
-    assert call(*arguments).exit_code == 1
+    check_refused("kappa is [0.0, 8.0], not [0.0, 4.0]", "--kappa", "0,4")
+    check_refused('inputs is "raw", not "standardized"', "--inputs", "standardized")
     with monkeypatch.context() as smaller:
         smaller.setitem(tasks.RUNS, "cpu", 2)
-        assert "holds another sweep: its runs in a task is 6, not 2" in call(*arguments).stderr
+        check_refused("runs in a task is 6, not 2")
     write_small_cache(tmp_path, count=36, seed=1)
-    assert "holds another sweep: its cache's contents is " in call(*arguments).stderr
+    check_refused("cache's contents is ")
 
 
 def test_without_a_name_the_same_command_finds_the_sweep_that_it_began(
@@ -153,6 +147,25 @@ def test_two_sweeps_do_not_write_to_one_place(tmp_path: Path) -> None:
         pytest.raises(RunFolderError, match=r"run.unfinished is being written by .*: wait for it, or name another"),
     ):
         unfinished_sweep(tmp_path / "run", {"kappa": 4}, tasks=1).__enter__()
+
+
+def test_what_was_finished_is_kept_where_memory_runs_out(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    deal = engine.deal
+
+    def full(function: Any, some: Any, **how: Any) -> Iterator[Any]:
+        for result in deal(function, some, **how):
+            yield result
+            if function is worker.train:
+                raise WorkerError("cpu ran out of memory")
+
+    arguments = ["--cache", str(cache), "--output", str(tmp_path / "run"), *QUICK]
+    monkeypatch.setattr(engine, "deal", full)
+    assert call(*arguments).stderr.splitlines()[-1] == "error: cpu ran out of memory"
+    assert len(list((tmp_path / "run.unfinished").glob("fold*.json"))) == 1
+    monkeypatch.setattr(engine, "deal", deal)
+    assert call(*arguments).exit_code == 0
 
 
 def test_a_damaged_task_is_named(cache: Path, tmp_path: Path, stop_after: StopAfter) -> None:

@@ -15,13 +15,13 @@ from slow_training import small
 from small_sweep import sweep_of, swept
 from synthetic_data import training_data, values_of, with_values
 
-from amber2_core.errors import SettingError
+from amber2_core.errors import SettingError, WorkerError
 from amber2_core.heads_folder import read_heads
 from amber2_core.metrics import METRICS, evaluate
-from amber2_train import tasks, worker
+from amber2_train import worker
 from amber2_train.folds import make_folds
 from amber2_train.stacked.system import StackedSystem
-from amber2_train.tasks import FinishedTasks, Run, Task, tasks_of
+from amber2_train.tasks import FinishedTasks, Run, Task
 
 QUICK: dict[str, Any] = {"hidden": 6, "batch_size": 16, "lr": 0.03}
 SETTINGS = [
@@ -179,18 +179,21 @@ def test_in_bfloat16_a_run_is_nearly_the_same_and_its_scores_are_those_of_what_i
     assert low.test["fusion"]["js"] == float(evaluate(target, probs)["js"])
 
 
-@pytest.mark.parametrize("given", [1, 3])
+@pytest.mark.parametrize("given", ["one", "one too many", "one twice", "another"])
 def test_a_system_that_does_not_give_one_run_for_each_setting_and_seed_is_told(
-    tmp_path: Path, given: int, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, given: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fit = StackedSystem.fit
 
     def wrong(self: StackedSystem, *arguments: Any) -> Iterator[Any]:
-        runs = list(fit(self, *arguments))
-        yield from (runs * 2)[:given]
+        first, second = fit(self, *arguments)
+        another = replace(second, setting=replace(second.setting, kappa=0.5))  # type: ignore[type-var]
+        yield first
+        yield from {"one": [], "one too many": [second, second], "one twice": [first], "another": [another]}[given]
 
     monkeypatch.setattr(StackedSystem, "fit", wrong)
-    with pytest.raises(SettingError, match=f"^The system 'amber2' gave {given} runs for 2 settings under 1 seeds: its"):
+    line = r"^The system 'amber2' gave \d runs for 2 settings under 1 seeds: its fit must yield one for each$"
+    with pytest.raises(SettingError, match=line):
         trained(tmp_path, Task(1, 1, (0, 1), (0,)))
     assert list(tmp_path.iterdir()) == []
 
@@ -218,24 +221,10 @@ def test_memory_that_runs_out_is_told_in_one_line_and_nothing_else_is_taken_for_
     here.sweep = replace(here.sweep, device=device)
     monkeypatch.setattr(StackedSystem, "fit", full)
     line = "mat1" if other else rf"^{device} ran out of memory with 2 runs at once: .* {end}"
-    with pytest.raises(RuntimeError if other else SettingError, match=line):
+    with pytest.raises(RuntimeError if other else WorkerError, match=line):
         worker.train(here, Task(1, 1, (0,), (0, 1)))
     monkeypatch.setattr(worker, "choose_device", lambda device: torch.device("cpu"))
     monkeypatch.setattr("amber2_train.fold_data.features_on", full)
     line = "mat1" if other else rf"^{device} ran out of memory with the features of 48 utterances: .* {end}"
-    with pytest.raises(RuntimeError if other else SettingError, match=line):
+    with pytest.raises(RuntimeError if other else WorkerError, match=line):
         worker.Worker(1, here.sweep)
-
-
-def test_how_a_sweep_is_cut_into_tasks_changes_no_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    data = training_data(48)
-    whole = swept(tmp_path / "whole", data, SETTINGS)
-    monkeypatch.setitem(tasks.RUNS, "cpu", 1)
-    assert len(tasks_of([setting.shape for setting in SETTINGS], 2, [1], "cpu")) == 2 * len(SETTINGS)
-    single = swept(tmp_path / "single", data, SETTINGS)
-    assert whole.results.selected == single.results.selected
-    for one, other in zip(whole.results.rows, single.results.rows, strict=True):
-        assert {name: value for name, value in one.items() if name not in METRICS} == {
-            name: value for name, value in other.items() if name not in METRICS
-        }
-        assert one["js"] == pytest.approx(other["js"], abs=1e-4)

@@ -40,7 +40,7 @@ def plan_sweep(
     """Count a sweep's runs and measure a few steps of a task of every kind; `shapes` are those of the settings.
 
     Raises:
-        SettingError: a GPU's memory is too small.
+        WorkerError: memory is too small.
     """
     alike: dict[Hashable, list[Task]] = {}
     for task in tasks:

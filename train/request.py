@@ -124,6 +124,7 @@ def identity(request: Request) -> dict[str, Any]:
     whole: dict[str, Any] = {
         "system": list(dict.fromkeys(setting.name for setting in settings)),
         **grid,
+        "file of a system": {path: _checksum(Path(path).read_bytes()) for path in _files(settings)},
         "settings in all": _checksum(repr([(setting.name, setting.row()) for setting in settings]).encode()),
         **options.named(request.device),
         "folds": request.protocol,
@@ -136,6 +137,12 @@ def identity(request: Request) -> dict[str, Any]:
     }
     read_back: dict[str, Any] = json.loads(json.dumps(whole))
     return read_back
+
+
+def _files(settings: Sequence[Setting]) -> list[str]:
+    """The users' own files that systems come from."""
+    paths = [setting.reference.rpartition(":")[0] for setting in settings]
+    return list(dict.fromkeys(path for path in paths if path))
 
 
 def _contents(data: TrainingData, folds: Sequence[Fold]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -9,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from amber2_core.devices import choose_device, is_out_of_memory, set_arithmetic
-from amber2_core.errors import SettingError
+from amber2_core.errors import SettingError, WorkerError
 
 from .systems.system import FitOptions, Fitted, system_of
 from .tasks import FinishedTasks, Probs, Run, Scores, Task, scores_of
@@ -66,10 +67,11 @@ class Worker:
         systems = [self.sweep.settings[place] for place in task.settings]
         own = system_of(systems[0][0])
         values = [own.Settings(**some) for _, some in systems]
+        places = dict(zip(values, task.settings, strict=True))
         runs = len(values) * len(task.seeds)
         with _memory_for(f"{runs} runs at once: ask for fewer --seeds or a smaller --hidden", self.sweep.device):
             for one in own.fit(fold, values, task.seeds, options):
-                yield task.settings[values.index(one.setting)], one
+                yield places.get(one.setting, -1), one
 
 
 def look_at(device: str) -> tuple[str, bool]:
@@ -89,7 +91,7 @@ def train(worker: Worker, task: Task) -> list[Run]:
         test = scores(fold.test, on_test) if sweep.score_all else {}
         run = Run(task.fold, place, one.seed, one.history, scores(fold.dev, one.probs(fold.dev)), test)
         found.append((run, one, on_test))
-    if len(found) != len(task.settings) * len(task.seeds):
+    if sorted((run.setting, run.seed) for run, _, _ in found) != sorted(itertools.product(task.settings, task.seeds)):
         name = sweep.settings[task.settings[0]][0]
         raise SettingError(
             f"The system {name!r} gave {len(found)} runs for {len(task.settings)} settings under "
@@ -118,7 +120,10 @@ def _origin(sweep: Sweep, run: Run) -> dict[str, Any]:
 
 @contextmanager
 def _memory_for(what: str, device: str) -> Iterator[None]:
-    """Raises SettingError where there is too little memory for what is done within."""
+    """Raises WorkerError where there is too little memory for what is done within.
+
+    Another time there may be enough: what was finished is worth keeping.
+    """
     try:
         yield
     except MemoryError:
@@ -129,4 +134,4 @@ def _memory_for(what: str, device: str) -> Iterator[None]:
     else:
         return
     instead = "let fewer workers run, as with OMP_NUM_THREADS=1" if device == "cpu" else "use --device cpu"
-    raise SettingError(f"{device} ran out of memory with {what}, or {instead}")
+    raise WorkerError(f"{device} ran out of memory with {what}, or {instead}")
