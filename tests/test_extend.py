@@ -19,7 +19,9 @@ import pytest
 from golden_files import FEATURES, MODELS, RUN
 from house import ROOT, console_scripts, package_folders
 
+from amber2_core.errors import SettingError
 from amber2_core.run_folder import read_results, read_settings
+from amber2_train.systems.system import system_of
 
 PAGE = ROOT / "docs" / "extend.md"
 # a block with the path above it, if it has one of its own
@@ -263,6 +265,22 @@ def test_vectors_made_elsewhere_stand_beside_those_of_the_encoders(tree: Path) -
     assert spectra.values.shape == (3, 80)
     assert (spectra.values[:, 40:] >= spectra.values[:, :40]).all()
     assert "log spectrum" in str(spectra.recipe)
+
+
+@pytest.mark.parametrize(
+    ("decorator", "value"), [("@dataclass(frozen=True)", "3"), ("@dataclass", "option(3, 'Depth.')"), ("", "3")]
+)
+def test_settings_that_are_no_frozen_dataclass_of_options_are_refused_in_one_line(
+    decorator: str, value: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "mine.py"
+    path.write_text(
+        "from dataclasses import dataclass\nfrom amber2_train.systems.system import System, option\n"
+        f"{decorator}\nclass Own:\n    depth: int = {value}\n"
+        "class Mine(System):\n    name, Settings = 'mine', Own\n"
+    )
+    with pytest.raises(SettingError, match="the Settings of Mine are no frozen dataclass of options; see docs/extend"):
+        system_of(f"{path}:Mine")
 
 
 def test_a_new_corpus_is_checked_and_encoded_with_every_vote(tree: Path, done: dict[str, tuple[int, str]]) -> None:

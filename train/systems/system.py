@@ -11,7 +11,7 @@ import math
 import sys
 import zlib
 from collections.abc import Hashable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
@@ -262,4 +262,8 @@ def _made(reference: str, module: Any, name: str) -> System:
     for attribute in ("name", "Settings", "fit"):
         if not hasattr(made, attribute):
             raise SettingError(f"Bad system {reference!r}: {name} has no {attribute}; see docs/extend.md")
+    frozen = getattr(getattr(made.Settings, "__dataclass_params__", None), "frozen", False)
+    if not frozen or any("choices" not in each.metadata for each in fields(made.Settings)):
+        what = f"the Settings of {name} are no frozen dataclass of options"
+        raise SettingError(f"Bad system {reference!r}: {what}; see docs/extend.md")
     return made  # type: ignore[no-any-return]
