@@ -13,12 +13,15 @@ from __future__ import annotations
 
 import os
 import platform
+import signal
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -29,15 +32,14 @@ import torchaudio
 import transformers
 from transformers import BertConfig, Wav2Vec2Config
 
-from amber2_core.lanes import ahead
 from amber2_core.utterance import Corpus, LabelDefaults, Rating, Utterance
 from amber2_extract.audio import Excerpt, read_waveform
+from amber2_extract.batches import Effort
 from amber2_extract.checkpoint import find_checkpoint
-from amber2_extract.encoders import SpeechEncoder, TextEncoder
-from amber2_extract.encoding import Progress
-from amber2_extract.pipeline import extract_features
+from amber2_extract.encoders.text import TextEncoder
+from amber2_extract.encoders.waveform import SpeechEncoder
+from amber2_extract.pipeline import Progress, extract_features
 from amber2_extract.stand_ins import SPEECH_FOLDER, TEXT_FOLDER, save_speech_encoder, save_text_encoder
-from amber2_extract.work import Effort
 
 TURNS = 3
 WORDS = ["we", "do", "not", "know", "what", "the", "raters", "heard", "in", "this", "voice"]
@@ -67,10 +69,14 @@ def encode_time(corpus: Corpus, output: Path, **models: Any) -> float:
 
 
 def bare_time(encode: Callable[[Any], Any], batches: Sequence[Any]) -> float:
+    threads = torch.get_num_threads()
     began = time.monotonic()
-    for _ in ahead(encode, batches, torch.get_num_threads()):
-        pass
-    return time.monotonic() - began
+    with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        for _ in pool.map(encode, batches):
+            pass
+    taken = time.monotonic() - began
+    torch.set_num_threads(threads)
+    return taken
 
 
 def users_speech_time(corpus: Corpus, folder: Path) -> float:
@@ -135,7 +141,9 @@ def speed(folder: Path, count: int) -> None:
 
     lines = made_up_corpus(folder / "lines", 10 * count, (0.03,), (16_000,))
     text = TextEncoder(find_checkpoint(str(folder / TEXT_FOLDER), modality="text"))
-    tokens = sorted(text.tokenize([utterance.transcript for utterance in lines.utterances])[0], key=len, reverse=True)
+    tokens = sorted(
+        text.tokenizer.tokens([utterance.transcript for utterance in lines.utterances])[0], key=len, reverse=True
+    )
     batches: list[list[list[int]]] = [[]]
     for ids in tokens:
         if batches[-1] and (len(batches[-1]) + 1) * len(batches[-1][0]) > 1024:
@@ -153,13 +161,41 @@ def speed(folder: Path, count: int) -> None:
 
 
 def command(arguments: Sequence[str]) -> tuple[float, float]:
-    """Seconds and peak memory (MiB) of a process of its own."""
+    """Seconds of a command in a process of its own, and the peak memory (MiB) of its largest process, workers too."""
     began = time.monotonic()
-    process = subprocess.Popen([sys.executable, "-c", *arguments], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    _, status, usage = os.wait4(process.pid, 0)
-    if status:
-        sys.exit(f"{' '.join(arguments)} ended with {status}")
-    return time.monotonic() - began, usage.ru_maxrss / 1024
+    process = subprocess.Popen(
+        [sys.executable, "-c", *arguments],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    largest = 0.0
+    while not (ended := os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)):
+        largest = max(largest, *map(peak_memory, processes_of(process.pid)), 0.0)
+        time.sleep(0.02)
+    _, _, usage = os.wait4(process.pid, 0)
+    if ended.si_status:
+        sys.exit(f"{' '.join(arguments)} ended with {ended.si_status}")
+    return time.monotonic() - began, max(largest, usage.ru_maxrss / 1024)
+
+
+def processes_of(session: int) -> list[Path]:
+    """The processes of a session, where /proc tells."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            if int((path / "stat").read_text().rpartition(")")[2].split()[3]) == session:
+                found.append(path)
+    return found
+
+
+def peak_memory(process: Path) -> float:
+    """MiB that a process ever had."""
+    with suppress(OSError):
+        for line in (process / "status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) / 1024
+    return 0.0
 
 
 def scale(folder: Path) -> None:
@@ -184,6 +220,9 @@ def scale(folder: Path) -> None:
 
 def main(count: int = 6) -> None:
     os.environ["HF_HUB_OFFLINE"] = "1"
+    if hasattr(signal, "pthread_sigmask"):
+        # The bare passes run on the kernels that workers have, which only threads without signals may use.
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     logging: Any = transformers.utils.logging
     logging.set_verbosity_error()
     logging.disable_progress_bar()

@@ -16,6 +16,7 @@ import platform
 import tempfile
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -28,18 +29,15 @@ from extraction import in_turns, made_up_corpus
 from torch.nn.utils.rnn import pad_sequence
 from transformers import Wav2Vec2Config
 
-from amber2_core.devices import choose_device, exact_fp32
-from amber2_core.lanes import ahead
+from amber2_core.devices import choose_device
 from amber2_core.utterance import Corpus
 from amber2_extract.audio import Excerpt, Waveform, read_waveform
-from amber2_extract.batches import plan_batches
+from amber2_extract.batches import Effort, plan_batches
 from amber2_extract.checkpoint import find_checkpoint
-from amber2_extract.encoders import SpeechEncoder
-from amber2_extract.encoding import Progress
-from amber2_extract.pipeline import extract_features
+from amber2_extract.encoders.waveform import SpeechEncoder
+from amber2_extract.pipeline import Progress, extract_features
 from amber2_extract.recipe import Precision
 from amber2_extract.stand_ins import save_speech_encoder
-from amber2_extract.work import Effort
 
 # Seconds of audio in a batch, as extract-features has it on a GPU.
 BUDGET = 120.0
@@ -78,7 +76,7 @@ def bare_time(model: Path, batches: Sequence[Batch], device: torch.device, preci
     def run(some: Sequence[Batch]) -> None:
         for batch in some:
             half = torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16")
-            with torch.inference_mode(), exact_fp32(device), half:
+            with torch.inference_mode(), half:
                 output = bare(batch.samples.to(device), attention_mask=batch.mask.to(device))
                 output.last_hidden_state.float().mean(dim=1).cpu()
 
@@ -93,16 +91,17 @@ def distance_from_alone(encoder: SpeechEncoder, waveforms: Sequence[Waveform]) -
     worst = 0.0
     for first in range(0, min(len(waveforms), 64), 16):
         some = waveforms[first : first + 16]
-        alone = np.concatenate([encoder.encode([waveform]) for waveform in some])
-        distances = np.linalg.norm(encoder.encode(some) - alone, axis=1) / np.linalg.norm(alone, axis=1)
+        alone = np.stack([row.values for waveform in some for row in encoder.encode([waveform])])
+        batched = np.stack([row.values for row in encoder.encode(some)])
+        distances = np.linalg.norm(batched - alone, axis=1) / np.linalg.norm(alone, axis=1)
         worst = max(worst, float(distances.max()))
     return worst
 
 
 def measure(corpus: Corpus, lengths: Sequence[float], device: torch.device) -> None:
     paths = [corpus.root / str(utterance.audio) for utterance in corpus.utterances]
-    decode = ahead(lambda path: read_waveform(Excerpt(path), sampling_rate=16_000), paths, torch.get_num_threads())
-    waveforms = list(decode)
+    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+        waveforms = list(pool.map(lambda path: read_waveform(Excerpt(path), sampling_rate=16_000), paths))
     for norm, config in CONFIGS.items():
         model = corpus.root / norm.replace(" ", "-")
         save_speech_encoder(model, config=config)

@@ -1,9 +1,7 @@
-"""A recording, or an excerpt of one, goes in; a mono waveform at the encoder's sampling rate comes out."""
+"""Recordings and excerpts of them as mono waveforms at the sampling rate of an encoder."""
 
 from __future__ import annotations
 
-import errno
-import hashlib
 import math
 import re
 import stat
@@ -20,6 +18,8 @@ import soundfile
 
 from amber2_core.errors import AudioError
 
+from .recipe import KAISER_BEST, Resampler
+
 if TYPE_CHECKING:
     import torch
 
@@ -34,37 +34,6 @@ _MOST_TAPS = 50_000_000
 # A WAV header may overstate its data by some padding; tools that write to a pipe promise 2 or 4 GiB.
 _SLACK_BYTES, _STREAM_BYTES = 1024, 0x7FFF_0000
 _NO_FILE = "is a folder, a pipe or a device, not a file"
-
-
-@dataclass(frozen=True)
-class Resampler:
-    """The band-limited interpolation of `torchaudio.transforms.Resample`; the defaults are resampy's "kaiser_best".
-
-    torchaudio's own defaults let a 9 kHz tone at 44.1 kHz through at −17 dB; these suppress it by 147 dB.
-    """
-
-    method: str = "sinc_interp_kaiser"
-    lowpass_filter_width: int = 64
-    rolloff: float = 0.9475937167399596
-    beta: float = 14.769656459379492
-
-    def __call__(self, waveform: Waveform, *, old_rate: int, new_rate: int) -> Waveform:
-        """(samples,) at `old_rate` Hz → (⌈samples · new_rate / old_rate⌉,) at `new_rate` Hz.
-
-        Raises:
-            AudioError: the two rates have almost no common divisor, so that the filter bank would be enormous.
-        """
-        if old_rate == new_rate:
-            return waveform
-        divisor = math.gcd(old_rate, new_rate)
-        if old_rate // divisor * (new_rate // divisor) > _MOST_TAPS:
-            raise AudioError(
-                f"has an odd sampling rate of {old_rate:,} Hz: convert it to {new_rate:,} Hz with an audio tool"
-            )
-        return _resampling(self, old_rate, new_rate)(waveform)
-
-
-KAISER_BEST = Resampler()
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +76,7 @@ def read_waveform(
     """
     waveform, rate = _decode(excerpt, max_seconds)
     try:
-        return resampler(waveform, old_rate=rate, new_rate=sampling_rate)
+        return resample(waveform, old_rate=rate, new_rate=sampling_rate, resampler=resampler)
     except AudioError as problem:
         raise AudioError(f"{excerpt.path.name}: {problem}") from None
 
@@ -122,17 +91,20 @@ def seconds_of(excerpt: Excerpt) -> float:
         return float(_stretch(recording, excerpt)[1] / recording.samplerate)
 
 
-def sha256_of(path: Path) -> str:
-    """sha256 of a file's bytes, in hex.
+def resample(waveform: Waveform, *, old_rate: int, new_rate: int, resampler: Resampler = KAISER_BEST) -> Waveform:
+    """(samples,) at `old_rate` Hz → (⌈samples · new_rate / old_rate⌉,) at `new_rate` Hz.
 
     Raises:
-        OSError: it cannot be read.
+        AudioError: the two rates have almost no common divisor, so that the filter bank would be enormous.
     """
-    if not stat.S_ISREG(path.stat().st_mode):
-        # To open a pipe is to wait for its other end.
-        raise OSError(errno.EINVAL, _NO_FILE, str(path))
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    if old_rate == new_rate:
+        return waveform
+    divisor = math.gcd(old_rate, new_rate)
+    if old_rate // divisor * (new_rate // divisor) > _MOST_TAPS:
+        raise AudioError(
+            f"has an odd sampling rate of {old_rate:,} Hz: convert it to {new_rate:,} Hz with an audio tool"
+        )
+    return _resampling(resampler, old_rate, new_rate)(waveform)
 
 
 def _decode(excerpt: Excerpt, max_seconds: float | None) -> tuple[Waveform, int]:
@@ -215,7 +187,7 @@ def _check_samples(waveform: Waveform) -> None:
 
 @lru_cache(maxsize=16)
 def _resampling(resampler: Resampler, old_rate: int, new_rate: int) -> Callable[[Waveform], Waveform]:
-    # Imported here: a resumed extraction that finds everything done never needs torch.
+    # Imported here: whoever reads lengths alone never needs torch.
     import torch
     import torchaudio
 

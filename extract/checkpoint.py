@@ -1,11 +1,13 @@
-"""A model's id or folder goes in; the folder with its files comes out, and digests of what the numbers depend on."""
+"""Pretrained encoders as files in a folder: found, downloaded where they must be, and digested."""
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import logging
 import re
+import stat
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,9 +15,7 @@ from typing import Any, Literal
 
 from amber2_core.errors import ModelError
 
-from .audio import sha256_of
-
-EncoderModality = Literal["audio", "text"]
+Modality = Literal["audio", "text"]
 
 CONFIG = "config.json"
 # in the order in which transformers looks for them
@@ -33,7 +33,7 @@ TOKENIZER = (
     "sentencepiece.bpe.model",
     "tokenizer.model",
 )
-_BESIDE: dict[EncoderModality, tuple[str, ...]] = {"audio": PREPROCESSOR, "text": TOKENIZER}
+_BESIDE: dict[Modality, tuple[str, ...]] = {"audio": PREPROCESSOR, "text": TOKENIZER}
 
 # Folders that are called so by the tools that make them, whatever is in them; a snapshot's name is a hub's commit.
 _NOT_TELLING = re.compile(
@@ -62,13 +62,17 @@ class Checkpoint:
         """``wav2vec2-base`` for ``facebook/wav2vec2-base``."""
         return self.name.rsplit("/", 1)[-1]
 
-    def weights_digest(self) -> str:
-        """sha256 of the weights file; of the names and digests of its pieces where there are several."""
-        return _digest(self.weights)
+    def identity(self) -> dict[str, Any]:
+        """What a recipe holds of any encoder: name, revision, and sha256 of its weights and of ``config.json``.
 
-    def config_digest(self) -> str:
-        """sha256 of ``config.json``."""
-        return _digest([self.folder / CONFIG])
+        Where the weights are several files, the sha256 is of their names and digests. All of them are read.
+        """
+        return {
+            "model": self.name,
+            "revision": self.revision,
+            "weights_digest": _digest(self.weights),
+            "config_digest": _digest([self.folder / CONFIG]),
+        }
 
     def input_digest(self) -> str:
         """sha256 of the names and digests of the preprocessor's or tokenizer's files."""
@@ -88,7 +92,7 @@ class Checkpoint:
         raise ModelError(f"Cannot use {self.name!r} for audio: {self.beside[0]} names no sampling_rate")
 
 
-def find_checkpoint(name: str, *, modality: EncoderModality) -> Checkpoint:
+def find_checkpoint(name: str, *, modality: Modality) -> Checkpoint:
     """Find a pretrained encoder, and download it where it is neither a folder nor downloaded yet.
 
     Args:
@@ -115,6 +119,19 @@ def find_checkpoint(name: str, *, modality: EncoderModality) -> Checkpoint:
     return _checkpoint(model, folder, folder.name, modality)
 
 
+def sha256_of(path: Path) -> str:
+    """sha256 of a file's bytes, in hex.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    if not stat.S_ISREG(path.stat().st_mode):
+        # To open a pipe is to wait for its other end.
+        raise OSError(errno.EINVAL, "is a folder, a pipe or a device, not a file", str(path))
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def _telling_name(folder: Path) -> str:
     """``all-minilm`` for ``…/all-minilm/model``, ``wav2vec2-base`` for a snapshot in the hub's own cache."""
     for part in reversed(folder.parts[1:]):
@@ -123,7 +140,7 @@ def _telling_name(folder: Path) -> str:
     return folder.name
 
 
-def _checkpoint(name: str, folder: Path, revision: str, modality: EncoderModality) -> Checkpoint:
+def _checkpoint(name: str, folder: Path, revision: str, modality: Modality) -> Checkpoint:
     if not (folder / CONFIG).is_file():
         raise ModelError(f"Cannot load {name!r}: {folder} holds no {CONFIG}")
     beside = tuple(folder / file for file in _BESIDE[modality] if (folder / file).is_file())
@@ -146,7 +163,7 @@ def _weights(name: str, folder: Path) -> tuple[Path, ...]:
     raise ModelError(f"Cannot load {name!r}: {folder} holds no weights ({WEIGHTS[0]} or {WEIGHTS[2]})")
 
 
-def _snapshot(model: str, revision: str, modality: EncoderModality, *, download: bool) -> Path:
+def _snapshot(model: str, revision: str, modality: Modality, *, download: bool) -> Path:
     """The folder of a hub model; `download` fetches what is missing, and only what is used."""
     # Imported here, as it takes a third of a second that a folder does not need.
     import huggingface_hub

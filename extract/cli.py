@@ -1,25 +1,33 @@
-"""The commands of stage 1: extract-features writes a feature cache, inspect-cache tells what one holds."""
+"""The commands of stage 1: extract-features and import-features write a feature cache, inspect-cache tells of one."""
 
 from __future__ import annotations
 
 import json
+import logging
 import os
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
 from amber2_core.command import INCOMPLETE, command_body
 
+from .encoders import POOLINGS
+
 if TYPE_CHECKING:
-    from .encoding import OnProgress, Progress
-    from .pipeline import Summary
+    from .imported import Wanted
+    from .pipeline import OnProgress, Progress, Summary
 
 # Failures are listed up to here; inspect-cache lists all.
 _SHOWN = 20
+_LINE_SECONDS = 30.0
+
+_log = logging.getLogger(__name__)
 
 
 @click.command()
@@ -58,6 +66,13 @@ _SHOWN = 20
     "--frames",
     type=click.IntRange(min=1),
     help="Store the sequence, too, pooled to at most so many bins. [default: the mean alone]",
+)
+@click.option(
+    "--pooling",
+    type=click.Choice(list(POOLINGS)),
+    default="mean",
+    show_default=True,
+    help="How the hidden states of an utterance become one vector.",
 )
 @click.option(
     "--precision",
@@ -103,6 +118,7 @@ def extract_features(
     modality: Literal["both", "audio", "text"],
     layers: Literal["last", "all"],
     frames: int | None,
+    pooling: str,
     precision: Literal["fp32", "bf16", "fp16"],
     audio_name: str | None,
     text_name: str | None,
@@ -123,7 +139,7 @@ def extract_features(
     from amber2_data.corpora.registry import corpus_root, read_corpus
 
     from . import pipeline
-    from .work import Effort
+    from .batches import Effort
 
     effort = Effort(device=device, batch_seconds=batch_seconds, batch_tokens=batch_tokens)
     folder = cache_dir or Path(os.environ.get("AMBER2_CACHE_DIR") or "cache")
@@ -137,6 +153,7 @@ def extract_features(
             text_name=text_name,
             layers=layers,
             frames=frames,
+            pooling=pooling,
             precision=precision,
             max_seconds=max_seconds,
             effort=effort,
@@ -160,14 +177,91 @@ def inspect_cache(cache: Path, verify: bool, other: Path | None, as_json: bool) 
     With --diff, tell how another cache differs: utterances, ratings, recipes, and the values of each utterance. The
     exit code is then 3 when anything differs.
     """
-    from . import comparison, inspection
+    from . import inspection
 
     if other is not None:
-        record, words = comparison.compare(cache, other), comparison.describe
+        record, words = inspection.compare(cache, other), inspection.describe_comparison
     else:
         record, words = inspection.read_description(cache, verify=verify), inspection.describe
     click.echo(json.dumps(record, indent=2, ensure_ascii=False) if as_json else words(record))
     return INCOMPLETE if other is not None and not record["same"] else None
+
+
+@click.command()
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option("--audio", metavar="ARRAY", help="Array of audio vectors; NAME=ARRAY gives the feature set a name.")
+@click.option("--text", metavar="ARRAY", help="Array of text vectors; NAME=ARRAY gives the feature set a name.")
+@click.option("--video", metavar="ARRAY", help="Array of video vectors; NAME=ARRAY gives the feature set a name.")
+@click.option(
+    "--ids",
+    metavar="ARRAY|FILE",
+    help="Ids of the rows: an array of FILE, a text file with one a line, or a .npy file.",
+)
+@click.option(
+    "--cache", type=click.Path(path_type=Path), help="Add to this cache. [default: a whole cache is made of FILE]"
+)
+@click.option(
+    "--output",
+    type=click.Path(path_type=Path),
+    help="The cache to write. [default: the cache that is added to, else <file>.h5 in the cache folder]",
+)
+@click.option(
+    "--sequence", is_flag=True, help="Arrays (ids, steps, D) are steps in time, not layers; steps of zeros are padding."
+)
+@click.option("--origin", default="", help="What made the vectors: model, layer, pooling; kept in the recipe.")
+@click.option("--corpus", help="Corpus whose utterances and votes FILE has vectors for, such as iemocap.")
+@click.option("--root", help="Where the corpus lies. [default: AMBER2_<CORPUS>_ROOT, else ./corpora/<corpus>]")
+@click.option("--force", is_flag=True, help="Replace the cache at --output, or a feature set of the same name.")
+@command_body
+def import_features(
+    file: Path,
+    audio: str | None,
+    text: str | None,
+    video: str | None,
+    ids: str | None,
+    cache: Path | None,
+    output: Path | None,
+    sequence: bool,
+    origin: str,
+    corpus: str | None,
+    root: str | None,
+    force: bool,
+) -> int | None:
+    """Make vectors from elsewhere in FILE (.npy, .npz, HDF5 or safetensors) a feature set of a cache.
+
+    Rows are matched by id, never by order, with the utterances of --cache, or with those of --corpus. A FILE that
+    also holds votes, speakers and transcripts becomes a whole cache, with the label defaults of --corpus if that is
+    given. The exit code is 3 when utterances have no vector; they are listed.
+
+    \b
+      import-features hubert.npy --ids ids.txt --audio hubert --cache cache/iemocap.h5
+      import-features hubert.npy --ids ids.txt --audio hubert --corpus iemocap --output cache/iemocap.h5
+      import-features corpus.npz --audio audio_vectors --text text_vectors --output cache/corpus.h5
+    """
+    from . import imported
+
+    wanted = [
+        replace(_wanted(modality, given, file), is_sequence=sequence)
+        for modality, given in (("audio", audio), ("text", text), ("video", video))
+        if given
+    ]
+    folder = Path(os.environ.get("AMBER2_CACHE_DIR") or "cache")
+    done = imported.import_features(
+        file,
+        wanted,
+        output or cache or folder / f"{file.stem}.h5",
+        cache=cache,
+        ids=ids,
+        origin=origin,
+        force=force,
+        **_target(corpus, root, file, cache),
+    )
+    for name, (rows, shape) in done.features.items():
+        click.echo(f"{name}: {rows:,} of {done.utterances:,} utterances, {' × '.join(map(str, shape))} numbers each")
+    _list(done.missing, "without a vector")
+    _list(done.extra, "not in the cache, left out")
+    click.echo(str(done.output))
+    return INCOMPLETE if any(rows < done.utterances for rows, _ in done.features.values()) else None
 
 
 def _print_summary(summary: Summary) -> None:
@@ -191,8 +285,6 @@ def _print_summary(summary: Summary) -> None:
 @contextmanager
 def _progress_shown() -> Iterator[OnProgress | None]:
     """A bar on a terminal, a line of the log every half minute elsewhere, nothing with ``--quiet``."""
-    from .progress import ProgressLines, describe
-
     if click.get_current_context().params["quiet"]:
         yield None
         return
@@ -213,3 +305,76 @@ def _progress_shown() -> Iterator[OnProgress | None]:
             bar.update(tasks[progress.features], completed=progress.share, words=describe(progress))
 
         yield on_progress
+
+
+class ProgressLines:
+    """Says how far the encoding is, in a line of the log, as often as it is time for one."""
+
+    def __init__(self, *, every: float = _LINE_SECONDS, clock: Callable[[], float] = time.monotonic) -> None:
+        self._every = every
+        self._clock = clock
+        self._said = clock()
+
+    def __call__(self, progress: Progress) -> None:
+        """Take notice of a batch that is done."""
+        if self._clock() - self._said >= self._every:
+            self._said = self._clock()
+            _log.info("%s: %s", progress.features, describe(progress))
+
+
+def describe(progress: Progress) -> str:
+    """Utterances, hours, speed against real time, padding and time left.
+
+    Example:
+        >>> from amber2_extract.pipeline import Progress
+        >>> describe(Progress("audio/hubert", 120, 400, 900.0, 3600.0, 0.25, 60.0, 0.005))
+        '120 of 400, 0.25 of 1.00 h, 15.0 times real time, 0.5 % padding, 3 min left'
+    """
+    words = [f"{progress.done:,} of {progress.total:,}"]
+    if progress.seconds_total > 0:
+        words.append(f"{progress.seconds_done / 3600:.2f} of {progress.seconds_total / 3600:.2f} h")
+        if progress.elapsed > 0:
+            words.append(f"{progress.seconds_done / progress.elapsed:.1f} times real time")
+    words.append(f"{100 * progress.padding:.1f} % padding")
+    if progress.share > 0:
+        words.append(f"{_duration(progress.elapsed * (1 - progress.share) / progress.share)} left")
+    return ", ".join(words)
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
+
+
+def _target(corpus: str | None, root: str | None, file: Path, cache: Path | None) -> dict[str, Any]:
+    """What else `imported.import_features` is to know of the corpus."""
+    from amber2_core.errors import SettingError
+    from amber2_data.arrays import open_arrays
+    from amber2_data.corpora.registry import corpus_root, label_defaults, read_corpus
+
+    from .imported import holds_votes
+
+    if corpus is None or cache is not None:
+        if root is not None or corpus is not None:
+            raise SettingError("--root and --corpus say whose utterances FILE has vectors for, and so does --cache")
+        return {}
+    if root is None and holds_votes(open_arrays(file)):
+        return {"name": corpus, "defaults": label_defaults(corpus)}
+    return {"corpus": read_corpus(corpus, corpus_root(corpus, root))}
+
+
+def _wanted(modality: str, given: str, file: Path) -> Wanted:
+    from .imported import Wanted
+
+    name, sign, array = given.partition("=")
+    if file.suffix.lower() == ".npy":  # its only array has no name of its own
+        return Wanted(modality, name, array or file.stem)
+    return Wanted(modality, name if sign else given.rpartition("/")[2], array if sign else given)
+
+
+def _list(ids: tuple[str, ...], what: str) -> None:
+    for id_ in ids[:_SHOWN]:
+        click.echo(f"{what}: {id_}", err=True)
+    if len(ids) > _SHOWN:
+        click.echo(f"{what}: {len(ids) - _SHOWN:,} more, {len(ids):,} in all", err=True)

@@ -1,37 +1,44 @@
-"""Vectors made elsewhere go in; a feature set of an existing cache, or a whole cache, comes out.
+"""Vectors made elsewhere as feature sets of a cache, matched with its utterances by id, never by order.
 
-Rows are matched with utterances by id, never by order.
+A file of arrays that also holds votes becomes a whole cache. Its arrays, each with N rows: `id`; `votes_audio`,
+`votes_video`, `votes_audiovisual` or `votes` (N, C), how many raters chose each of the C names in `emotions` (or their
+shares); and, as far as known, `speaker`, `session`, `dialogue`, `split`, `language`, `transcript`, `audio` (a path),
+`start` and `duration` (s). Any other column of N numbers or texts is an attribute.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+import math
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
-from amber2_core.arrays import Array, ArrayFile, open_arrays
 from amber2_core.cache import Failure, FeatureCache, Features, Frames, read_cache, write_cache
 from amber2_core.errors import CacheError
 from amber2_core.features import check_fit
-from amber2_core.tables import (
-    Texts,
-    attribute_columns,
-    is_storable_name,
-    rating_table,
-    texts,
-    utterance_table,
-)
-from amber2_core.utterance import Corpus, LabelDefaults
+from amber2_core.tables import Texts, is_storable_name, texts
+from amber2_core.utterance import STIMULI, Corpus, LabelDefaults, Rating, Stimulus, Utterance
+from amber2_data.arrays import Array, ArrayFile, open_arrays
 
-from .assembly import IMPORTED
-from .audio import sha256_of
-from .vote_arrays import ID_NAMES, cache_of_arrays, software_versions
-from .work_folder import work_folder
+from .checkpoint import sha256_of
+from .previous import IMPORTED
+from .recordings import blank_cache, versions_of
+from .rows import work_folder
+
+ID_NAMES = ("id", "ids")
+EMOTIONS = "emotions"
+VOTES: Mapping[str, Stimulus] = {"votes": "audiovisual", **{f"votes_{stimulus}": stimulus for stimulus in STIMULI}}
+TEXT_COLUMNS = ("speaker", "session", "dialogue", "split", "language", "transcript", "audio")
+NUMBER_COLUMNS = ("start", "duration")
+MAX_VOTES = 10_000  # of one utterance for one emotion
+SOFTWARE = ("amber2", "numpy", "h5py")
 
 
 @dataclass(frozen=True)
@@ -102,7 +109,12 @@ def import_features(
         elif output.exists() and not force:
             raise CacheError(f"{output} exists: add to it with --cache, choose another --output, or --force")
         else:
-            before = _of_corpus(corpus) if corpus else cache_of_arrays(file, found, name or path.stem, defaults)
+            before = replace(
+                blank_cache(corpus or _corpus_of_arrays(file, found, name or path.stem, defaults)),
+                created=datetime.now(UTC).isoformat(timespec="seconds"),
+                versions=versions_of(SOFTWARE),
+                summary={"imported": path.name},
+            )
         source = _rows_of(found, before, path)
         made_by = {"file": path.name, "sha256": sha256_of(path), "origin": origin}
         sets = [_features(file, one, before, source, ids=len(found), origin=made_by) for one in wanted]
@@ -155,10 +167,9 @@ def _ids(file: ArrayFile, name: str | None) -> Texts:
         found, where = file.read(inside), f"{inside} of {file.path}"
     if found.dtype != object:
         found = texts([str(value) for value in found.ravel().tolist()])
-    seen: set[str] = set()
-    twice = sorted({id_ for id_ in found if id_ in seen or seen.add(id_)})  # type: ignore[func-returns-value]
-    if twice or not len(found) or "" in seen:
-        what = f"the id {twice[0]!r} stands there twice" if twice else "an id is empty" if len(found) else "no id"
+    id_, count = Counter(found).most_common(1)[0] if len(found) else ("", 0)
+    if count != 1 or "" in found:
+        what = f"the id {id_!r} stands there twice" if count > 1 else "an id is empty" if count else "no id"
         raise CacheError(f"Bad ids in {where}: {what}; each row needs one of its own")
     return found
 
@@ -253,16 +264,83 @@ def _added(cache: FeatureCache, features: Features, file: str, force: bool) -> F
     return replace(cache, features=tuple(sets), failures=tuple(failures))
 
 
-def _of_corpus(corpus: Corpus) -> FeatureCache:
-    """A cache of a corpus without features; no recording is read."""
-    return FeatureCache(
-        corpus=corpus.name,
-        corpus_version=corpus.version,
-        utterances=utterance_table(corpus),
-        ratings=rating_table(corpus),
-        attributes=attribute_columns(corpus),
-        defaults=corpus.defaults,
-        features=(),
-        created=datetime.now(UTC).isoformat(timespec="seconds"),
-        versions=software_versions(),
+# --- whole caches ---
+
+
+def holds_votes(file: ArrayFile) -> bool:
+    """Whether a file may become a whole cache."""
+    return EMOTIONS in file.shapes and any(array in file.shapes for array in VOTES)
+
+
+def _corpus_of_arrays(file: ArrayFile, ids: Texts, name: str, defaults: LabelDefaults | None) -> Corpus:
+    """The corpus that a file holds; by default it is labelled with its emotions in their order, any vote."""
+    if not holds_votes(file):
+        raise CacheError(
+            f"{file.path} holds no votes ({[*file.shapes]}): add its vectors to a cache with --cache CACHE, "
+            f"or to a corpus with --corpus NAME; a whole cache needs {EMOTIONS!r} and one of {[*VOTES]}"
+        )
+    emotions = tuple(str(emotion).strip() for emotion in file.read(EMOTIONS))
+    votes = {VOTES[name]: _votes(file, name, (len(ids), len(emotions))) for name in VOTES if name in file.shapes}
+    attributes = {column: values.tolist() for column, values in _columns(file, len(ids))}
+    words = {column: attributes.pop(column, [""] * len(ids)) for column in TEXT_COLUMNS}
+    spans = {column: attributes.pop(column, [math.nan] * len(ids)) for column in NUMBER_COLUMNS}
+    known = {column: [None if math.isnan(value) else value for value in values] for column, values in spans.items()}
+    utterances = tuple(
+        Utterance(
+            id=str(id_),
+            audio=words["audio"][row] or None,
+            ratings=tuple(_ratings(votes, emotions, row)),
+            start=known["start"][row],
+            duration=known["duration"][row],
+            attributes={column: values[row] for column, values in attributes.items() if is_storable_name(column)},
+            **{column: values[row] for column, values in words.items() if column != "audio"},
+        )
+        for row, id_ in enumerate(ids)
     )
+    folds: Literal["session", "speaker", "stratified"] = "stratified"
+    if all(words["session"]):
+        folds = "session"
+    elif all(words["speaker"]):
+        folds = "speaker"
+    stimulus: Stimulus = "audiovisual" if "audiovisual" in votes else next(iter(votes))
+    defaults = defaults or LabelDefaults(emotions=emotions, stimulus=stimulus, keep="any-vote", folds=folds)
+    return Corpus(name, file.path.parent, utterances, defaults)
+
+
+def _ratings(votes: Mapping[Stimulus, Array], emotions: Sequence[str], row: int) -> Iterator[Rating]:
+    """One for each vote of an anonymous rater on an utterance; where votes are no whole numbers, one for each share."""
+    for stimulus, counts in votes.items():
+        ticked = [(emotion, float(count)) for emotion, count in zip(emotions, counts[row], strict=True) if count]
+        if (counts == np.floor(counts)).all():
+            people = [emotion for emotion, count in ticked for _ in range(int(count))]
+            for number, emotion in enumerate(people, start=1):
+                yield Rating(f"anonymous{number}", emotion, stimulus=stimulus)
+        else:
+            for emotion, share in ticked:
+                yield Rating("distribution", emotion, stimulus=stimulus, weight=share)
+
+
+def _columns(file: ArrayFile, count: int) -> Iterator[tuple[str, Array]]:
+    """Every array of one value per utterance, as columns of the cache."""
+    for name, shape in file.shapes.items():
+        if name in (*ID_NAMES, EMOTIONS) or shape != (count,):
+            continue
+        values = file.read(name)
+        if name in TEXT_COLUMNS and values.dtype != object:
+            values = texts([str(value) for value in values.tolist()])
+        if name in NUMBER_COLUMNS and values.dtype.kind not in "fiu":
+            raise CacheError(f"array {name!r} of {file.path} holds no numbers")
+        if values.dtype.kind in "fiub":
+            yield name, values.astype(np.float64)
+        elif values.dtype == object:
+            yield name, values
+
+
+def _votes(file: ArrayFile, name: str, shape: tuple[int, int]) -> npt.NDArray[np.float64]:
+    values = file.read(name)
+    if values.shape != shape or values.dtype.kind not in "fiu":
+        raise CacheError(f"array {name!r} of {file.path} is {values.shape} {values.dtype}, expected {shape} of votes")
+    votes = values.astype(np.float64)
+    if not (np.isfinite(votes).all() and (votes >= 0).all() and (votes <= MAX_VOTES).all()):
+        raise CacheError(f"array {name!r} of {file.path} holds votes below 0, above {MAX_VOTES:,} or not finite")
+    return votes

@@ -1,32 +1,45 @@
-"""Stage 1: a corpus and the names of two encoders go in; a feature cache and a summary of the work come out."""
+"""Stage 1, straight down: scan a corpus, plan what is missing, have workers encode it, write the feature cache."""
 
 from __future__ import annotations
 
 import logging
+import math
 import shutil
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
+from itertools import compress
 from pathlib import Path
 from typing import Any
 
+from amber2_core import engine
 from amber2_core.cache import Failure, FeatureCache, write_cache
-from amber2_core.errors import CacheError
+from amber2_core.errors import AudioError, CacheError, ModelError
 from amber2_core.features import StoredFeatures
 from amber2_core.tables import UtteranceTable
 from amber2_core.utterance import Corpus
 
-from .assembly import failures_of, kept_features, stage_of
-from .blank import blank_cache
-from .earlier import Earlier, earlier, is_same, known_lengths, with_recordings
-from .encoding import OnProgress
-from .feature_set import Call, Done, FeatureSummary, complete
-from .inputs import Inputs, scan_recordings, transcript_inputs
-from .recipe import Layers, Precision
-from .tasks import Task, plan_tasks
-from .work import Effort
-from .work_folder import work_folder
+from . import worker
+from .batches import Effort, padding_waste, plan_batches, portions
+from .plan import Job, plan_jobs
+from .previous import (
+    Previous,
+    find_features,
+    is_same,
+    kept_features,
+    known_failures,
+    known_lengths,
+    new_features,
+    read_previous,
+    reusable_rows,
+    stage_of,
+    with_recordings,
+)
+from .recipe import AudioRecipe, Layers, Precision
+from .recordings import Batch, Inputs, Work, blank_cache, scan_recordings, transcript_inputs
+from .rows import RowStore, work_folder
 
 AUDIO_MODEL = "facebook/wav2vec2-base"
 TEXT_MODEL = "bert-base-uncased"
@@ -35,6 +48,55 @@ TEXT_MODEL = "bert-base-uncased"
 _SHOWN = 20
 
 _log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far the encoding of one feature set is."""
+
+    # modality/name
+    features: str
+    # distinct recordings or transcripts
+    done: int
+    total: int
+    # of audio; 0 for text
+    seconds_done: float
+    seconds_total: float
+    # of the computing, padding included, in [0, 1]
+    share: float
+    # on the clock, since the first batch was begun
+    elapsed: float
+    # the share of what is computed that is padding
+    padding: float
+
+
+OnProgress = Callable[[Progress], None]
+
+
+@dataclass(frozen=True)
+class FeatureSummary:
+    """What one call did for one feature set, counted in utterances."""
+
+    modality: str
+    name: str
+    # by this call
+    encoded: int = 0
+    # before it, under the same recipe and from the same input
+    up_to_date: int = 0
+    failed: int = 0
+    # encoded: distinct recordings or transcripts, seconds of audio, transcripts cut to the model's limit
+    distinct: int = 0
+    seconds: float = 0.0
+    truncated: int = 0
+    # on the clock, loading the encoder included
+    elapsed: float = 0.0
+    padding: float = 0.0
+    device: str = ""
+
+    @property
+    def stage(self) -> str:
+        """As failures name it."""
+        return stage_of(self.modality, self.name)
 
 
 @dataclass(frozen=True)
@@ -59,6 +121,7 @@ def extract_features(
     text_name: str | None = None,
     layers: Layers = "last",
     frames: int | None = None,
+    pooling: str = "mean",
     precision: Precision = "fp32",
     max_seconds: float | None = None,
     effort: Effort | None = None,
@@ -79,13 +142,14 @@ def extract_features(
         audio_name: what the cache calls the speech features; None: as the encoder is called.
         text_name: what the cache calls the text features.
         layers: the last hidden state, or all of them.
+        pooling: how the hidden states of an utterance become one vector.
         frames: beside the mean, the last hidden state pooled to at most so many bins.
         precision: of products and convolutions; what is stored is fp32.
         max_seconds: longer utterances are cut off at the end.
         effort: device and size of batches; they do not change the numbers.
         force: encode again what stands at `output` already; a cache that cannot be read is replaced.
         strict: write nothing under `output` if an utterance fails; what is encoded is kept beside it.
-        on_progress: called after each batch.
+        on_progress: called after each portion of the work.
 
     Raises:
         ModelError: an encoder cannot be loaded, or its device has too little memory for a single utterance.
@@ -95,43 +159,212 @@ def extract_features(
         CacheError: `output` cannot be written, is held by another process, is damaged, or holds another corpus;
             with `strict`, utterances that fail.
         SettingError: a setting has no meaning.
+        WorkerError: a worker died twice of the same recordings.
     """
     # All that can be wrong with the corpus is met before anything is encoded.
     blank = blank_cache(corpus)
-    tasks = plan_tasks(
+    jobs = plan_jobs(
         audio_model,
         text_model,
         audio_name=audio_name,
         text_name=text_name,
         layers=layers,
         frames=frames,
+        pooling=pooling,
         precision=precision,
         max_seconds=max_seconds,
     )
-    with _told(output), work_folder(output) as work, earlier(output, corpus.name, force=force) as before:
-        table, inputs = _scanned(corpus, blank.utterances, before, audio=audio_model is not None)
-        call = Call(table, inputs, before, work, effort or Effort(), force, on_progress)
-        done = _complete(tasks, call, output, strict)
-        with _room(work) as room:
-            after, sets = _assembled(call, blank, done, room)
-            written = force or before is None or not is_same(before, after, sets)
-            if written:
-                write_cache(output, after, sets)
-        for one in done:
-            one.parts.remove()
-    return Summary(output, len(table), tuple(one.summary for one in done), after.failures, written)
+    with _told(output), work_folder(output) as folder, read_previous(output, corpus.name, force=force) as before:
+        if before is None:
+            # There will be something to encode: while the corpus is scanned, workers' libraries are loaded.
+            engine.prepare(*worker.PRELOADED)
+        scan = _scan(corpus, blank.utterances, before, audio=audio_model is not None)
+        if strict:
+            for job in jobs:
+                _refuse(scan.failures(job, {}), output)
+        stores, done = [folder / job.recipe.fingerprint[:16] for job in jobs], []
+        for job, store in zip(jobs, stores, strict=True):
+            done.append(_complete(job, scan, store, effort or Effort(), force, on_progress))
+            if strict:
+                _refuse(done[-1].failures, output)
+        after, sets = _assembled(blank, scan, done)
+        written = force or before is None or not is_same(before, after, sets)
+        if written:
+            write_cache(output, after, sets)
+        for store in stores:
+            # Its rows stand in the cache now.
+            shutil.rmtree(store, ignore_errors=True)
+    return Summary(output, len(scan.table), tuple(one.summary for one in done), after.failures, written)
 
 
-def _scanned(
-    corpus: Corpus, table: UtteranceTable, before: Earlier | None, *, audio: bool
-) -> tuple[UtteranceTable, dict[str, Inputs]]:
-    """The utterances with what their recordings say of them, and what each modality has to encode."""
-    inputs, recordings = {"text": transcript_inputs(corpus)}, None
+@dataclass(frozen=True)
+class _Scan:
+    """The corpus as it is now, and what stands at the output."""
+
+    # with what the recordings say
+    table: UtteranceTable
+    # by modality
+    inputs: Mapping[str, Inputs]
+    before: Previous | None
+
+    def failures(self, job: Job, failed: Mapping[str, str]) -> list[Failure]:
+        """Of reading what a job encodes, and, by digest, of encoding it."""
+        inputs = self.inputs[job.recipe.modality]
+        reasons = dict(inputs.failures)
+        reasons.update({row: failed[digest] for row, digest in enumerate(inputs.digests) if digest in failed})
+        return [Failure(str(self.table.id[row]), job.stage, reasons[row]) for row in sorted(reasons)]
+
+
+@dataclass(frozen=True)
+class _Done:
+    """One feature set that is complete."""
+
+    features: StoredFeatures
+    failures: list[Failure]
+    summary: FeatureSummary
+
+
+def _scan(corpus: Corpus, table: UtteranceTable, before: Previous | None, *, audio: bool) -> _Scan:
+    inputs = {"text": transcript_inputs(corpus)}
     if audio:
         _log.info("reading %d recordings of %s", sum(path != "" for path in table.audio), corpus.name)
-        recordings = scan_recordings(corpus, known=known_lengths(before))
-        inputs["audio"] = recordings.inputs
-    return with_recordings(table, recordings, None if before is None else before.cache.utterances), inputs
+        inputs["audio"] = scan_recordings(corpus, known=known_lengths(before))
+    earlier = None if before is None else before.cache.utterances
+    return _Scan(with_recordings(table, inputs.get("audio"), earlier), inputs, before)
+
+
+def _complete(
+    job: Job, scan: _Scan, folder: Path, effort: Effort, force: bool, on_progress: OnProgress | None
+) -> _Done:
+    """Have what is missing of one feature set encoded.
+
+    Raises:
+        AudioError, ModelError: nothing at all can be encoded.
+    """
+    modality = job.recipe.modality
+    inputs = scan.inputs[modality]
+    before = None if scan.before is None else find_features(scan.before.features, modality, job.name)
+    reusable: Mapping[str, int] = {}
+    failed: Mapping[str, str] = {}
+    if force:
+        shutil.rmtree(folder, ignore_errors=True)
+    else:
+        reusable = reusable_rows(before, job.recipe)
+        failed = known_failures(scan.before, scan.table, inputs, recipe=job.recipe, name=job.name)
+    works = [work for work in inputs.works.values() if work.digest not in reusable and work.digest not in failed]
+    store = RowStore(folder)
+    fresh = {work.digest for work in works if work.digest not in store}
+    _announce(job.stage, inputs, missing=len(works), fresh=len(fresh), known=len(failed))
+    summary = FeatureSummary(modality, job.name)
+    if fresh:
+        summary, problems = _encode(job, works, fresh, folder, effort, on_progress)
+        failed = {**failed, **problems}
+        store = RowStore(folder)
+    failures = scan.failures(job, failed)
+    features = new_features(job.name, job.recipe, inputs, before, reusable, store)
+    if features is None:
+        first = f"{failures[0].utterance}: {failures[0].reason}" if failures else "there is none"
+        error = AudioError if modality == "audio" else ModelError
+        raise error(f"Not one of {len(scan.table)} utterances can be encoded as {job.stage} ({first})")
+    encoded = sum(digest in fresh for digest in features.inputs)
+    held = int(features.encoded.sum())
+    return _Done(features, failures, replace(summary, encoded=encoded, up_to_date=held - encoded, failed=len(failures)))
+
+
+def _encode(
+    job: Job, works: Sequence[Work], fresh: set[str], folder: Path, effort: Effort, on_progress: OnProgress | None
+) -> tuple[FeatureSummary, dict[str, str]]:
+    """Deal to workers what is fresh among the works; with the reasons, by digest, why some of it failed."""
+    began, modality = time.monotonic(), job.recipe.modality
+    known = engine.call(worker.survey, job, effort.device, works if modality == "text" else ())
+    batches, padding = _planned(job, works, fresh, known, effort)
+    summary = FeatureSummary(
+        modality,
+        job.name,
+        truncated=sum(work.digest in fresh for work in compress(works, known.cut)),
+        padding=padding,
+        device=",".join(known.devices),
+    )
+    seconds = sum(work.seconds for batch in batches for work in batch.works)
+    total, spent, started = sum(batch.cost for batch in batches), 0.0, math.inf
+    failures: dict[str, str] = {}
+    results = engine.deal(
+        worker.encode,
+        portions(batches, workers=len(known.devices), threads=known.threads),
+        setup=worker.Station,
+        workers=[worker.Seat(number, device, known.threads) for number, device in enumerate(known.devices)],
+        shared=(job, folder),
+    )
+    with closing(results):
+        for portion, (problems, took) in results:
+            # The clock of the progress begins with the first batch, not with the loading of the encoder.
+            started = min(started, time.monotonic() - took)
+            spent += sum(batch.cost for batch in portion)
+            failures |= problems
+            good = [work.seconds for batch in portion for work in batch.works if work.digest not in problems]
+            summary = replace(summary, distinct=summary.distinct + len(good), seconds=summary.seconds + sum(good))
+            if on_progress is not None:
+                done, elapsed = summary.distinct + len(failures), time.monotonic() - started
+                share = spent / max(total, 1e-9)
+                on_progress(Progress(job.stage, done, len(fresh), summary.seconds, seconds, share, elapsed, padding))
+    return replace(summary, elapsed=time.monotonic() - began), failures
+
+
+def _planned(
+    job: Job, works: Sequence[Work], fresh: set[str], known: worker.Survey, effort: Effort
+) -> tuple[list[Batch], float]:
+    """The batches without what is held already, and the share of padding in all of them.
+
+    They are planned over all works, held or not: an interrupted extraction meets the same batches again, and so ends
+    with the same values to the last bit.
+    """
+    sizes: Sequence[float] = known.tokens
+    if isinstance(job.recipe, AudioRecipe):
+        sizes = [min(work.seconds, job.recipe.max_seconds or math.inf) for work in works]
+    planned = plan_batches(sizes, budget=effort.budget(job.recipe.modality, known.devices[0]))
+    batches = []
+    for places in planned:
+        missing = [place for place in places if works[place].digest in fresh]
+        if missing:
+            cost = len(missing) * max(sizes[place] for place in missing)
+            batches.append(Batch(tuple(works[place] for place in missing), cost))
+    return batches, padding_waste(sizes, planned)
+
+
+def _assembled(blank: FeatureCache, scan: _Scan, done: Sequence[_Done]) -> tuple[FeatureCache, list[StoredFeatures]]:
+    """The new cache and its feature sets: those that are done, and those of before that were not asked for."""
+    stages = {one.summary.stage for one in done}
+    sets = [one.features for one in done]
+    failures = [failure for one in done for failure in one.failures]
+    work: dict[str, Any] = {}
+    if scan.before is not None:
+        cache, ids = scan.before.cache, set(scan.table.id)
+        for others in scan.before.features:
+            if stage_of(others.modality, others.name) not in stages:
+                kept = kept_features(others, cache.utterances.id, scan.table.id, scan.inputs.get(others.modality))
+                sets += [] if kept is None else [kept]
+        failures += [f for f in cache.failures if f.stage not in stages and f.utterance in ids]
+        work = dict(cache.summary.get("features", {}))
+    for one in done:
+        if one.summary.encoded or one.summary.stage not in work:
+            work[one.summary.stage] = asdict(one.summary)
+    after = replace(
+        blank,
+        utterances=scan.table,
+        failures=tuple(sorted(failures, key=lambda failure: (failure.stage, failure.utterance))),
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        summary={"features": work},
+    )
+    return after, sorted(sets, key=lambda features: (features.modality, features.name))
+
+
+def _announce(stage: str, inputs: Inputs, *, missing: int, fresh: int, known: int) -> None:
+    if known:
+        _log.info("%s: %d could not be encoded before, and have not changed since", stage, known)
+    if missing:
+        kind = "recordings" if stage.startswith("audio/") else "transcripts"
+        finished = f", {missing - fresh:,} are finished already" if fresh < missing else ""
+        _log.info("%s: encoding %d of %d distinct %s%s", stage, missing, len(inputs.works), kind, finished)
 
 
 @contextmanager
@@ -144,64 +377,6 @@ def _told(output: Path) -> Iterator[None]:
             f"Cannot write {output}: {problem.strerror or problem}; what is encoded so far is kept, and the same "
             "command goes on from there"
         ) from None
-
-
-@contextmanager
-def _room(work: Path) -> Iterator[Path]:
-    """A folder for what lasts until the cache is written."""
-    folder = work / "kept"
-    shutil.rmtree(folder, ignore_errors=True)  # what a killed process left
-    folder.mkdir()
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def _assembled(
-    call: Call, blank: FeatureCache, done: list[Done], room: Path
-) -> tuple[FeatureCache, list[StoredFeatures]]:
-    """The new cache and its feature sets: those that are done, and those of before that were not asked for."""
-    stages = {stage_of(one.features.modality, one.features.name) for one in done}
-    sets = [one.features for one in done]
-    failures = [failure for one in done for failure in one.failures]
-    work: dict[str, Any] = {}
-    if call.before is not None:
-        cache, ids = call.before.cache, set(call.table.id)
-        for others in call.before.features:
-            if stage_of(others.modality, others.name) not in stages:
-                inputs = call.inputs.get(others.modality)
-                kept = kept_features(others, cache.utterances.id, call.table.id, inputs, room)
-                sets += [] if kept is None else [kept]
-        failures += [f for f in cache.failures if f.stage not in stages and f.utterance in ids]
-        work = dict(cache.summary.get("features", {}))
-    for one in done:
-        stage = stage_of(one.summary.modality, one.summary.name)
-        if one.summary.encoded or stage not in work:
-            work[stage] = asdict(one.summary)
-    after = replace(
-        blank,
-        utterances=call.table,
-        failures=tuple(sorted(failures, key=lambda failure: (failure.stage, failure.utterance))),
-        created=datetime.now(UTC).isoformat(timespec="seconds"),
-        summary={"features": work},
-    )
-    return after, sorted(sets, key=lambda features: (features.modality, features.name))
-
-
-def _complete(tasks: Sequence[Task], call: Call, output: Path, strict: bool) -> list[Done]:
-    """Encode what is missing, and with `strict` stop at failures: those of reading before anything is encoded."""
-    done = []
-    if strict:
-        for task in tasks:
-            modality = task.recipe.modality
-            _refuse(failures_of(task.name, modality, call.table.id, call.inputs[modality], {}), output)
-    for task in tasks:
-        one = complete(task, call)
-        if strict:
-            _refuse(one.failures, output)
-        done.append(one)
-    return done
 
 
 def _refuse(failures: Sequence[Failure], output: Path) -> None:

@@ -51,7 +51,7 @@ def save_speech_encoder(folder: Path, *, seed: int = 0, config: Wav2Vec2Config |
     import torch
     from transformers import Wav2Vec2Config, Wav2Vec2FeatureExtractor, Wav2Vec2Model
 
-    from .loading import silence
+    from .encoders.encoder import silence
 
     config = config or Wav2Vec2Config(
         conv_dim=(64,) * 7,
@@ -101,7 +101,7 @@ def save_text_encoder(
     import torch
     from transformers import BertConfig, BertModel, BertTokenizer
 
-    from .loading import silence
+    from .encoders.encoder import silence
 
     vocabulary = _vocabulary(words)
     config = config or BertConfig(hidden_size=256, intermediate_size=512, num_hidden_layers=2, num_attention_heads=4)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,20 +10,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from amber2_extract.loading import silence
+from amber2_extract.encoders.encoder import silence
 
 _SENTENCE = "we do not know what the raters heard in this voice but they were not of one mind"
 WORDS = _SENTENCE.split()
-
-# What processes that fork from a warm one find imported already; torch starts no thread when it is imported.
-PRELOADED = (
-    "amber2_extract.encoders",
-    "amber2_extract.pipeline",
-    "transformers.models.bert.modeling_bert",
-    "transformers.models.bert.tokenization_bert",
-    "transformers.models.wav2vec2.modeling_wav2vec2",
-    "transformers.models.wav2vec2.feature_extraction_wav2vec2",
-)
 
 _SPEECH: dict[str, Any] = {
     "conv_dim": (24,) * 7,
@@ -110,3 +100,8 @@ def noise(*seconds: float, seed: int = 0) -> list[npt.NDArray[np.float32]]:
         )
         for length in seconds
     ]
+
+
+def vectors(encoder: Any, inputs: Sequence[Any]) -> npt.NDArray[np.float32]:
+    """(batch, D) or (batch, layers + 1, D): the values of the rows that an encoder gives."""
+    return np.stack([row.values for row in encoder.encode(inputs)])

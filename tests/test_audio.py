@@ -14,7 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from amber2_core.errors import AudioError
-from amber2_extract.audio import KAISER_BEST, Excerpt, Resampler, read_waveform, seconds_of, sha256_of
+from amber2_extract.audio import Excerpt, read_waveform, resample, seconds_of
+from amber2_extract.checkpoint import sha256_of
+from amber2_extract.recipe import Resampler
 
 Samples = npt.NDArray[np.floating[Any]]
 
@@ -223,20 +225,20 @@ def test_a_digest_is_that_of_the_bytes(tmp_path: Path) -> None:
 
 
 def test_a_tone_above_the_new_band_is_suppressed() -> None:
-    resampled = KAISER_BEST(_tone(9_000, 44_100), old_rate=44_100, new_rate=16_000)
+    resampled = resample(_tone(9_000, 44_100), old_rate=44_100, new_rate=16_000)
     assert _decibels(resampled) < -110
 
 
 def test_torchaudios_default_filter_would_let_it_through() -> None:
     """Why the parameters are ours, and part of the recipe."""
     default = Resampler(method="sinc_interp_hann", lowpass_filter_width=6, rolloff=0.99)
-    assert _decibels(default(_tone(9_000, 44_100), old_rate=44_100, new_rate=16_000)) > -20
+    assert _decibels(resample(_tone(9_000, 44_100), old_rate=44_100, new_rate=16_000, resampler=default)) > -20
 
 
 @pytest.mark.parametrize("rate", [8_000, 11_025, 22_050, 24_000, 44_100, 48_000, 192_000])
 @pytest.mark.parametrize("frequency", [100, 3_000])
 def test_a_tone_in_the_band_keeps_frequency_phase_and_level(rate: int, frequency: int) -> None:
-    resampled = KAISER_BEST(_tone(frequency, rate), old_rate=rate, new_rate=16_000)
+    resampled = resample(_tone(frequency, rate), old_rate=rate, new_rate=16_000)
     assert _decibels(resampled - _tone(frequency, 16_000)) < -80
 
 
@@ -250,14 +252,14 @@ def test_resampling_agrees_with_a_long_polyphase_filter_of_scipy() -> None:
     waveform = np.fft.irfft(spectrum).astype(np.float32)
     filter_: Any = scipy.signal.firwin(6_001, 1 / 3, window=("kaiser", 14.0))
     expected = scipy.signal.resample_poly(waveform.astype(np.float64), 1, 3, window=filter_)
-    resampled = KAISER_BEST(waveform, old_rate=48_000, new_rate=16_000)
+    resampled = resample(waveform, old_rate=48_000, new_rate=16_000)
     assert resampled.shape == expected.shape
     assert _decibels(resampled - expected) - _decibels(expected) < -80
 
 
 def test_the_same_rate_changes_nothing() -> None:
     waveform = _tone(440, 16_000)
-    assert KAISER_BEST(waveform, old_rate=16_000, new_rate=16_000) is waveform
+    assert resample(waveform, old_rate=16_000, new_rate=16_000) is waveform
 
 
 @given(
@@ -266,7 +268,7 @@ def test_the_same_rate_changes_nothing() -> None:
 )
 @settings(max_examples=40, deadline=None)
 def test_a_resampled_waveform_lasts_as_long(rate: int, length: int) -> None:
-    resampled = KAISER_BEST(np.ones(length, dtype=np.float32), old_rate=rate, new_rate=16_000)
+    resampled = resample(np.ones(length, dtype=np.float32), old_rate=rate, new_rate=16_000)
     assert len(resampled) == -(-length * 16_000 // rate)
 
 

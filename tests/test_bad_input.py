@@ -27,7 +27,7 @@ from tokenizers.trainers import BpeTrainer
 from amber2_core.cache import FeatureCache, read_cache
 from amber2_core.utterance import Corpus, LabelDefaults, Utterance
 from amber2_extract.cli import extract_features as command
-from amber2_extract.loading import silence
+from amber2_extract.encoders.encoder import silence
 from amber2_extract.pipeline import extract_features
 
 Samples = npt.NDArray[np.float64]

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from amber2_extract.batches import padding_waste, plan_batches
+from amber2_extract.batches import padding_waste, plan_batches, portions
 
 SIZES = st.lists(st.floats(0.1, 40), max_size=60)
 
@@ -56,3 +56,18 @@ def test_sorted_batches_of_a_corpus_waste_less_than_a_hundredth() -> None:
 def test_waste_is_the_share_of_padding() -> None:
     assert padding_waste([1, 3, 4], [[0, 1], [2]]) == pytest.approx(1 - 8 / 10)
     assert padding_waste([], []) == 0
+
+
+@given(st.integers(0, 3_000), st.integers(1, 8), st.integers(1, 64))
+def test_portions_are_the_batches_in_their_order_and_give_every_worker_some(
+    count: int, workers: int, threads: int
+) -> None:
+    batches = list(range(count))
+    found = portions(batches, workers=workers, threads=threads)
+    assert [batch for portion in found for batch in portion] == batches
+    assert all(len(portion) for portion in found)
+    assert len(found) >= min(count, workers) / 2
+    # Few batches wait for the last of their portion, and progress is told often.
+    assert max(map(len, found), default=0) <= 16 * threads
+    if count >= 4 * threads * workers:
+        assert min(map(len, found[:-1]), default=4 * threads) >= 4 * threads

@@ -29,8 +29,8 @@ pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a C
 
 @pytest.mark.parametrize("family", ["wav2vec2-group", "wav2vec2-layer"])
 def test_a_cache_from_a_gpu_is_that_from_a_cpu_whatever_its_batches(tmp_path: Path, family: str) -> None:
+    from amber2_extract.batches import Effort
     from amber2_extract.pipeline import extract_features
-    from amber2_extract.work import Effort
 
     save_speech(tmp_path / "speech", family)
     save_text(tmp_path / "text", "bert")

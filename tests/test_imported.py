@@ -18,17 +18,17 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
-from amber2_core.arrays import open_arrays
 from amber2_core.cache import FeatureCache, read_cache, stored_features, write_cache
 from amber2_core.errors import Amber2Error, CacheError
 from amber2_core.label_spaces import policy_of
 from amber2_core.tables import texts
 from amber2_core.votes import label_distributions
+from amber2_data.arrays import open_arrays
 from amber2_data.corpora.registry import read_corpus
-from amber2_extract.assembly import kept_features
-from amber2_extract.import_cli import import_features as command
+from amber2_extract.cli import import_features as command
 from amber2_extract.imported import Wanted, import_features
-from amber2_extract.inputs import Inputs, transcript_inputs
+from amber2_extract.previous import kept_features
+from amber2_extract.recordings import Inputs, transcript_inputs
 
 IDS = ["u3", "u1", "u2"]
 VECTORS = np.arange(12, dtype=np.float32).reshape(3, 4)
@@ -229,14 +229,14 @@ def test_imported_vectors_stay_when_the_corpus_is_encoded_later(tmp_path: Path) 
         existing = tmp_path / "c.h5" if (tmp_path / "c.h5").exists() else None
         import_features(path, [wanted], tmp_path / "c.h5", cache=existing, corpus=corpus, ids=ids)
     ids = read_cache(tmp_path / "c.h5").utterances.id
-    others = Inputs(digests=("x", "y", "z"), items={}, failures={})
+    others = Inputs(digests=("x", "y", "z"), works={}, failures={})
     with stored_features(tmp_path / "c.h5") as (audio, text):
         for now in (None, others):  # what a reader of recordings finds is not what the vectors are checked against
-            kept = kept_features(audio, ids, ids, now, tmp_path)
+            kept = kept_features(audio, ids, ids, now)
             assert kept is not None
             np.testing.assert_array_equal(kept.values[:], VECTORS)
-        assert kept_features(text, ids, ids, transcript_inputs(corpus), tmp_path) is text
-        assert kept_features(text, ids, ids, others, tmp_path) is None
+        assert kept_features(text, ids, ids, transcript_inputs(corpus)) is text
+        assert kept_features(text, ids, ids, others) is None
 
 
 def test_nothing_is_replaced_without_force(tmp_path: Path) -> None:

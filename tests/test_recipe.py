@@ -10,10 +10,9 @@ import pytest
 from small_models import save_speech, save_text
 
 from amber2_core.errors import ModelError
-from amber2_extract.audio import Resampler
-from amber2_extract.checkpoint import find_checkpoint
-from amber2_extract.recipe import AudioRecipe, TextRecipe, differences
-from amber2_extract.work import Effort
+from amber2_extract.batches import Effort
+from amber2_extract.plan import plan_jobs
+from amber2_extract.recipe import AudioRecipe, EncoderRecipe, Resampler, TextRecipe, differences
 
 AUDIO = AudioRecipe(
     model="facebook/wav2vec2-base",
@@ -126,12 +125,14 @@ def test_a_preprocessor_that_names_no_sampling_rate_is_refused(tmp_path: Path) -
         _audio(tmp_path)
 
 
-def _audio(folder: Path) -> AudioRecipe:
-    return AudioRecipe.of(find_checkpoint(str(folder), modality="audio"))
+def _audio(folder: Path) -> EncoderRecipe:
+    (job,) = plan_jobs(str(folder), None)
+    return job.recipe
 
 
-def _text(folder: Path) -> TextRecipe:
-    return TextRecipe.of(find_checkpoint(str(folder), modality="text"))
+def _text(folder: Path) -> EncoderRecipe:
+    (job,) = plan_jobs(None, str(folder))
+    return job.recipe
 
 
 def _changed(before: AudioRecipe | TextRecipe, after: AudioRecipe | TextRecipe) -> list[str]:

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
-from small_models import noise
+from small_models import noise, vectors
 
 from amber2_extract.checkpoint import find_checkpoint
-from amber2_extract.encoders import SpeechEncoder, TextEncoder
+from amber2_extract.encoders.text import TextEncoder
+from amber2_extract.encoders.waveform import SpeechEncoder
 from amber2_extract.stand_ins import SPEECH_FOLDER, TEXT_FOLDER, main, save_speech_encoder, save_text_encoder, words_of
 
 
@@ -29,11 +30,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_they_encode_as_any_checkpoint_does(folder: Path) -> None:
     speech = SpeechEncoder(find_checkpoint(str(folder / SPEECH_FOLDER), modality="audio"))
-    assert speech.encode(noise(0.5, 0.3)).shape == (2, 256)
+    assert vectors(speech, noise(0.5, 0.3)).shape == (2, 256)
     assert speech.sampling_rate == 16_000
     text = TextEncoder(find_checkpoint(str(folder / TEXT_FOLDER), modality="text"))
-    tokens, _ = text.tokenize(["The surface is slick.", ""])
-    assert text.encode(tokens).shape == (2, 256)
+    tokens, _ = text.tokenizer.tokens(["The surface is slick.", ""])
+    assert vectors(text, tokens).shape == (2, 256)
 
 
 def test_the_speech_stand_in_has_the_structure_of_wav2vec2_base(folder: Path) -> None:
@@ -74,8 +75,8 @@ def test_the_same_seed_gives_the_same_weights_and_another_seed_others(tmp_path: 
         save_text_encoder(tmp_path / name / "text", words=["slick"], seed=seed)
         digests.append(
             [
-                find_checkpoint(str(tmp_path / name / "speech"), modality="audio").weights_digest(),
-                find_checkpoint(str(tmp_path / name / "text"), modality="text").weights_digest(),
+                find_checkpoint(str(tmp_path / name / "speech"), modality="audio").identity()["weights_digest"],
+                find_checkpoint(str(tmp_path / name / "text"), modality="text").identity()["weights_digest"],
             ]
         )
     assert digests[0] == digests[1]
@@ -105,7 +106,7 @@ def test_pitch_and_words_reach_the_features(folder: Path) -> None:
     for frequency in (120, 120, 120, 300, 300, 300):
         time = np.arange(16_000) / 16_000
         pulses = (np.sin(2 * np.pi * frequency * time) > 0.9).astype(np.float32)
-        rows.append(speech.encode([pulses + generator.normal(0, 0.05, 16_000).astype(np.float32)])[0])
+        rows.append(vectors(speech, [pulses + generator.normal(0, 0.05, 16_000).astype(np.float32)])[0])
     low, high = np.array(rows[:3]), np.array(rows[3:])
     within = max(np.linalg.norm(low - low.mean(0), axis=1).max(), np.linalg.norm(high - high.mean(0), axis=1).max())
     assert np.linalg.norm(low.mean(0) - high.mean(0)) > 3 * within

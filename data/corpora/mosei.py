@@ -27,10 +27,10 @@ import h5py
 import numpy as np
 import numpy.typing as npt
 
-from amber2_core.arrays import open_arrays
 from amber2_core.errors import CacheError, CorpusError
 from amber2_core.utterance import Corpus, LabelDefaults, Problem, Rating, Utterance
 
+from ..arrays import open_arrays
 from ..release import first_of
 
 ORIGIN = "The root is a folder with CMU_MOSEI_Labels.csd and wav/, or one .npz file with id, labels and raw_text."

@@ -1,9 +1,9 @@
-"""A file of arrays made elsewhere (.npy, .npz, HDF5, safetensors) → its arrays by name; nothing of it is executed."""
+"""Files of arrays made elsewhere (.npy, .npz, HDF5, safetensors), read by name; nothing in them is executed."""
 
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,10 +13,9 @@ import numpy as np
 import numpy.typing as npt
 from safetensors import safe_open
 
-from .errors import CacheError, bad_choice
-from .tables import Texts, texts
+from amber2_core.errors import CacheError, bad_choice
+from amber2_core.tables import Texts, texts
 
-SUFFIXES = (".npy", ".npz", ".h5", ".hdf5", ".safetensors")
 MAX_BYTES = 64 << 30  # of one array: more is a damaged header, or an attack
 MAX_RATIO = 1100  # that deflate reaches: what claims to be packed more tightly is neither
 
@@ -39,7 +38,7 @@ class ArrayFile:
         """
         if name not in self.shapes:
             raise CacheError(f"{bad_choice('array', name, self.shapes)} of {self.path}")
-        values = _guarded(self.path, lambda: _READ[self.path.suffix.lower()](self.path, name))
+        values = _guarded(self.path, lambda: _FORMATS[self.path.suffix.lower()][1](self.path, name))
         return _as_text(self.path, name, values) if values.dtype.kind in "SUO" else values
 
 
@@ -50,12 +49,12 @@ def open_arrays(path: Path) -> ArrayFile:
         CacheError: no such file, another suffix, damaged, or it holds Python objects.
     """
     suffix = path.suffix.lower()
-    if suffix not in SUFFIXES:
+    if suffix not in _FORMATS:
         hint = "; save pickled arrays again with numpy.savez" if suffix in (".pkl", ".pickle", ".pt") else ""
-        raise CacheError(f"{bad_choice('suffix', path.suffix, SUFFIXES)}: {path}{hint}")
+        raise CacheError(f"{bad_choice('suffix', path.suffix, _FORMATS)}: {path}{hint}")
     if not path.is_file():
         raise CacheError(f"No file {path}")
-    return ArrayFile(path, _guarded(path, lambda: _SHAPES[suffix](path)))
+    return ArrayFile(path, _guarded(path, lambda: _FORMATS[suffix][0](path)))
 
 
 def _guarded(path: Path, function: Any) -> Any:
@@ -166,17 +165,11 @@ def _read_safetensors(path: Path, name: str) -> Array:
         return values
 
 
-_SHAPES = {
-    ".npy": _npy_shapes,
-    ".npz": _npz_shapes,
-    ".h5": _hdf5_shapes,
-    ".hdf5": _hdf5_shapes,
-    ".safetensors": _safetensors_shapes,
-}
-_READ = {
-    ".npy": lambda path, name: np.load(path, allow_pickle=False),
-    ".npz": _read_npz,
-    ".h5": _read_hdf5,
-    ".hdf5": _read_hdf5,
-    ".safetensors": _read_safetensors,
+# suffix → how the shapes of all arrays are read, and how one array is
+_FORMATS: Mapping[str, tuple[Callable[[Path], Mapping[str, tuple[int, ...]]], Callable[[Path, str], Array]]] = {
+    ".npy": (_npy_shapes, lambda path, name: np.load(path, allow_pickle=False)),
+    ".npz": (_npz_shapes, _read_npz),
+    ".h5": (_hdf5_shapes, _read_hdf5),
+    ".hdf5": (_hdf5_shapes, _read_hdf5),
+    ".safetensors": (_safetensors_shapes, _read_safetensors),
 }

@@ -1,26 +1,33 @@
-"""Names of encoders and settings go in; the feature sets that are asked for come out, each with its recipe."""
+"""The feature sets that a call asks for, each with its encoder and its recipe."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from amber2_core.errors import SettingError, bad_choice
 from amber2_core.tables import is_storable_name
 
 from .checkpoint import Checkpoint, find_checkpoint
+from .encoders import POOLINGS
 from .recipe import PRECISIONS, AudioRecipe, EncoderRecipe, Layers, Precision, TextRecipe
 
 
 @dataclass(frozen=True)
-class Task:
-    """One feature set that is asked for."""
+class Job:
+    """A feature set that is asked for."""
 
     name: str
     checkpoint: Checkpoint
     recipe: EncoderRecipe
 
+    @property
+    def stage(self) -> str:
+        """What its failures are filed under: ``audio/wav2vec2-base``."""
+        return f"{self.recipe.modality}/{self.name}"
 
-def plan_tasks(
+
+def plan_jobs(
     audio_model: str | None,
     text_model: str | None,
     *,
@@ -28,10 +35,11 @@ def plan_tasks(
     text_name: str | None = None,
     layers: Layers = "last",
     frames: int | None = None,
+    pooling: str = "mean",
     precision: Precision = "fp32",
     max_seconds: float | None = None,
-) -> tuple[Task, ...]:
-    """Text first: it takes minutes where audio takes hours, and so all that can be wrong is met early.
+) -> list[Job]:
+    """The feature sets that are asked for; text first, as it takes minutes where audio takes hours.
 
     Raises:
         ModelError: a checkpoint cannot be found, or lacks a file.
@@ -43,25 +51,34 @@ def plan_tasks(
         raise SettingError(f"Bad frames {frames}, expected 1 or more")
     if precision not in PRECISIONS:
         raise SettingError(bad_choice("precision", precision, PRECISIONS))
+    if pooling not in POOLINGS:
+        raise SettingError(bad_choice("pooling", pooling, POOLINGS))
     for modality, name in (("audio", audio_name), ("text", text_name)):
         if name is not None and not is_storable_name(name):
             raise SettingError(f"Bad {modality} name {name!r}, expected one without '/'")
-    tasks = []
+    # Sets of more than one vector, or of another one, stand beside the plain one.
+    parts = (
+        "" if pooling == "mean" else pooling,
+        "" if layers == "last" else "layers",
+        f"frames{frames}" if frames else "",
+    )
+    ending = "".join(f"-{part}" for part in parts if part)
+    settings: dict[str, Any] = {"layers": layers, "frames": frames, "pooling": pooling, "precision": precision}
+    jobs = []
     if text_model is not None:
         checkpoint = find_checkpoint(text_model, modality="text")
-        recipe: EncoderRecipe = TextRecipe.of(checkpoint, layers=layers, frames=frames, precision=precision)
-        tasks.append(Task(text_name or _name(checkpoint, recipe), checkpoint, recipe))
+        text = TextRecipe(**checkpoint.identity(), tokenizer_digest=checkpoint.input_digest(), **settings)
+        jobs.append(Job(text_name or checkpoint.short_name + ending, checkpoint, text))
     if audio_model is not None:
         checkpoint = find_checkpoint(audio_model, modality="audio")
-        recipe = AudioRecipe.of(checkpoint, layers=layers, frames=frames, precision=precision, max_seconds=max_seconds)
-        tasks.append(Task(audio_name or _name(checkpoint, recipe), checkpoint, recipe))
-    if not tasks:
+        audio = AudioRecipe(
+            **checkpoint.identity(),
+            preprocessor_digest=checkpoint.input_digest(),
+            sampling_rate=checkpoint.sampling_rate(),
+            max_seconds=max_seconds,
+            **settings,
+        )
+        jobs.append(Job(audio_name or checkpoint.short_name + ending, checkpoint, audio))
+    if not jobs:
         raise SettingError("Nothing to encode: name an audio model, a text model, or both")
-    return tuple(tasks)
-
-
-def _name(checkpoint: Checkpoint, recipe: EncoderRecipe) -> str:
-    """The encoder's, and what is more than one vector per utterance: such sets stand beside the plain one."""
-    layers = "-layers" if recipe.layers == "all" else ""
-    frames = f"-frames{recipe.frames}" if recipe.frames is not None else ""
-    return f"{checkpoint.short_name}{layers}{frames}"
+    return jobs

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from extraction import work_here
 from small_corpus import with_utterance, write_corpus
 from small_models import save_text
 
@@ -17,8 +18,8 @@ from amber2_core.cache import Features, Frames, read_cache, write_cache
 from amber2_core.errors import CacheError
 from amber2_core.tables import texts
 from amber2_core.utterance import Corpus
-from amber2_extract.earlier import earlier
 from amber2_extract.pipeline import Summary, extract_features
+from amber2_extract.previous import read_previous
 
 
 class Place:
@@ -42,7 +43,8 @@ class Place:
 
 
 @pytest.fixture
-def place(tmp_path: Path) -> Place:
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Place:
+    work_here(monkeypatch)
     return Place(tmp_path)
 
 
@@ -75,17 +77,6 @@ def test_rows_that_move_are_copied_without_all_of_them_in_memory(place: Place) -
     assert [path.name for path in place.output.parent.glob("example.h5*")] == ["example.h5"]
 
 
-def test_what_another_recipe_has_in_work_is_left_there_and_nothing_else(place: Place) -> None:
-    work = place.output.with_name("example.h5.parts")
-    (work / "another").mkdir(parents=True)
-    (work / "another" / "000001.npz").touch()
-    (work / "kept").mkdir()
-    (work / "kept" / "of-a-killed-process.values").touch()
-    place.extract(replace(place.corpus, utterances=place.corpus.utterances[::-1]))
-    left = {str(path.relative_to(work)) for path in work.rglob("*") if path.is_file()}
-    assert left == {"lock", "another/000001.npz"}
-
-
 def test_one_new_transcript_leaves_the_rest_as_it_was(place: Place) -> None:
     summary = place.extract(with_utterance(place.corpus, 2, transcript="we heard one voice"))
     assert summary.features[0].encoded == 1
@@ -101,11 +92,11 @@ def test_what_cannot_be_gone_on_from_is_an_error_or_with_force_a_warning(
     place.output.write_bytes(data)
     with (
         pytest.raises(CacheError, match=r"does not match its checksum.*; or replace it with --force$"),
-        earlier(place.output, "example", force=False),
+        read_previous(place.output, "example", force=False),
     ):
         pass
-    with caplog.at_level(logging.WARNING), earlier(place.output, "example", force=True) as found:
+    with caplog.at_level(logging.WARNING), read_previous(place.output, "example", force=True) as found:
         assert found is None
     assert len(caplog.messages) == 1
-    with earlier(place.output.with_name("none.h5"), "example", force=False) as found:
+    with read_previous(place.output.with_name("none.h5"), "example", force=False) as found:
         assert found is None

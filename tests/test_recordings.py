@@ -1,4 +1,4 @@
-"""A folder that vanishes in the midst of an extraction: one line, nothing lost; a file that is missing: one failure."""
+"""A corpus is read once and whole; what no cache can hold is said at once, and a folder that vanishes is one line."""
 
 from __future__ import annotations
 
@@ -6,61 +6,91 @@ import errno
 import os
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from small_corpus import with_utterance, write_corpus
-from small_models import save_speech, save_text
+from extraction import Place, after, deal_singly, of, work_here
+from small_corpus import with_utterance
 
-import amber2_core.cache
 import amber2_extract.audio
-import amber2_extract.inputs
-import amber2_extract.parts
+import amber2_extract.recordings
+import amber2_extract.worker
 from amber2_core.cache import read_cache
 from amber2_core.errors import CacheError, CorpusError
+from amber2_core.utterance import Corpus, LabelDefaults, Rating, Utterance
 from amber2_extract.audio import Excerpt
-from amber2_extract.encoding import Progress
-from amber2_extract.pipeline import Summary, extract_features
+from amber2_extract.pipeline import Summary
+from amber2_extract.recordings import blank_cache, storable
+
+# --- what a cache can hold ---
+
+UTTERANCE = Utterance("u1", "u1.wav", "one voice", (Rating("r1", "sad"),), attributes={"note": "calm"})
 
 
-class Place:
+def _corpus(**changes: Any) -> Corpus:
+    return Corpus("example", Path("/corpus"), (replace(UTTERANCE, **changes),), LabelDefaults(("sad", "happy")))
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"id": "u\0"}, r"Bad id 'u\\x00' in /corpus"),
+        ({"speaker": "\udc80"}, "Bad speaker"),
+        ({"ratings": (Rating("r1", "s\0d"),)}, "Bad label"),
+        ({"ratings": (Rating("r1", "sad", weight=-1.0),)}, "Bad weight -1.0"),
+        ({"attributes": {"note": "\ud800"}}, "Bad note"),
+        ({"attributes": {"a/b": 1.0}}, "Bad attribute name 'a/b'"),
+    ],
+)
+def test_what_cannot_be_stored_is_refused(changes: Any, words: str) -> None:
+    with pytest.raises(CorpusError, match=words):
+        blank_cache(_corpus(**changes))
+
+
+def test_a_transcript_is_mended() -> None:
+    assert storable("a\ud800b\0c") == "a\ufffdb\ufffdc"
+    assert storable("🎙️ naïve") == "🎙️ naïve"
+    assert list(blank_cache(_corpus(transcript="a\0b")).utterances.transcript) == ["a\ufffdb"]
+
+
+def test_the_tables_of_the_corpus_are_in_it() -> None:
+    blank = blank_cache(_corpus())
+    assert (blank.corpus, len(blank.ratings), blank.features) == ("example", 1, ())
+    assert list(blank.attributes["note"]) == ["calm"]
+    assert "amber2" in blank.versions
+
+
+# --- folders that vanish ---
+
+
+class Shelf(Place):
     """A corpus on one disk, its models and its cache on others."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.corpus = write_corpus(folder / "corpus", count=30)
-        self.output = folder / "caches" / "corpus.h5"
-        save_speech(folder / "wav2vec2", "wav2vec2-group")
-        save_text(folder / "bert", "bert")
-        self.undisturbed = self.values(self.extract(output=folder / "undisturbed.h5"))
+        super().__init__(folder, count=30)
+        self.undisturbed = self.all_values(self.extract(output=folder / "undisturbed.h5"))
 
-    def extract(self, **settings: Any) -> Summary:
-        models = {"audio_model": str(self.folder / "wav2vec2"), "text_model": str(self.folder / "bert")}
-        return extract_features(
-            settings.pop("corpus", self.corpus), settings.pop("output", self.output), **models, **settings
-        )
-
-    def values(self, summary: Summary) -> dict[str, Any]:
+    def all_values(self, summary: Summary) -> dict[str, Any]:
         return {f.modality: f.values for f in read_cache(summary.output).features}
 
     def ends_well(self, *, encoded_before: int) -> None:
         """A further call encodes only what is missing, and ends with the same values."""
         summary = self.extract()
-        (audio,) = [features for features in summary.features if features.modality == "audio"]
         assert not summary.failures
-        assert audio.distinct == 30 - encoded_before
-        for modality, values in self.values(summary).items():
+        assert of(summary, "audio").distinct == 30 - encoded_before
+        for modality, values in self.all_values(summary).items():
             np.testing.assert_array_equal(values, self.undisturbed[modality])
-        assert [path.name for path in self.output.parent.iterdir()] == ["corpus.h5"]
+        assert [path.name for path in self.output.parent.iterdir()] == ["example.h5"]
 
 
 @pytest.fixture
-def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Place:
-    """Every batch is a part."""
-    monkeypatch.setattr(amber2_extract.parts, "PART_SECONDS", 0.0)
-    return Place(tmp_path)
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Shelf:
+    work_here(monkeypatch)
+    deal_singly(monkeypatch)
+    return Shelf(tmp_path)
 
 
 def _moved(path: Path) -> Callable[[], None]:
@@ -81,26 +111,18 @@ def _back(path: Path) -> None:
     path.with_name("elsewhere").rename(path)
 
 
-def _after(batches: int, event: Callable[[], None]) -> Callable[[Progress], None]:
-    def on_progress(progress: Progress) -> None:
-        if progress.features.startswith("audio/") and progress.done == batches:
-            event()
-
-    return on_progress
-
-
 @pytest.mark.parametrize("vanish", [_moved, _unmounted])
 @pytest.mark.parametrize("folder", ["corpus", "corpus/wav"])
-def test_recordings_that_vanish_while_they_are_encoded(place: Place, vanish: Any, folder: str) -> None:
+def test_recordings_that_vanish_while_they_are_encoded(place: Shelf, vanish: Any, folder: str) -> None:
     gone = place.folder / folder
     with pytest.raises(CorpusError) as caught:
-        place.extract(on_progress=_after(10, vanish(gone)))
+        place.extract(on_progress=after(10, vanish(gone)))
     line = str(caught.value)
     assert line.startswith(f"Cannot read the recordings in {place.folder / 'corpus/wav'} any more: ")
     assert line.endswith("what is encoded so far is kept, and the same command goes on when they are back")
     assert not place.output.exists()
     _back(gone)
-    kept = len(list(place.output.parent.glob("*.parts/*/*.npz"))) - 1  # but that of the transcripts
+    kept = place.kept() - 6  # but the transcripts
     assert kept >= 10
     place.ends_well(encoded_before=kept)
 
@@ -108,9 +130,9 @@ def test_recordings_that_vanish_while_they_are_encoded(place: Place, vanish: Any
 @pytest.mark.parametrize("vanish", [_moved, _unmounted])
 @pytest.mark.parametrize("folder", ["corpus", "corpus/wav"])
 def test_recordings_that_vanish_while_they_are_scanned(
-    place: Place, vanish: Any, folder: str, monkeypatch: pytest.MonkeyPatch
+    place: Shelf, vanish: Any, folder: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    gone, digest_of, lock, count = place.folder / folder, amber2_extract.inputs.sha256_of, threading.Lock(), 0
+    gone, digest_of, lock, count = place.folder / folder, amber2_extract.recordings.sha256_of, threading.Lock(), 0
 
     def sha256_of(path: Path) -> str:
         nonlocal count
@@ -121,7 +143,7 @@ def test_recordings_that_vanish_while_they_are_scanned(
             return digest_of(path)
 
     with monkeypatch.context() as patch:
-        patch.setattr(amber2_extract.inputs, "sha256_of", sha256_of)
+        patch.setattr(amber2_extract.recordings, "sha256_of", sha256_of)
         with pytest.raises(CorpusError, match=r"^Cannot read the recordings in .* any more: (No such|it is empty)"):
             place.extract()
     _back(gone)
@@ -145,10 +167,10 @@ def _failing(number: int, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def lengths_known(monkeypatch: pytest.MonkeyPatch) -> None:
     """Headers are read in the scan as ever: what fails are recordings that are being decoded."""
-    monkeypatch.setattr(amber2_extract.inputs, "seconds_of", lambda excerpt: float(excerpt.path.stat().st_size))
+    monkeypatch.setattr(amber2_extract.recordings, "seconds_of", lambda excerpt: float(excerpt.path.stat().st_size))
 
 
-def test_a_stale_network_folder_is_one_line_whatever_can_be_seen_of_it(place: Place, lengths_known: None) -> None:
+def test_a_stale_network_folder_is_one_line_whatever_can_be_seen_of_it(place: Shelf, lengths_known: None) -> None:
     with pytest.MonkeyPatch.context() as patch:
         _failing(errno.ESTALE, "u17.wav", patch)
         with pytest.raises(CorpusError, match=r"any more: Stale file handle; what is encoded so far is kept"):
@@ -158,7 +180,7 @@ def test_a_stale_network_folder_is_one_line_whatever_can_be_seen_of_it(place: Pl
 
 @pytest.mark.parametrize("number", [errno.EIO, errno.EACCES])
 def test_one_recording_that_the_disk_cannot_read_is_a_failure_of_one(
-    place: Place, number: int, lengths_known: None
+    place: Shelf, number: int, lengths_known: None
 ) -> None:
     with pytest.MonkeyPatch.context() as patch:
         _failing(number, "u17.wav", patch)
@@ -166,62 +188,63 @@ def test_one_recording_that_the_disk_cannot_read_is_a_failure_of_one(
     (failure,) = summary.failures
     assert (failure.utterance, failure.reason) == ("u17", f"u17.wav: {os.strerror(number)}")
     held = np.arange(30) != 17
-    np.testing.assert_array_equal(place.values(summary)["audio"][held], place.undisturbed["audio"][held])
+    np.testing.assert_array_equal(place.all_values(summary)["audio"][held], place.undisturbed["audio"][held])
 
 
-def test_recordings_that_were_never_there_are_failures_of_their_own(place: Place) -> None:
+def test_recordings_that_were_never_there_are_failures_of_their_own(place: Shelf) -> None:
     corpus = with_utterance(place.corpus, 3, audio="wav/never.wav")
     corpus = with_utterance(corpus, 8, audio="other/never.wav")
-    summary = place.extract(corpus=corpus, on_progress=_after(10, (place.corpus.root / "wav/u00.wav").unlink))
+    summary = place.extract(corpus=corpus, on_progress=after(10, (place.corpus.root / "wav/u00.wav").unlink))
     reasons = {failure.utterance: failure.reason for failure in summary.failures}
     assert {"u03", "u08"} <= reasons.keys() <= {"u00", "u03", "u08"}
     assert set(reasons.values()) <= {f"{name}.wav: No such file or directory" for name in ("never", "u00")}
 
 
-def test_the_folder_of_the_cache_vanishes(place: Place) -> None:
+def test_the_folder_of_the_cache_vanishes(place: Shelf) -> None:
     gone = place.output.parent
-    with pytest.raises(CacheError, match=r"No such file or directory; the 10 rows .* where it comes back, the same"):
-        place.extract(on_progress=_after(10, _moved(gone)))
+    with pytest.raises(CacheError, match=r"No such file or directory; the rows .* where it comes back, the same"):
+        place.extract(on_progress=after(10, _moved(gone)))
     _back(gone)
     place.ends_well(encoded_before=10)
 
 
 @pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE])
-def test_the_disk_of_the_cache_fails_while_parts_are_written(
-    place: Place, number: int, monkeypatch: pytest.MonkeyPatch
+def test_the_disk_of_the_cache_fails_while_rows_are_written(
+    place: Shelf, number: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    synced = 0
+    synced, sync = 0, os.fsync
 
     def fsync(descriptor: int) -> None:
         nonlocal synced
         synced += 1
         if synced > 21:
             raise OSError(number, os.strerror(number))
+        sync(descriptor)
 
     with monkeypatch.context() as patch:
-        patch.setattr(amber2_extract.parts.os, "fsync", fsync)
-        with pytest.raises(CacheError, match=rf"^Cannot write to .*: {os.strerror(number)}; the \d+ rows"):
+        patch.setattr(amber2_extract.worker, "REST_SECONDS", 0.0)
+        patch.setattr(os, "fsync", fsync)
+        with pytest.raises(CacheError, match=rf"^Cannot write to .*: {os.strerror(number)}; the rows"):
             place.extract()
-    kept = len(list(place.output.parent.glob("*.parts/*/*.npz"))) - 1
+    kept = place.kept() - 6
     assert kept > 0
     place.ends_well(encoded_before=kept)
 
 
-@pytest.mark.parametrize("broken", ["replace", "pwrite", "read_bytes"])
+@pytest.mark.parametrize("broken", ["replace", "read"])
 def test_the_disk_of_the_cache_fails_while_it_is_put_together(
-    place: Place, broken: str, monkeypatch: pytest.MonkeyPatch
+    place: Shelf, broken: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fails: Any = lambda *arguments: (_ for _ in ()).throw(OSError(errno.ESTALE, os.strerror(errno.ESTALE)))  # noqa: E731
     with monkeypatch.context() as patch:
         if broken == "replace":
-            patch.setattr(amber2_core.cache.os, "replace", _only_for(place.output, fails))
-        elif broken == "pwrite":
-            patch.setattr(os, "pwrite", fails)
+            patch.setattr(os, "replace", _only_for(place.output, fails))
         else:
-            patch.setattr(Path, "read_bytes", fails)
+            patch.setattr("amber2_extract.rows._read", fails)
         with pytest.raises(CacheError, match=r"^Cannot (read|write) .*Stale file handle"):
             place.extract()
     assert not place.output.exists()
+    place.ends_well(encoded_before=30 if broken == "replace" else 0)  # the transcripts' rows are read first
 
 
 def _only_for(target: Path, fails: Any) -> Any:
@@ -229,14 +252,18 @@ def _only_for(target: Path, fails: Any) -> Any:
     return lambda source, name: fails() if name == target else replace(source, name)
 
 
-def test_an_earlier_cache_that_vanishes_is_one_line_and_stays_as_it_was(place: Place) -> None:
-    """What is not encoded anew is copied from it, and the copy fails."""
+def test_an_earlier_cache_that_vanishes_is_one_line_and_stays_as_it_was(place: Shelf) -> None:
+    """What is not encoded anew is read from it, and cannot be."""
     place.extract()
     before = place.output.read_bytes()
     (place.corpus.root / "wav/u03.wav").unlink()
+
+    def fails(self: Any, rows: slice) -> Any:
+        raise OSError(errno.EIO, "Input/output error")
+
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(os, "pwrite", lambda *arguments: (_ for _ in ()).throw(OSError(errno.EIO, "Input/output error")))
-        with pytest.raises(CacheError, match=r"^Cannot write .*corpus\.h5: Input/output error; what is encoded so far"):
+        patch.setattr("amber2_extract.previous._Gathered.__getitem__", fails)
+        with pytest.raises(CacheError, match=r"^Cannot read what .*example\.h5 is made of: Input/output error"):
             place.extract()
     assert place.output.read_bytes() == before
     assert [failure.utterance for failure in place.extract().failures] == ["u03"]

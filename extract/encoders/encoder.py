@@ -1,0 +1,214 @@
+"""What frozen transformers encoders have in common: how one is loaded, runs a batch, pools it, and is tried."""
+
+from __future__ import annotations
+
+import logging
+import math
+import re
+import threading
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+
+from amber2_core.devices import is_out_of_memory, set_arithmetic
+from amber2_core.errors import ModelError
+
+from ..checkpoint import CONFIG, Checkpoint
+from ..recipe import Layers, Precision
+from ..rows import Row
+from . import POOLINGS, exactness
+from .exactness import binned, mask_of
+
+# How far a row of a batch may be from the same utterance encoded alone, relative L2.
+EXACT = 1e-5
+
+_HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
+# Weights that no pooled hidden state depends on: pre-training's mask vector, a pooler on [CLS], constant position ids.
+_UNUSED = re.compile(r"(^|\.)(masked_spec_embed|pooler\.|embeddings\.position_ids)")
+
+Loaded = TypeVar("Loaded")
+
+_log = logging.getLogger(__name__)
+
+
+class Encoder:
+    """What encoders of speech and text have in common: how a batch is run, pooled, and tried for exactness."""
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        *,
+        layers: Layers = "last",
+        frames: int | None = None,
+        pooling: str = "mean",
+        precision: Precision = "fp32",
+        device: torch.device | str = "cpu",
+    ) -> None:
+        """Load a checkpoint, and settle for the whole process that fp32 is computed in all its digits.
+
+        Raises:
+            ModelError: it cannot be loaded, or is no encoder of this kind.
+        """
+        self.device = torch.device(device)
+        set_arithmetic(self.device)
+        self.layers = layers
+        self.frames = frames
+        self.precision = precision
+        self._pool = getattr(exactness, POOLINGS[pooling])
+        self._batches_are_exact: bool | None = None
+        self._trying = threading.Lock()
+        self._model = load_model(checkpoint, self.device)
+        self._set_up(checkpoint)
+
+    def _set_up(self, checkpoint: Checkpoint) -> None:
+        """Load what turns raw input into the model's, and see that the model takes it."""
+        raise NotImplementedError
+
+    def encode(self, inputs: Sequence[Any]) -> list[Row]:
+        """Encode a batch; each row is what its utterance gives alone.
+
+        Its values are the hidden states pooled over the valid places, by default their mean; its frames, if any are
+        asked for, means over stretches of the last hidden state.
+        """
+        if len(inputs) == 1 or self._is_exact():
+            return self._encode(inputs, self.precision)
+        return [row for one in inputs for row in self._encode([one], self.precision)]
+
+    def _encode(self, inputs: Sequence[Any], precision: Precision) -> list[Row]:
+        raise NotImplementedError
+
+    def _probe(self) -> Sequence[Any]:
+        """A small batch of very different lengths."""
+        raise NotImplementedError
+
+    def _half(self, precision: Precision) -> AbstractContextManager[object]:
+        """torch's autocast: half precision for products and convolutions; the device decides on the rest."""
+        if precision == "fp32":
+            return nullcontext()
+        return torch.autocast(self.device.type, dtype=_HALF[precision])
+
+    def _pooled(self, output: Any, lengths: Sequence[int]) -> list[Row]:
+        """Pool a model's output over the first `lengths[i]` places of each row."""
+        last = output.last_hidden_state  # (batch, places, D)
+        # Some models normalise once more after their last layer: what counts as its output is the last hidden state.
+        states = (last,) if self.layers == "last" else (*output.hidden_states[:-1], last)
+        if len(lengths) == 1:
+            # Nothing is padded.
+            lengths, mask = [last.shape[1]], None
+        else:
+            mask = mask_of(lengths, device=self.device)
+        of_layers = [self._pool(state, mask) for state in states]  # each (batch, D)
+        pooled = of_layers[0] if self.layers == "last" else torch.stack(of_layers, dim=1)
+        values = np.asarray(pooled.cpu().numpy())
+        if self.frames is None:
+            return [Row(one) for one in values]
+        bins = [binned(row[:length], self.frames) for row, length in zip(last, lengths, strict=True)]
+        # One copy from the device: each would wait for all that the device still has to do.
+        frames = np.split(torch.cat(bins).cpu().numpy(), np.cumsum([len(one) for one in bins])[:-1])
+        return [Row(one, sequence) for one, sequence in zip(values, frames, strict=True)]
+
+    def _is_exact(self) -> bool:
+        """Whether batches give what their items give alone: tried out in fp32, when the first batch comes."""
+        with self._trying:
+            if self._batches_are_exact is None:
+                self._batches_are_exact = self._error_of_a_batch() <= EXACT
+                while not self._batches_are_exact and self._go_another_way():
+                    self._batches_are_exact = self._error_of_a_batch() <= EXACT
+                if not self._batches_are_exact:
+                    model = type(self._model).__name__
+                    _log.info("%s changes with its batch: utterances are encoded one at a time", model)
+        return self._batches_are_exact
+
+    def _go_another_way(self) -> bool:
+        """Go over to a slower way of running batches, if there is one."""
+        return False
+
+    def _error_of_a_batch(self) -> float:
+        """The largest relative L2 error of a row."""
+        probe = self._probe()
+        alone = np.stack([row.values.ravel() for one in probe for row in self._encode([one], "fp32")])
+        try:
+            together = np.stack([row.values.ravel() for row in self._encode(probe, "fp32")])
+        except RuntimeError as problem:
+            if is_out_of_memory(problem):
+                raise
+            # Its output has other lengths than its convolutions gave.
+            return math.inf
+        return float((np.linalg.norm(together - alone, axis=1) / np.linalg.norm(alone, axis=1)).max())
+
+
+def load_model(checkpoint: Checkpoint, device: torch.device) -> Any:
+    """The encoder of a checkpoint in fp32, in evaluation mode, its parameters frozen.
+
+    Raises:
+        ModelError: transformers cannot load it, the device does not take it, or a weight is missing that transformers
+            would have made up.
+    """
+    import transformers
+
+    model, report = from_pretrained(
+        checkpoint, transformers.AutoModel.from_pretrained, dtype=torch.float32, output_loading_info=True
+    )
+    made_up = sorted(key for key in report["missing_keys"] if not _UNUSED.search(key))
+    if made_up:
+        others = f" and {len(made_up) - 1} more" if len(made_up) > 1 else ""
+        raise ModelError(
+            f"Cannot load {checkpoint.name!r}: {checkpoint.weights[0].name} lacks {made_up[0]}{others}; "
+            f"it does not fit the {checkpoint.folder / CONFIG} beside it"
+        )
+    # torch's complaint about WavLM's two kinds of attention mask is transformers' affair.
+    warnings.filterwarnings("ignore", message="Support for mismatched key_padding_mask")
+    if getattr(model.config, "is_encoder_decoder", False):
+        model = model.get_encoder()
+    _fix_weights(model)
+    try:
+        return model.to(device).eval().requires_grad_(False)
+    except RuntimeError as problem:  # no room, a driver that is too old, a GPU that is another's alone
+        raise ModelError(f"Cannot load {checkpoint.name!r} to {device}: {str(problem).splitlines()[0]}") from problem
+
+
+def _fix_weights(model: Any) -> None:
+    """Compute once what a weight norm computes anew in every call; in one thread, as sums depend on their number."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        for module in model.modules():
+            for name in list(getattr(module, "parametrizations", ())):
+                torch.nn.utils.parametrize.remove_parametrizations(module, name)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def from_pretrained(checkpoint: Checkpoint, load: Callable[..., Loaded], **settings: Any) -> Loaded:
+    """What one of transformers' ``from_pretrained`` gives for a checkpoint, silently.
+
+    Raises:
+        ModelError: whatever goes wrong, in one line.
+    """
+    try:
+        with silence():
+            return load(checkpoint.folder, local_files_only=True, **settings)
+    except Exception as problem:  # config, safetensors, pickle and tokenizer errors have no common base
+        lines = (str(problem) or type(problem).__name__).strip().splitlines()
+        raise ModelError(f"Cannot load {checkpoint.name!r} from {checkpoint.folder}: {lines[0]}") from problem
+
+
+@contextmanager
+def silence() -> Iterator[None]:
+    """Keep transformers from telling of unused weights and showing progress; its errors are exceptions all the same."""
+    import transformers
+
+    logging: Any = transformers.utils.logging
+    verbosity, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bar:
+            logging.enable_progress_bar()

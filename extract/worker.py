@@ -1,0 +1,299 @@
+"""What a worker process of stage 1 does: it loads an encoder once, and makes the batches that it is dealt into rows.
+
+Importing this module loads neither torch nor transformers: the conductor only names its functions.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import math
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from importlib import import_module
+from itertools import islice
+from pathlib import Path
+from typing import Any, TypeVar
+
+from amber2_core.errors import AudioError, ModelError
+
+from .audio import Excerpt, read_waveform
+from .encoders import ENCODERS
+from .plan import Job
+from .recipe import AudioRecipe
+from .recordings import Batch, Work, check_reach
+from .rows import Row, RowWriter
+
+Given = TypeVar("Given")
+Made = TypeVar("Made")
+
+# What a fork server loads, so that its workers need not.
+PRELOADED = (
+    "amber2_extract.encoders.text",
+    "amber2_extract.encoders.waveform",
+    "transformers.models.bert.modeling_bert",
+    "transformers.models.bert.tokenization_bert",
+    "transformers.models.wav2vec2.feature_extraction_wav2vec2",
+    "transformers.models.wav2vec2.modeling_wav2vec2",
+)
+
+# Most threads that decode for an accelerator. One reads some 1,500 times as fast as recordings play; more than are
+# needed keep Python from whoever feeds the accelerator.
+_DECODERS = 4
+# What the machine may lose where its power goes: rows survive the process as soon as they are written.
+REST_SECONDS = 20.0
+_NOT_FINITE = "the encoder gives values that are not finite"
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Seat:
+    """What one worker has to itself: its number, its device, and its threads."""
+
+    number: int
+    device: str
+    threads: int
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What must be known before batches can be planned."""
+
+    devices: tuple[str, ...]
+    # of each worker: those that encode on a processor, those that decode for an accelerator
+    threads: int
+    # tokens of each transcript, and which had to be cut to the model's limit; nothing of recordings
+    tokens: tuple[int, ...] = ()
+    cut: tuple[bool, ...] = ()
+
+
+def survey(job: Job, device: str, works: Sequence[Work]) -> Survey:
+    """Choose devices, and count the tokens of transcripts.
+
+    Raises:
+        SettingError: there is no such device.
+        ModelError: the tokenizer cannot be loaded.
+    """
+    import torch
+
+    from amber2_core.devices import choose_devices
+
+    devices = choose_devices(device)
+    threads = torch.get_num_threads()
+    if devices[0].type != "cpu":
+        threads = min(_DECODERS, max(1, threads // len(devices)))
+    names = tuple(map(str, devices))
+    if isinstance(job.recipe, AudioRecipe):
+        return Survey(names, threads)
+    from .encoders.text import load_tokenizer
+
+    tokens, cut = load_tokenizer(job.checkpoint).tokens([str(work.source) for work in works])
+    return Survey(names, threads, tuple(map(len, tokens)), tuple(cut))
+
+
+class Station:
+    """An encoder on its device, the threads that work for it, and the files that take its rows."""
+
+    def __init__(self, seat: Seat, shared: tuple[Job, Path]) -> None:
+        """Load the encoder of a job, whose rows go to the store in a folder.
+
+        Raises:
+            ModelError: the encoder cannot be loaded.
+            CacheError: the row store cannot be written.
+        """
+        import torch
+
+        job, folder = shared
+        self.recipe = job.recipe
+        self.encoder = _loaded(job, seat.device)
+        self.encode = Halving(self.encoder)
+        self.writer = RowWriter(folder, seat.number)
+        self._threads = seat.threads
+        self._rested = time.monotonic()
+        # Each thread of a processor encodes a batch of its own: that needs less waiting for one another than all of
+        # them at one batch, and gives the same values however many there are.
+        self.encodes_in_threads = self.encoder.device.type == "cpu"
+        each = 1 if self.encodes_in_threads else torch.get_num_threads()
+        self._pool = ThreadPoolExecutor(self._threads, initializer=torch.set_num_threads, initargs=(each,))
+
+    def ahead(
+        self, make: Callable[[Given], Made], given: Iterable[Given], *, most: int | None = None
+    ) -> Iterator[Made]:
+        """`map` in the threads, in order, at most so many results ahead of who takes them; two for each thread."""
+        waiting: deque[Future[Made]] = deque()
+        try:
+            for one in given:
+                waiting.append(self._pool.submit(make, one))
+                if len(waiting) > (most or 2 * self._threads):
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            for future in waiting:
+                future.cancel()
+
+    def rest(self) -> None:
+        """From time to time, bring rows to the disk, and memory back to the system."""
+        if time.monotonic() - self._rested >= REST_SECONDS:
+            self.writer.sync()
+            _give_back()
+            self._rested = time.monotonic()
+
+
+def encode(station: Station, portion: Sequence[Batch]) -> tuple[dict[str, str], float]:
+    """Make batches into rows of the store.
+
+    Returns:
+        Digest → reason of what could not be encoded, and the seconds that all took.
+
+    Raises:
+        ModelError: the device has too little memory for a single utterance.
+        CorpusError: the folder of the recordings has gone.
+        CacheError: the disk is full, or has gone.
+    """
+    began = time.monotonic()
+    works = [work for batch in portion for work in batch.works]
+    if isinstance(station.recipe, AudioRecipe):
+        read: Callable[[Work], Any] = partial(_waveform, station.encoder, station.recipe)
+    else:
+        # All at once and in one thread, as tokenizers want it.
+        tokens, _ = station.encoder.tokenizer.tokens([str(work.source) for work in works])
+        known = {work: ids or "its transcript gives no token" for work, ids in zip(works, tokens, strict=True)}
+        read = known.__getitem__
+    if station.encodes_in_threads:
+        made = station.ahead(lambda batch: _rows(station.encode, batch, map(read, batch.works)), portion)
+    else:
+        # An accelerator waits for one batch at most, which all threads read.
+        inputs = station.ahead(read, works, most=2 * max(len(batch.works) for batch in portion))
+        made = (_rows(station.encode, batch, islice(inputs, len(batch.works))) for batch in portion)
+    failures: dict[str, str] = {}
+    for rows, problems in made:
+        station.writer.add(rows)
+        failures |= problems
+    station.rest()
+    return failures, time.monotonic() - began
+
+
+def _rows(
+    encode: Callable[[Sequence[Any]], list[Row]], batch: Batch, inputs: Iterable[Any]
+) -> tuple[dict[str, Row], dict[str, str]]:
+    """Rows by digest, and why there is none, of a batch and its inputs; an input that is text says why it is none."""
+    found = {work.digest: given for work, given in zip(batch.works, inputs, strict=True)}
+    good = {digest: given for digest, given in found.items() if not isinstance(given, str)}
+    rows = dict(zip(good, encode(list(good.values())), strict=True)) if good else {}
+    failures = {digest: given for digest, given in found.items() if digest not in good}
+    failures |= {digest: _NOT_FINITE for digest, row in rows.items() if not row.is_finite}
+    return {digest: row for digest, row in rows.items() if digest not in failures}, failures
+
+
+def _waveform(encoder: Any, recipe: AudioRecipe, work: Work) -> Any:
+    """What the encoder takes of a recording, or why that is nothing."""
+    assert isinstance(work.source, Excerpt)
+    try:
+        waveform = read_waveform(
+            work.source,
+            sampling_rate=recipe.sampling_rate,
+            max_seconds=recipe.max_seconds,
+            resampler=recipe.resampler,
+        )
+        encoder.check(waveform)
+    except AudioError as problem:
+        check_reach(work.source.path.parent, problem)
+        return str(problem)
+    return encoder.prepare(waveform)
+
+
+def _loaded(job: Job, device: str) -> Any:
+    """The encoder of a job: of the family that takes what its model takes, else the first of the modality, which says
+    why it cannot.
+    """
+    import transformers
+
+    from .encoders.encoder import from_pretrained
+
+    recipe = job.recipe
+    families = {takes: place for (modality, takes), place in ENCODERS.items() if modality == recipe.modality}
+    config = type(from_pretrained(job.checkpoint, transformers.AutoConfig.from_pretrained))
+    takes = str(getattr(transformers.MODEL_MAPPING.get(config, None), "main_input_name", ""))
+    module, _, name = families.get(takes, next(iter(families.values()))).partition(":")
+    kind = getattr(import_module(f".encoders.{module}", __package__), name)
+    settings = {"layers": recipe.layers, "frames": recipe.frames, "pooling": recipe.pooling}
+    return kind(job.checkpoint, **settings, precision=recipe.precision, device=device)
+
+
+class Halving:
+    """An encoder that halves what does not fit into its device's memory, and remembers what did not."""
+
+    def __init__(self, encoder: Any) -> None:
+        self._encoder = encoder
+        # the largest batch that may fit, padding included, in samples or tokens
+        self._most = math.inf
+
+    def __call__(self, inputs: Sequence[Any]) -> list[Row]:
+        """Encode a batch.
+
+        Raises:
+            ModelError: a single utterance does not fit, or the device lacks an operation.
+        """
+        if len(inputs) == 1 or _size(inputs) <= self._most:
+            rows = self._tried(inputs)
+            if rows is not None:
+                return rows
+        half = (len(inputs) + 1) // 2
+        return [*self(inputs[:half]), *self(inputs[half:])]
+
+    def _tried(self, inputs: Sequence[Any]) -> list[Row] | None:
+        """None where it does not fit; outside of the handler, so that the error no longer holds what it had begun."""
+        import torch
+
+        from amber2_core.devices import is_out_of_memory
+
+        device = self._encoder.device
+        try:
+            rows: list[Row] = self._encoder.encode(inputs)
+            return rows
+        except NotImplementedError as problem:
+            if device.type != "mps":
+                raise
+            line = str(problem).split(". ")[0]
+            raise ModelError(
+                f"{line}: set PYTORCH_ENABLE_MPS_FALLBACK=1 in the environment, or use --device cpu"
+            ) from problem
+        except RuntimeError as problem:
+            if not is_out_of_memory(problem):
+                raise
+        if len(inputs) == 1:
+            raise ModelError(
+                f"{device} has too little memory for one utterance alone ({len(inputs[0]):,} samples or tokens): use "
+                "--max-seconds, --precision bf16 or another --device; what is encoded so far is kept"
+            )
+        half = (len(inputs) + 1) // 2
+        self._most = min(self._most, _size(inputs[:half]), _size(inputs) - 1)
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
+        elif device.type == "mps":
+            torch.mps.empty_cache()
+        _log.info(
+            "%s ran out of memory with a batch of %d: it is halved, and so are others as large", device, len(inputs)
+        )
+        return None
+
+
+def _size(inputs: Sequence[Any]) -> int:
+    return len(inputs) * max(len(one) for one in inputs)
+
+
+def _give_back() -> None:
+    """Give memory that is free, but lies between what is not, back to the system, where the C library can (glibc's).
+
+    Without it a process that encodes for hours grows: what small things outlive a batch keep the room between them.
+    """
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    if trim is not None:
+        trim(ctypes.c_size_t(0))
