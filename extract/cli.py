@@ -17,6 +17,8 @@ import click
 
 from amber2_core.command import INCOMPLETE, command_body
 
+from .encoders import POOLINGS
+
 if TYPE_CHECKING:
     from .imported import Wanted
     from .pipeline import OnProgress, Progress, Summary
@@ -66,6 +68,13 @@ _log = logging.getLogger(__name__)
     help="Store the sequence, too, pooled to at most so many bins. [default: the mean alone]",
 )
 @click.option(
+    "--pooling",
+    type=click.Choice(list(POOLINGS)),
+    default="mean",
+    show_default=True,
+    help="How the hidden states of an utterance become one vector.",
+)
+@click.option(
     "--precision",
     type=click.Choice(["fp32", "bf16", "fp16"]),
     default="fp32",
@@ -109,6 +118,7 @@ def extract_features(
     modality: Literal["both", "audio", "text"],
     layers: Literal["last", "all"],
     frames: int | None,
+    pooling: str,
     precision: Literal["fp32", "bf16", "fp16"],
     audio_name: str | None,
     text_name: str | None,
@@ -143,6 +153,7 @@ def extract_features(
             text_name=text_name,
             layers=layers,
             frames=frames,
+            pooling=pooling,
             precision=precision,
             max_seconds=max_seconds,
             effort=effort,

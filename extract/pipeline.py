@@ -121,6 +121,7 @@ def extract_features(
     text_name: str | None = None,
     layers: Layers = "last",
     frames: int | None = None,
+    pooling: str = "mean",
     precision: Precision = "fp32",
     max_seconds: float | None = None,
     effort: Effort | None = None,
@@ -141,6 +142,7 @@ def extract_features(
         audio_name: what the cache calls the speech features; None: as the encoder is called.
         text_name: what the cache calls the text features.
         layers: the last hidden state, or all of them.
+        pooling: how the hidden states of an utterance become one vector.
         frames: beside the mean, the last hidden state pooled to at most so many bins.
         precision: of products and convolutions; what is stored is fp32.
         max_seconds: longer utterances are cut off at the end.
@@ -168,6 +170,7 @@ def extract_features(
         text_name=text_name,
         layers=layers,
         frames=frames,
+        pooling=pooling,
         precision=precision,
         max_seconds=max_seconds,
     )

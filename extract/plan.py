@@ -9,6 +9,7 @@ from amber2_core.errors import SettingError, bad_choice
 from amber2_core.tables import is_storable_name
 
 from .checkpoint import Checkpoint, find_checkpoint
+from .encoders import POOLINGS
 from .recipe import PRECISIONS, AudioRecipe, EncoderRecipe, Layers, Precision, TextRecipe
 
 
@@ -34,6 +35,7 @@ def plan_jobs(
     text_name: str | None = None,
     layers: Layers = "last",
     frames: int | None = None,
+    pooling: str = "mean",
     precision: Precision = "fp32",
     max_seconds: float | None = None,
 ) -> list[Job]:
@@ -49,12 +51,19 @@ def plan_jobs(
         raise SettingError(f"Bad frames {frames}, expected 1 or more")
     if precision not in PRECISIONS:
         raise SettingError(bad_choice("precision", precision, PRECISIONS))
+    if pooling not in POOLINGS:
+        raise SettingError(bad_choice("pooling", pooling, POOLINGS))
     for modality, name in (("audio", audio_name), ("text", text_name)):
         if name is not None and not is_storable_name(name):
             raise SettingError(f"Bad {modality} name {name!r}, expected one without '/'")
-    # Sets of more than one vector stand beside the plain one.
-    ending = ("-layers" if layers == "all" else "") + ("" if frames is None else f"-frames{frames}")
-    settings: dict[str, Any] = {"layers": layers, "frames": frames, "precision": precision}
+    # Sets of more than one vector, or of another one, stand beside the plain one.
+    parts = (
+        "" if pooling == "mean" else pooling,
+        "" if layers == "last" else "layers",
+        f"frames{frames}" if frames else "",
+    )
+    ending = "".join(f"-{part}" for part in parts if part)
+    settings: dict[str, Any] = {"layers": layers, "frames": frames, "pooling": pooling, "precision": precision}
     jobs = []
     if text_model is not None:
         checkpoint = find_checkpoint(text_model, modality="text")

@@ -51,7 +51,7 @@ class _EncoderRecipe:
     # the last hidden state, or all of them: the encoder's input and each layer's output
     layers: Layers = "last"
     # over valid frames or tokens only
-    pooling: Literal["mean"] = "mean"
+    pooling: str = "mean"
     precision: Precision = "fp32"
     preprocessing_version: int = PREPROCESSING_VERSION
     # the last hidden state pooled to at most so many bins beside its mean; None: the mean alone

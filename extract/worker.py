@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
+from importlib import import_module
 from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
@@ -22,6 +23,7 @@ from typing import Any, TypeVar
 from amber2_core.errors import AudioError, ModelError
 
 from .audio import Excerpt, read_waveform
+from .encoders import ENCODERS
 from .plan import Job
 from .recipe import AudioRecipe
 from .recordings import Batch, Work, check_reach
@@ -208,12 +210,21 @@ def _waveform(encoder: Any, recipe: AudioRecipe, work: Work) -> Any:
 
 
 def _loaded(job: Job, device: str) -> Any:
-    from .encoders.text import TextEncoder
-    from .encoders.waveform import SpeechEncoder
+    """The encoder of a job: of the family that takes what its model takes, else the first of the modality, which says
+    why it cannot.
+    """
+    import transformers
 
-    kind = SpeechEncoder if isinstance(job.recipe, AudioRecipe) else TextEncoder
+    from .encoders.encoder import from_pretrained
+
     recipe = job.recipe
-    return kind(job.checkpoint, layers=recipe.layers, frames=recipe.frames, precision=recipe.precision, device=device)
+    families = {takes: place for (modality, takes), place in ENCODERS.items() if modality == recipe.modality}
+    config = type(from_pretrained(job.checkpoint, transformers.AutoConfig.from_pretrained))
+    takes = str(getattr(transformers.MODEL_MAPPING.get(config, None), "main_input_name", ""))
+    module, _, name = families.get(takes, next(iter(families.values()))).partition(":")
+    kind = getattr(import_module(f".encoders.{module}", __package__), name)
+    settings = {"layers": recipe.layers, "frames": recipe.frames, "pooling": recipe.pooling}
+    return kind(job.checkpoint, **settings, precision=recipe.precision, device=device)
 
 
 class Halving:

@@ -98,7 +98,7 @@ def _words(line: str) -> list[str]:
     name, *words = shlex.split(line)
     if name == "make":
         return ["pytest", *shlex.split(words[1].removeprefix("PYTEST_ARGS="))]
-    return [name, *words, *shlex.split(SMALL.get(name, ""))]
+    return [name, *shlex.split(SMALL.get(name, "")), *words]
 
 
 def changed(text: str, diff: str) -> str:
@@ -142,6 +142,7 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (tree / "cache").mkdir()
     shutil.copy(FEATURES, tree / "cache")
     _write_release(tree / "path" / "to" / "cafe")
+    _write_spectra_model(tree / "path" / "to" / "w2v-bert")
     return tree
 
 
@@ -154,6 +155,18 @@ def _write_release(root: Path) -> None:
     rows = ["mary_0001,The voice.,r1,happy", "mary_0001,The voice.,r2,Amused", "john_0002,One voice.,r1,sad"]
     rows.append("john_0003,They know.,r1,neutral")
     (root / "votes.csv").write_text("\n".join(["clip,text,rater,emotion", *rows]) + "\n")
+
+
+def _write_spectra_model(folder: Path) -> None:
+    import transformers
+
+    model: Any = transformers.Wav2Vec2BertModel
+    config: Any = transformers.Wav2Vec2BertConfig
+    preprocessor: Any = transformers.SeamlessM4TFeatureExtractor
+    model(config(hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8)).save_pretrained(
+        folder
+    )
+    preprocessor().save_pretrained(folder)
 
 
 @pytest.fixture(scope="module")
@@ -256,11 +269,24 @@ def test_a_new_column_is_in_the_tables_of_the_report_and_on_its_page(tree: Path)
 
 
 @pytest.mark.usefixtures("done")
+def test_a_new_family_and_a_new_pooling_stand_beside_the_old_ones(tree: Path) -> None:
+    from amber2_core.cache import read_cache
+
+    sets = {some.name: some for some in read_cache(tree / "cache" / "cafe.h5").features}
+    assert {*sets} == {"wav2vec2", "w2v-bert", "wav2vec2-max", "bert", "bert-max", "spectra"}
+    assert {name: some.recipe.get("pooling") for name, some in sets.items() if name.startswith("wav2vec2")} == {
+        "wav2vec2": "mean",
+        "wav2vec2-max": "max",
+    }
+    assert (sets["bert-max"].values > sets["bert"].values).all()
+    assert sets["w2v-bert"].values.shape == (3, 8)
+
+
+@pytest.mark.usefixtures("done")
 def test_vectors_made_elsewhere_stand_beside_those_of_the_encoders(tree: Path) -> None:
     from amber2_core.cache import read_cache
 
     sets = {(some.modality, some.name): some for some in read_cache(tree / "cache" / "cafe.h5").features}
-    assert {name for modality, name in sets if modality == "audio"} == {"wav2vec2", "spectra"}
     spectra = sets["audio", "spectra"]
     assert spectra.values.shape == (3, 80)
     assert (spectra.values[:, 40:] >= spectra.values[:, :40]).all()

@@ -583,6 +583,7 @@ def test_sets_of_more_than_one_vector_have_names_of_their_own(tmp_path: Path) ->
     [
         ({"frames": 0}, "Bad frames 0, expected 1 or more"),
         ({"precision": "int8"}, r"Bad precision 'int8', expected one of \['fp32', 'bf16', 'fp16'\]"),
+        ({"pooling": "median"}, r"Bad pooling 'median', expected one of \['mean'\]"),
         ({"text_name": "a/b"}, "Bad text name 'a/b'"),
         ({"max_seconds": 0.0}, "Bad max_seconds"),
         ({}, "Nothing to encode"),

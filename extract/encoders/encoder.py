@@ -20,7 +20,8 @@ from amber2_core.errors import ModelError
 from ..checkpoint import CONFIG, Checkpoint
 from ..recipe import Layers, Precision
 from ..rows import Row
-from .exactness import binned, mask_of, masked_mean
+from . import POOLINGS, exactness
+from .exactness import binned, mask_of
 
 # How far a row of a batch may be from the same utterance encoded alone, relative L2.
 EXACT = 1e-5
@@ -43,6 +44,7 @@ class Encoder:
         *,
         layers: Layers = "last",
         frames: int | None = None,
+        pooling: str = "mean",
         precision: Precision = "fp32",
         device: torch.device | str = "cpu",
     ) -> None:
@@ -56,6 +58,7 @@ class Encoder:
         self.layers = layers
         self.frames = frames
         self.precision = precision
+        self._pool = getattr(exactness, POOLINGS[pooling])
         self._batches_are_exact: bool | None = None
         self._trying = threading.Lock()
         self._model = load_model(checkpoint, self.device)
@@ -68,8 +71,8 @@ class Encoder:
     def encode(self, inputs: Sequence[Any]) -> list[Row]:
         """Encode a batch; each row is what its utterance gives alone.
 
-        Its values are the mean of the hidden states over the valid places, its frames, if any are asked for, means
-        over stretches of the last hidden state.
+        Its values are the hidden states pooled over the valid places, by default their mean; its frames, if any are
+        asked for, means over stretches of the last hidden state.
         """
         if len(inputs) == 1 or self._is_exact():
             return self._encode(inputs, self.precision)
@@ -95,12 +98,11 @@ class Encoder:
         states = (last,) if self.layers == "last" else (*output.hidden_states[:-1], last)
         if len(lengths) == 1:
             # Nothing is padded.
-            lengths = [last.shape[1]]
-            means = [state.float().mean(dim=1) for state in states]
+            lengths, mask = [last.shape[1]], None
         else:
             mask = mask_of(lengths, device=self.device)
-            means = [masked_mean(state, mask) for state in states]
-        pooled = means[0] if self.layers == "last" else torch.stack(means, dim=1)
+        of_layers = [self._pool(state, mask) for state in states]  # each (batch, D)
+        pooled = of_layers[0] if self.layers == "last" else torch.stack(of_layers, dim=1)
         values = np.asarray(pooled.cpu().numpy())
         if self.frames is None:
             return [Row(one) for one in values]

@@ -23,16 +23,18 @@ def mask_of(lengths: Sequence[int], *, device: torch.device | str = "cpu") -> Te
     return places < on(torch.device(device), torch.tensor(lengths))[:, None]
 
 
-def masked_mean(hidden: Tensor, mask: Tensor) -> Tensor:
+def masked_mean(hidden: Tensor, mask: Tensor | None) -> Tensor:
     """Mean over the valid places: Σ_t mask_t · h_t / Σ_t mask_t.
 
     Args:
         hidden: (batch, places, dimensions); what stands at invalid places, even NaN, does not count.
-        mask: (batch, places) bool, at least one True in each row.
+        mask: (batch, places) bool, at least one True in each row; None where all places are valid.
 
     Returns:
         (batch, dimensions), in float32 whatever the precision of `hidden`.
     """
+    if mask is None:
+        return hidden.float().mean(dim=1)
     valid = mask[..., None]  # (batch, places, 1)
     total = torch.where(valid, hidden, 0).sum(dim=1, dtype=torch.float32)  # (batch, dimensions)
     return total / valid.sum(dim=1)
