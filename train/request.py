@@ -206,10 +206,6 @@ def settings_record(request: Request) -> dict[str, Any]:
     }
 
 
-def _feature_set(some: Any) -> dict[str, Any]:
-    return {"name": some.name, "fingerprint": some.fingerprint, "recipe": some.recipe}
-
-
 def _digest(data: TrainingData) -> str:
     """sha256 over what the numbers rest on: every kept utterance's id, what its features were made of, its target."""
     digest = hashlib.sha256()
