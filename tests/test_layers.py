@@ -133,6 +133,28 @@ def test_a_room_imports_only_the_rooms_that_it_may_know(room: str) -> None:
     none_of([found for found in imports_of(room) if found.top.startswith("amber2_") and found.top not in known])
 
 
+@pytest.mark.parametrize("room", MAY_IMPORT)
+def test_arrows_inside_of_a_room_run_down_at_most_six_floors_and_in_no_circle(room: str) -> None:
+    names = {module.name for module in modules() if module.room == room}
+    below = {module.name: {f.target for f in _targets(module) if f.target in names} for module in modules()}
+
+    def floors(name: str, above: tuple[str, ...] = ()) -> int:
+        assert name not in above, f"a circle: {' → '.join((*above, name))}"
+        return 1 + max((floors(other, (*above, name)) for other in below[name] - {name}), default=0)
+
+    assert max(map(floors, sorted(names)), default=0) <= 6
+
+
+def _targets(module: Module) -> Iterator[Import]:
+    """What a module imports, and what of a package it names."""
+    for found in imports(module):
+        yield found
+    for node in ast.walk(module.tree):
+        if isinstance(node, ast.ImportFrom):
+            base = absolute(module, node)
+            yield from (Import(f"{base}.{a.name}", "", False) for a in node.names)
+
+
 def test_core_stands_on_arrays_tensors_and_their_files_only() -> None:
     known = sys.stdlib_module_names | CORE_STANDS_ON | {"amber2_core"}
     own = {"click": "amber2_core/command.", "pandas": "amber2_core/run_folder."}
