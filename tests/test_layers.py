@@ -147,8 +147,7 @@ def test_arrows_inside_of_a_room_run_down_at_most_six_floors_and_in_no_circle(ro
 
 def _targets(module: Module) -> Iterator[Import]:
     """What a module imports, and what of a package it names."""
-    for found in imports(module):
-        yield found
+    yield from imports(module)
     for node in ast.walk(module.tree):
         if isinstance(node, ast.ImportFrom):
             base = absolute(module, node)
