@@ -8,7 +8,8 @@ The metadata entry `amber2` is a JSON object with `format_version` and
     features           modality → name, fingerprint and whole recipe of the feature set that is expected
     versions           of amber2, torch and numpy
 
-and with whatever else a system records. `train-heads` adds `architecture`, `fold`, `seed`, `epochs` (head → epoch kept;
+and with whatever else a system records. `train-heads` adds `architecture`, `outputs` ("softmax", or the function of a
+system of its own that makes log-probabilities of them), `fold`, `seed`, `epochs` (head → epoch kept;
 0: none, the head is as it began), `missing` (modality → how many train utterances lacked it, where some did) and
 `untrained` (the modalities that all lacked).
 
@@ -60,7 +61,12 @@ class TrainedHeads:
         Where utterances lack a modality, `present` has booleans (N,) under its name; a modality that is not among the
         features, or that no train utterance had, is missing everywhere. The rows of its head then are NaN.
         `origin["missing"]` tells whether the heads met such utterances in training.
+
+        Raises:
+            RunFolderError: the system makes distributions of its outputs in a way of its own, which it alone knows.
         """
+        if (outputs := self.origin.get("outputs", "softmax")) != "softmax":
+            raise RunFolderError(f"These heads of {self.origin['system']} predict through {outputs} alone")
         vectors = {name: standardised(x, self.standardisation.get(name)) for name, x in features.items()}
         masks, first = dict(present or {}), next(iter(features.values()))
         for name, size in self.model.architecture.inputs:

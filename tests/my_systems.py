@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -122,3 +122,88 @@ class Forgetful(Prior):
 
 class Nameless:
     """No system at all."""
+
+
+class Elsewhere(Prior):
+    """One whose only head is not the one that is asked to choose."""
+
+    name = "elsewhere"
+
+    def heads(self, modalities: Sequence[str]) -> tuple[str, ...]:
+        return ("prior",)
+
+
+class Slashed(Prior):
+    """One whose name no file can have."""
+
+    name = "my prior/1"
+
+
+class Trebled(Prior):
+    """One that predicts three times a distribution."""
+
+    name = "trebled"
+
+    def fit(self, *arguments: Any) -> Iterator[FittedPrior]:
+        yield from (replace(one, prior=3 * one.prior) for one in super().fit(*arguments))
+
+
+class Narrow(Prior):
+    """One that predicts a class too few."""
+
+    name = "narrow"
+
+    def fit(self, *arguments: Any) -> Iterator[FittedPrior]:
+        yield from (replace(one, prior=one.prior[:-1]) for one in super().fit(*arguments))
+
+
+@dataclass(frozen=True)
+class ColumnSettings:
+    """Of `Column`."""
+
+    js: int = option(3, "Called as a score is.")
+
+
+class Column(Prior):
+    """One whose setting is a column of results.csv already."""
+
+    name = "column"
+    Settings = ColumnSettings
+
+
+@dataclass(frozen=True)
+class SwitchSettings:
+    """Of `Switch`."""
+
+    epochs: int = option(3, "Called as an option is.")
+
+
+class Switch(Prior):
+    """One whose setting is an option of the command already."""
+
+    name = "switch"
+    Settings = SwitchSettings
+
+
+class Scalar(Flattened):
+    """One whose loss is a single number for all runs."""
+
+    name = "scalar"
+
+    def loss(self, settings: Sequence[Any], *, heads: Sequence[str], fold: FoldData) -> Loss:
+        losses = super().loss(settings, heads=heads, fold=fold)
+        return lambda *inputs: losses(*inputs).mean()
+
+
+class Sharpened(Flattened):
+    """One whose settings learn different targets, and whose outputs are no logits of a softmax."""
+
+    name = "sharpened"
+
+    def learnt(self, setting: Any, target: Tensor) -> Tensor:
+        power = target ** (1 - setting.flatness)
+        return power / power.sum(-1, keepdim=True)
+
+    def log_probs_of(self, outputs: Tensor) -> Tensor:
+        squares = outputs.square() + 1e-6
+        return (squares / squares.sum(-1, keepdim=True)).log()

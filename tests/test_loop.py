@@ -52,7 +52,9 @@ def trained(fold: FoldData, settings: Sequence[Setting], seeds: Sequence[int], e
     system = settings[0].system
     assert isinstance(system, StackedSystem)
     assert {setting.reference for setting in settings} == {settings[0].reference}
-    return train(system, fold, [setting.values for setting in settings], seeds, FitOptions(epochs, **options))
+    targets = system.learnt(settings[0].values, fold.train.targets)
+    values = [setting.values for setting in settings]
+    return train(system, fold, values, seeds, FitOptions(epochs, **options), targets=targets)
 
 
 def logits_of(found: Trained, rows: Rows) -> torch.Tensor:

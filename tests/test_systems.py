@@ -17,7 +17,7 @@ from slow_training import small
 from synthetic_data import cache_of, fold_in, training_data, write_small_cache
 
 from amber2_core.cache import Frames, read_cache, write_cache
-from amber2_core.errors import SettingError
+from amber2_core.errors import RunFolderError, SettingError
 from amber2_core.heads_folder import read_heads, read_tensors
 from amber2_core.run_folder import read_curves, read_predictions, read_results, read_settings, read_summary
 from amber2_train.cli import train_heads
@@ -25,7 +25,7 @@ from amber2_train.fold_data import FoldData
 from amber2_train.folds import make_folds
 from amber2_train.grid import Setting
 from amber2_train.stacked.system import StackedSystem
-from amber2_train.systems.system import system_of
+from amber2_train.systems.system import FitOptions, system_of
 
 HEADS = ("audio", "text", "fusion")
 MINE = Path(__file__).with_name("my_systems.py")
@@ -230,11 +230,39 @@ def refused(tmp_path: Path, system: str, *options: str) -> str:
             "my_systems.py:Forgetful' gave 1 runs for 1 settings under 2 seeds: its fit must yield one",
         ),
         ("Nameless", "my_systems.py:Nameless': Nameless has no name; see docs/extend.md"),
-        ("Mine", "my_systems.py has no class 'Mine'"),
+        ("Mine", "my_systems.py has no class 'Mine', it has Flattened, Prior, Layered"),
+        ("Elsewhere", "elsewhere is chosen by its head 'fusion', and has prior alone"),
+        ("Slashed", "its name 'my prior/1' is to be a word such as my-system"),
+        ("Trebled", "trebled predicts by its head 'audio' what is no distribution: shares sum to one"),
+        ("Narrow", "narrow predicts (10, 3) by its head 'audio', expected (utterances, classes) = (10, 4)"),
+        ("Column", "Bad setting 'js' of a system: results.csv has such a column; rename it"),
+        ("Switch", "Bad setting 'epochs' of a system: train-heads has an option of that name; rename it"),
+        ("Scalar", "The loss of scalar is (), expected one number for each run, (seeds, settings) = (2, 1)"),
     ],
 )
 def test_what_a_system_cannot_have_or_is_not_is_one_line(tmp_path: Path, system: str, line: str) -> None:
     assert line in refused(tmp_path, f"{MINE}:{system}")
+
+
+def test_settings_that_learn_different_targets_train_as_each_does_alone() -> None:
+    data, system = fold(), system_of(f"{MINE}:Sharpened")
+    settings = [system.Settings(hidden=5, lr=0.03, flatness=share) for share in (0.0, 0.8)]
+    options = FitOptions(epochs=3)
+    together = {one.setting: one for one in system.fit(data, settings, [0], options)}
+    for setting in settings:
+        (alone,) = system.fit(data, [setting], [0], options)
+        assert together[setting].history == alone.history
+    assert len({one.history.dev_js["fusion"][-1] for one in together.values()}) == 2
+
+
+def test_heads_whose_outputs_a_system_alone_understands_do_not_predict_as_if_they_were_logits(tmp_path: Path) -> None:
+    system = system_of(f"{MINE}:Sharpened")
+    (one,) = system.fit(fold(), [system.Settings(hidden=5)], [0], FitOptions(epochs=1))
+    origin = {"system": "sharpened", "setting": {}, "emotions": list("abcd"), "policy": {}, "features": {}}
+    one.save(tmp_path / "heads.safetensors", origin)
+    features = {name: torch.zeros(2, x.shape[-1]) for name, x in fold().train.features.items()}
+    with pytest.raises(RunFolderError, match=r"sharpened predict through .*Sharpened.log_probs_of alone"):
+        read_heads(tmp_path / "heads.safetensors").probs(features)
 
 
 def test_a_file_that_is_not_there_or_does_not_load_is_one_line(tmp_path: Path) -> None:

@@ -31,9 +31,11 @@ class _Command(click.Command):
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         ctx.meta[_WORDS] = (self.name, *args)
         try:
-            _settings(_named(ctx))
+            groups, own = _settings(_named(ctx)), {param.name for param in super().get_params(ctx)}
         except Amber2Error as error:
             fail(str(error))
+        for option in (option for _, some in groups for option in some if option.name in own):
+            fail(f"Bad setting {option.name!r} of a system: train-heads has an option of that name; rename it")
         return super().parse_args(ctx, args)
 
     def get_params(self, ctx: click.Context) -> list[click.Parameter]:

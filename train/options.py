@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from amber2_core.errors import SettingError, bad_choice
+from amber2_core.metrics import METRICS
+from amber2_core.run_folder import KEY_COLUMNS
 
 from .grid import Setting, Value, Variant, axes_of, check_axis, expand
 from .systems.system import FitOptions, Precision
@@ -87,8 +89,14 @@ class TrainOptions:
         ):
             if word not in choices:
                 raise SettingError(bad_choice(name, word, choices))
+        for axis in self.grid.columns:
+            if axis in (*KEY_COLUMNS, "epoch", "n", *METRICS):
+                raise SettingError(f"Bad setting {axis!r} of a system: results.csv has such a column; rename it")
         for setting in settings:
-            setting.system.check(setting.values, setting.system.heads(tuple(self.modalities)))
+            heads = setting.system.heads(tuple(self.modalities))
+            setting.system.check(setting.values, heads)
+            if (chosen := setting.system.chooses(setting.values)) not in heads:
+                raise SettingError(f"{setting.name} is chosen by its head {chosen!r}, and has {', '.join(heads)} alone")
         return settings
 
     def named(self, device: str) -> dict[str, Any]:

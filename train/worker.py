@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from amber2_core.devices import choose_device, is_out_of_memory, set_arithmetic
 from amber2_core.errors import SettingError, WorkerError
 
@@ -87,9 +89,9 @@ def train(worker: Worker, task: Task) -> list[Run]:
     sweep, fold = worker.sweep, worker.fold(task.fold)
     found = []
     for place, one in worker.fitted(task, fold, sweep.fit):
-        on_test = one.probs(fold.test)
+        on_dev, on_test = (_checked(sweep.names[place], one.probs(rows), rows) for rows in (fold.dev, fold.test))
         test = scores(fold.test, on_test) if sweep.score_all else {}
-        run = Run(task.fold, place, one.seed, one.history, scores(fold.dev, one.probs(fold.dev)), test)
+        run = Run(task.fold, place, one.seed, one.history, scores(fold.dev, on_dev), test)
         found.append((run, one, on_test))
     if sorted((run.setting, run.seed) for run, _, _ in found) != sorted(itertools.product(task.settings, task.seeds)):
         name = sweep.settings[task.settings[0]][0]
@@ -99,6 +101,24 @@ def train(worker: Worker, task: Task) -> list[Run]:
         )
     FinishedTasks(sweep.folder).write(task, found, [_origin(sweep, run) for run, _, _ in found])
     return [run for run, _, _ in found]
+
+
+def _checked(name: str, probs: Probs, rows: Rows) -> Probs:
+    """What a system predicts, if it is distributions: every row of NaN, or of shares that sum to one.
+
+    Raises:
+        SettingError: it is not.
+    """
+    shape = tuple(rows.targets.shape)
+    for head, some in probs.items():
+        if some.shape != shape:
+            raise SettingError(
+                f"{name} predicts {some.shape} by its head {head!r}, expected (utterances, classes) = {shape}"
+            )
+        there = some[~np.isnan(some).all(axis=-1)]
+        if not (there >= 0).all() or not np.allclose(there.sum(axis=-1), 1, atol=1e-3):
+            raise SettingError(f"{name} predicts by its head {head!r} what is no distribution: shares sum to one")
+    return probs
 
 
 def scores(rows: Rows, probs: Probs) -> dict[str, Scores]:

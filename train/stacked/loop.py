@@ -13,6 +13,7 @@ from torch import Generator, Tensor
 
 from amber2_core.devices import on
 from amber2_core.divergences import js
+from amber2_core.errors import SettingError
 from amber2_core.heads import Architecture, initial_parameters
 
 from ..systems.system import FitOptions, FoldData, Rows
@@ -27,9 +28,9 @@ SCORED_ROWS = {"cpu": 256, "cuda": 2048}
 class Objective(Protocol):
     """What a stack learns, and how it is judged; see `amber2_train.stacked.system.StackedSystem`."""
 
-    def loss(self, settings: Sequence[Any], *, heads: Sequence[str], fold: FoldData) -> Callable[..., Tensor]: ...
+    name: str
 
-    def learnt(self, setting: Any, target: Tensor) -> Tensor: ...
+    def loss(self, settings: Sequence[Any], *, heads: Sequence[str], fold: FoldData) -> Callable[..., Tensor]: ...
 
     def judge(self, head: str, setting: Any) -> str: ...
 
@@ -45,17 +46,27 @@ class Trained:
 
 
 def train(
-    system: Objective, fold: FoldData, settings: Sequence[Any], seeds: Sequence[int], options: FitOptions
+    system: Objective,
+    fold: FoldData,
+    settings: Sequence[Any],
+    seeds: Sequence[int],
+    options: FitOptions,
+    *,
+    targets: Tensor | None = None,
 ) -> Trained:
-    """Train all settings, of one shape, under every seed on one fold.
+    """Train all settings, of one shape, under every seed on one fold, on targets (n, C) in place of its own.
 
     Every run starts from the numbers of its (seed, fold) and meets the rows in the order of its (seed, fold): settings
     are compared like with like, and a run's numbers do not depend on which others are trained with it. After each epoch
     the dev JS of the head that the system names as judge decides whether a head's parameters are kept. Rows of test are
     not looked at. Numbers are of the type of the fold's targets.
+
+    Raises:
+        SettingError: the system's loss is not one number for each run.
     """
     first, data = settings[0], fold.train
     device, dtype = data.targets.device, data.targets.dtype
+    targets = data.targets if targets is None else targets
     stack = new_stack(fold, settings, seeds)
     heads = stack.architecture.heads
     orders = [random_stream(seed, fold.number, "order") for seed in seeds]
@@ -66,7 +77,7 @@ def train(
     loss = system.loss(settings, heads=heads, fold=fold)
     judges = np.array([[heads.index(system.judge(head, setting)) for setting in settings] for head in heads])
     best = BestHeads(stack, judges, patience=options.patience)
-    targets, epoch = system.learnt(first, data.targets), torch.zeros((), device=device)
+    epoch, runs = torch.zeros((), device=device), (len(seeds), len(settings))
 
     def step(rows: Tensor, keep: Tensor | None) -> None:  # (seeds, batch), (heads, seeds, batch, hidden)
         optimizer.zero_grad()
@@ -76,6 +87,11 @@ def train(
         outputs = stack.logits(vectors, present=present, keep=keep, optimizer=optimizer)
         there = None if present is None else present.unsqueeze(2)  # for all settings
         losses = loss(outputs, targets[rows].unsqueeze(1), there, epoch)  # (seeds, settings)
+        if losses.shape != runs:
+            raise SettingError(
+                f"The loss of {system.name} is {tuple(losses.shape)}, expected one number for each run, "
+                f"(seeds, settings) = {runs}"
+            )
         losses.sum().backward()  # type: ignore[no-untyped-call]
         optimizer.step()
 

@@ -74,10 +74,24 @@ class StackedSystem(System):
     ) -> Iterator[Fitted]:
         from .loop import train
 
-        trained = train(self, fold, settings, seeds, options)
-        for s, seed in enumerate(seeds):
-            for k, setting in enumerate(settings):
-                yield self._fitted(trained, fold, setting, seed, s, k)
+        for targets, alike in self._by_targets(fold, settings):
+            trained = train(self, fold, alike, seeds, options, targets=targets)
+            for s, seed in enumerate(seeds):
+                for k, setting in enumerate(alike):
+                    yield self._fitted(trained, fold, setting, seed, s, k)
+
+    def _by_targets(self, fold: FoldData, settings: Sequence[Any]) -> list[tuple[Tensor, list[Any]]]:
+        """The settings that learn the same targets of train (n, C) together: one stack has the same for all."""
+        groups: list[tuple[Tensor, list[Any]]] = []
+        for setting in settings:
+            targets = self.learnt(setting, fold.train.targets)
+            for known, alike in groups:
+                if known is targets or known.equal(targets):
+                    alike.append(setting)
+                    break
+            else:
+                groups.append((targets, [setting]))
+        return groups
 
     def _fitted(self, trained: Trained, fold: FoldData, setting: Any, seed: int, s: int, k: int) -> FittedHeads:
         heads, best = trained.stack.architecture.heads, trained.best
@@ -129,8 +143,10 @@ class FittedHeads:
         from amber2_core.heads_folder import TrainedHeads
 
         having = dict(zip(self.architecture.modalities, self.fold.train.having(), strict=False))
+        own = type(self.system).log_probs_of
         record = {
             **origin,
+            "outputs": "softmax" if own is StackedSystem.log_probs_of else f"{own.__module__}.{own.__qualname__}",
             "epochs": dict(self.history.epoch),
             "missing": {name: int((~own).sum()) for name, own in having.items() if not own.all()},
             "untrained": [name for name, own in having.items() if not own.any()],

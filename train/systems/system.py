@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import math
+import re
 import sys
 import zlib
 from collections.abc import Hashable, Iterator, Mapping, Sequence
@@ -257,11 +258,19 @@ def _module_of(path: Path) -> Any:
 def _made(reference: str, module: Any, name: str) -> System:
     kind = getattr(module, name, None)
     if not isinstance(kind, type):
-        raise SettingError(f"Bad system {reference!r}: {module.__file__} has no class {name!r}")
+        held = [
+            each
+            for each, one in vars(module).items()
+            if isinstance(one, type) and one.__module__ == module.__name__ and hasattr(one, "fit")
+        ]
+        line = f"Bad system {reference!r}: {module.__file__} has no class {name!r}"
+        raise SettingError(f"{line}, it has {', '.join(held)}" if held else line)
     made: Any = kind()
     for attribute in ("name", "Settings", "fit"):
         if not hasattr(made, attribute):
             raise SettingError(f"Bad system {reference!r}: {name} has no {attribute}; see docs/extend.md")
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._+-]*", made.name):
+        raise SettingError(f"Bad system {reference!r}: its name {made.name!r} is to be a word such as my-system")
     frozen = getattr(getattr(made.Settings, "__dataclass_params__", None), "frozen", False)
     if not frozen or any("choices" not in each.metadata for each in fields(made.Settings)):
         what = f"the Settings of {name} are no frozen dataclass of options"
