@@ -11,8 +11,9 @@ results.csv       one row per (system, head, split, fold, seed, setting): `KEY_C
                   scored on the utterances that have its modality (with --missing mask some may lack it), and `n` says
                   how many. Metrics are nan where n is 0, and where epoch is 0, since no epoch was kept: the run
                   diverged at once, or (n is 0 then on test) no dev utterance has the head; r2 is nan of two classes
-                  (earlier versions wrote a number: `load` leaves it out). epoch is empty where a system trains by none. A setting that a system does not look at is empty. Any other column is carried
-                  along: it is neither a setting nor a score
+                  (earlier versions wrote a number, which `load` leaves out). epoch is empty where a system trains by
+                  none. A setting that a system does not look at is empty. Any other column is carried along: it is
+                  neither a setting nor a score
 curves.csv        how the selected settings trained: one row per (system, head, fold, seed, epoch), `dev_js` is the JS
                   on dev after that epoch, at the precision of training; nan where no dev utterance has the head. With
                   --patience a head's rows end where it stopped. The epoch that was kept is in results.csv
