@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 import logging
 import os
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -52,6 +54,27 @@ def no_worker(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(engine, "deal", refuse)
     monkeypatch.setattr(engine, "call", refuse)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="flock is POSIX")
+def test_where_there_are_no_locks_extraction_works_and_goes_on_with_one_warning_each_time(
+    place: Place, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    import fcntl
+
+    flock = fcntl.flock
+
+    def no_locks(*_: int) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr("fcntl.flock", no_locks)
+    assert counts(place.extract(), "audio") == (12, 0, 0)
+    with place.output.open("rb") as file:
+        flock(file, fcntl.LOCK_EX)  # so that HDF5 is refused a lock of its own, too
+        assert counts(place.extract(), "audio") == (0, 12, 0)
+    warnings = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+    line = f"{place.output}.parts: no locks on this file system; see to it that no second command writes there"
+    assert warnings == [line, line]
 
 
 # --- what a cache holds ---

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import sys
 from pathlib import Path
 
 import h5py
@@ -90,6 +92,29 @@ def test_a_modality_that_nobody_has_and_a_student_that_nobody_on_dev_has_are_ref
         in line
     )
     assert [path.name for path in tmp_path.iterdir()] == ["caches"]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="flock is POSIX")
+def test_where_there_are_no_locks_training_works_with_one_warning(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import fcntl
+
+    flock = fcntl.flock
+
+    def no_locks(*_: int) -> None:
+        raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
+
+    monkeypatch.setattr("fcntl.flock", no_locks)
+    with cache.open("rb") as file:
+        flock(file, fcntl.LOCK_EX)  # so that HDF5 is refused a lock of its own, too
+        result = call("--cache", str(cache), "--output", str(tmp_path / "run"), *QUICK, "--quiet")
+    assert result.exit_code == 0, result.output
+    unfinished = tmp_path / "run.unfinished"
+    line = f"warning: {unfinished}: no locks on this file system; see to it that no second command writes there"
+    assert [line for line in result.stderr.splitlines() if "lock" in line] == [line]
+    assert (tmp_path / "run" / "results.csv").is_file()
+    assert not unfinished.exists()
 
 
 def test_an_output_that_exists_is_left_alone(cache: Path, tmp_path: Path) -> None:
