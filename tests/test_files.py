@@ -57,6 +57,28 @@ def test_a_file_takes_its_name_when_it_is_complete_and_keeps_an_older_one_until_
     assert list(path.parent.iterdir()) == [path]
 
 
+@posix
+def test_what_a_symbolic_link_leads_to_is_replaced_and_the_link_stays(tmp_path: Path) -> None:
+    (tmp_path / "scratch").mkdir()
+    target = tmp_path / "scratch" / "file"
+    (tmp_path / "link").symlink_to("scratch/file")
+    (tmp_path / "second").symlink_to("link")
+    for older in (None, "older"):  # the target is not there at first
+        target.unlink(missing_ok=True)
+        if older:
+            target.write_text(older)
+        _write_file(tmp_path / "second")
+        assert target.read_text() == "new"
+        assert (tmp_path / "second").is_symlink()
+        assert (tmp_path / "link").is_symlink()
+        assert not target.is_symlink()
+    (tmp_path / "run").symlink_to("scratch/run")
+    _write_folder(tmp_path / "run")
+    assert (tmp_path / "run").is_symlink()
+    assert sorted(path.name for path in (tmp_path / "scratch").iterdir()) == ["file", "run"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["link", "run", "scratch", "second"]
+
+
 def test_a_folder_takes_its_name_when_it_is_complete_and_never_that_of_another(tmp_path: Path) -> None:
     path = tmp_path / "new" / "folder"
     _write_folder(path, lambda writing: not path.exists() or pytest.fail("it has its name already"))

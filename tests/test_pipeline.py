@@ -77,6 +77,18 @@ def test_where_there_are_no_locks_extraction_works_and_goes_on_with_one_warning_
     assert warnings == [line, line]
 
 
+def test_a_cache_behind_a_symbolic_link_is_made_and_gone_on_with_where_it_lies(place: Place) -> None:
+    scratch = place.folder / "scratch"
+    scratch.mkdir()
+    place.output.parent.mkdir()
+    place.output.symlink_to(scratch / "data.h5")
+    assert counts(place.extract(), "text") == (12, 0, 0)
+    assert place.extract(force=True).written
+    assert place.output.is_symlink()
+    assert [path.name for path in scratch.iterdir()] == ["data.h5"]
+    assert list(place.output.parent.iterdir()) == [place.output]
+
+
 # --- what a cache holds ---
 
 
