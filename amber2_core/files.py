@@ -92,9 +92,13 @@ def behind_links(path: Path) -> Path:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write text as UTF-8, complete or not at all. OSError: as `written_whole`."""
+    """Write text as UTF-8, complete or not at all. OSError: as `written_whole`.
+
+    What is not a character, such as a byte of a file's name that is not UTF-8, is written as its escape, ``\\udce9``,
+    which JSON reads back as it was.
+    """
     with written_whole(path) as writing:
-        writing.write_bytes(text.encode())
+        writing.write_bytes(text.encode(errors="backslashreplace"))
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -136,6 +136,12 @@ def test_files_and_folders_may_be_read_by_whoever_may_read_new_ones(tmp_path: Pa
     assert folders == [0o777 & ~umask] * 2
 
 
+def test_json_holds_names_of_files_that_are_no_text(tmp_path: Path) -> None:
+    write_json(tmp_path / "file", {"cache": os.fsdecode(b"d\xe9j\xe0 \xc3\xa9")})
+    text = (tmp_path / "file").read_text(encoding="utf-8")
+    assert os.fsencode(json.loads(text)["cache"]) == b"d\xe9j\xe0 \xc3\xa9"
+
+
 def test_json_is_indented_and_holds_nothing_that_json_has_not(tmp_path: Path) -> None:
     write_json(tmp_path / "a.json", {"größe": [1, None]})
     text = (tmp_path / "a.json").read_text(encoding="utf-8")

@@ -6,6 +6,7 @@ import errno
 import itertools
 import logging
 import os
+import shutil
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -75,6 +76,20 @@ def test_where_there_are_no_locks_extraction_works_and_goes_on_with_one_warning_
     warnings = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
     line = f"{place.output}.parts: no locks on this file system; see to it that no second command writes there"
     assert warnings == [line, line]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names of files are bytes on Linux alone")
+def test_names_of_folders_and_files_need_not_be_utf_8(place: Place) -> None:
+    there = place.folder / os.fsdecode(b"d\xe9j\xe0")
+    shutil.move(place.corpus.root, there)
+    corpus = replace(place.corpus, root=there)
+    output = there / os.fsdecode(b"caf\xe9.h5")
+    assert counts(place.extract(corpus, output=output), "audio") == (12, 0, 0)
+    assert counts(place.extract(corpus, output=output), "audio") == (0, 12, 0)
+    assert read_cache(output).corpus == corpus.name
+    shutil.move(place.folder / "bert", there / "bert")
+    with pytest.raises(ModelError, match="the name of the folder is not UTF-8; rename it"):
+        place.extract(corpus, output=output, text_model=str(there / "bert"))
 
 
 def test_a_cache_behind_a_symbolic_link_is_made_and_gone_on_with_where_it_lies(place: Place) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import sys
 from pathlib import Path
 
@@ -12,6 +13,8 @@ import pytest
 from click.testing import CliRunner, Result
 from synthetic_data import EMOTIONS, write_small_cache
 
+from amber2_core.heads_folder import read_tensors
+from amber2_core.run_folder import read_settings
 from amber2_train.cli import train_heads
 
 QUICK = ["--hidden", "4", "--seeds", "1", "--epochs", "1"]
@@ -115,6 +118,19 @@ def test_where_there_are_no_locks_training_works_with_one_warning(
     assert [line for line in result.stderr.splitlines() if "lock" in line] == [line]
     assert (tmp_path / "run" / "results.csv").is_file()
     assert not unfinished.exists()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names of files are bytes on Linux alone")
+def test_names_of_caches_and_run_folders_need_not_be_utf_8(cache: Path, tmp_path: Path) -> None:
+    folder = tmp_path / os.fsdecode(b"d\xe9j\xe0")
+    folder.mkdir()
+    shutil.copy(cache, folder / os.fsdecode(b"\xff.h5"))
+    output = folder / os.fsdecode(b"run\xe9")
+    result = call("--cache", str(folder / os.fsdecode(b"\xff.h5")), "--output", str(output), *QUICK)
+    assert (result.exit_code, result.exception) == (0, None), result.output
+    assert Path(read_settings(output)["cache"]).samefile(folder / os.fsdecode(b"\xff.h5"))
+    assert "done in" in (output / "log.txt").read_text(encoding="utf-8")
+    assert [read_tensors(path)[1]["system"] for path in sorted((output / "heads").glob("amber2-fold1-*"))] == ["amber2"]
 
 
 def test_an_output_that_exists_is_left_alone(cache: Path, tmp_path: Path) -> None:
