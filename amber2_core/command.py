@@ -11,6 +11,7 @@ from typing import Any
 
 import click
 
+from .devices import is_out_of_memory, memory_in_words
 from .errors import Amber2Error
 
 # exit codes; click itself exits with 2 on bad usage
@@ -36,7 +37,8 @@ def command_body(callback: Callable[..., int | None]) -> Callable[..., None]:
     """Decorate the function under ``@click.command(cls=Command)`` and its options.
 
     Adds ``--quiet`` and ``--verbose``, and sends the log to standard error. An exit code may be returned; None is 0.
-    An `Amber2Error`, or an `OSError` such as a full disk, is printed in one line, and the command exits with 1.
+    An `Amber2Error`, an `OSError` such as a full disk, or memory that ran out is printed in one line, and the command
+    exits with 1.
 
     Example:
         >>> @click.command(cls=Command)
@@ -57,6 +59,10 @@ def command_body(callback: Callable[..., int | None]) -> Callable[..., None]:
             fail(str(error))
         except BrokenPipeError:
             raise  # click ends quietly when the reader of a pipe has gone
+        except (MemoryError, RuntimeError, ImportError) as error:
+            if not is_out_of_memory(error):
+                raise
+            fail(f"memory ran out ({memory_in_words(error)})")
         except OSError as error:
             reason = error.strerror or str(error)
             fail(f"{error.filename}: {reason}" if error.filename else reason)

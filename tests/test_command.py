@@ -28,6 +28,8 @@ def _example(event: str) -> int | None:
         raise CacheError("No cache\nanywhere: make one")
     if event == "full disk":
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "out.h5")
+    if event == "no memory":
+        raise MemoryError("Unable to allocate 9 GiB")
     if event == "bug":
         raise ZeroDivisionError
     click.echo("result")
@@ -77,6 +79,11 @@ def test_a_returned_code_is_the_exit_code() -> None:
     [
         ("mistake", "error: No cache anywhere: make one\n"),
         ("full disk", "error: out.h5: No space left on device\n"),
+        (
+            "no memory",
+            "error: memory ran out (Unable to allocate 9 GiB; raise the limit of memory (ulimit -v, a job's), or let "
+            "fewer workers run: OMP_NUM_THREADS=1)\n",
+        ),
     ],
 )
 def test_an_error_of_the_user_or_of_the_world_is_one_line_and_exit_1(event: str, line: str) -> None:
