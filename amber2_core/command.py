@@ -1,14 +1,17 @@
-"""The body that all commands share: --quiet and --verbose, the log, a user's error in one line, the exit code."""
+"""What all commands share: --quiet and --verbose, the log, a user's error in one line, the exit code, any terminal."""
 
 from __future__ import annotations
 
 import functools
+import io
 import logging
+import sys
 from collections.abc import Callable
 from typing import Any
 
 import click
 
+from .devices import is_out_of_memory, memory_in_words
 from .errors import Amber2Error
 
 # exit codes; click itself exits with 2 on bad usage
@@ -17,14 +20,28 @@ DONE, FAILED, INCOMPLETE = 0, 1, 3
 _log = logging.getLogger(__name__)
 
 
+class Command(click.Command):
+    """A command whose words come through on any terminal: a sign that it cannot show is replaced."""
+
+    def main(self, *args: Any, **options: Any) -> Any:
+        """Run the command, as click does."""
+        for stream in (sys.stdout, sys.stderr):
+            # Latin-1, cp1252, ASCII; and names of files that are no text in any encoding. What else the user has chosen
+            # with PYTHONIOENCODING fails for no sign.
+            if isinstance(stream, io.TextIOWrapper) and stream.errors in ("strict", "surrogateescape"):
+                stream.reconfigure(errors="replace")
+        return super().main(*args, **options)
+
+
 def command_body(callback: Callable[..., int | None]) -> Callable[..., None]:
-    """Decorate the function under ``@click.command()`` and its options.
+    """Decorate the function under ``@click.command(cls=Command)`` and its options.
 
     Adds ``--quiet`` and ``--verbose``, and sends the log to standard error. An exit code may be returned; None is 0.
-    An `Amber2Error`, or an `OSError` such as a full disk, is printed in one line, and the command exits with 1.
+    An `Amber2Error`, an `OSError` such as a full disk, or memory that ran out is printed in one line, and the command
+    exits with 1.
 
     Example:
-        >>> @click.command()
+        >>> @click.command(cls=Command)
         ... @click.argument("cache")
         ... @command_body
         ... def show(cache: str) -> None:
@@ -42,6 +59,10 @@ def command_body(callback: Callable[..., int | None]) -> Callable[..., None]:
             fail(str(error))
         except BrokenPipeError:
             raise  # click ends quietly when the reader of a pipe has gone
+        except (MemoryError, RuntimeError, ImportError) as error:
+            if not is_out_of_memory(error):
+                raise
+            fail(f"memory ran out ({memory_in_words(error)})")
         except OSError as error:
             reason = error.strerror or str(error)
             fail(f"{error.filename}: {reason}" if error.filename else reason)

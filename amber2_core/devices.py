@@ -28,6 +28,15 @@ _OUT_OF_MEMORY = (
     "STATUS_ALLOC_FAILED",
     # cuDNN's, where none of its ways finds room to work in
     "unable to find an engine",
+    # oneDNN's, which says no more, on processors
+    "could not create a memory",
+    "could not create a primitive",
+    "could not execute a primitive",
+    # C++'s, the thread library's, the loader's
+    "bad_alloc",
+    "can't start new thread",
+    "failed to map segment",
+    "annot allocate memory",
 )
 
 # What single precision may miss in a product of some hundred summands, relative to the largest entry; bfloat16 misses
@@ -84,11 +93,18 @@ def on(device: torch.device, tensor: Tensor) -> Tensor:
     return tensor.to(device)
 
 
-def is_out_of_memory(problem: RuntimeError) -> bool:
-    """Whether an error of torch's says that memory has run out."""
-    import torch
+def is_out_of_memory(problem: BaseException) -> bool:
+    """Whether an error of Python's, of torch's or of the libraries below them says that memory has run out."""
+    kinds = (RuntimeError, ImportError, OSError)  # torch.OutOfMemoryError is a RuntimeError that says "out of memory"
+    return isinstance(problem, MemoryError) or (
+        isinstance(problem, kinds) and any(words in str(problem) for words in _OUT_OF_MEMORY)
+    )
 
-    return isinstance(problem, torch.OutOfMemoryError) or any(words in str(problem) for words in _OUT_OF_MEMORY)
+
+def memory_in_words(problem: BaseException) -> str:
+    """What ran out, as it was said, and what needs less: ``can't start new thread; raise the limit of memory, …``."""
+    said = str(problem).splitlines()[0] if str(problem) else type(problem).__name__
+    return f"{said}; raise the limit of memory (ulimit -v, a job's), or let fewer workers run: OMP_NUM_THREADS=1"
 
 
 def set_arithmetic(device: torch.device, *, tf32: bool = False, threads: int | None = None) -> None:

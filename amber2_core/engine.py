@@ -31,6 +31,7 @@ from multiprocessing.connection import Connection, wait
 from queue import SimpleQueue
 from typing import Any, TypeVar
 
+from .devices import is_out_of_memory, memory_in_words
 from .errors import Amber2Error, SettingError, WorkerError, bad_choice
 
 State = TypeVar("State")
@@ -96,7 +97,7 @@ def deal(
 
     Raises:
         SettingError: no such engine.
-        WorkerError: a task killed two workers.
+        WorkerError: a task killed two workers, or a worker ran out of memory.
         Exception: what `function` or `setup` raised, with the worker's traceback as its cause.
     """
     if engine not in ENGINES:
@@ -261,7 +262,7 @@ def _start(theirs: Connection) -> Any:
     try:
         return started.result()
     except (EOFError, ConnectionError) as problem:
-        raise WorkerError("no worker could be started: the fork server has died") from problem
+        raise WorkerError("no worker could be started: the fork server has died; perhaps memory ran out") from problem
 
 
 @contextmanager
@@ -392,6 +393,8 @@ def _settle(outbox: _Outbox, environment: dict[str, str], levels: dict[str, int]
 
 def _portable(problem: BaseException) -> BaseException:
     """The problem as an exception that the conductor knows without further libraries."""
+    if is_out_of_memory(problem):
+        return WorkerError(f"a worker ran out of memory ({memory_in_words(problem)})")
     if isinstance(problem, Amber2Error) or type(problem).__module__ == "builtins":
         with suppress(Exception):
             pickle.loads(pickle.dumps(problem))

@@ -33,12 +33,14 @@ _log = logging.getLogger(__name__)
 def written_whole(path: Path) -> Iterator[Path]:
     """A name beside `path` to write a file under; when the block ends well, and the disk has it, it is called `path`.
 
-    An older file keeps the name until then. Whatever goes wrong, nothing of the new one is left. A writer that chooses
+    An older file keeps the name until then. Whatever goes wrong, nothing of the new one is left. Where `path` is a
+    symbolic link, that is of the file that it leads to, and the link stays. A writer that chooses
     names by their endings, as `numpy.savez` does, is to be given an open file.
 
     Raises:
         OSError: the folder cannot be made or written, the disk is full, …; FileExistsError where the folder is a file.
     """
+    path = behind_links(path)
     writing = _beside(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -64,6 +66,7 @@ def folder_written_whole(path: Path) -> Iterator[Path]:
     """
     if path.exists():
         raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path))
+    path = behind_links(path)
     writing = _beside(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -80,10 +83,22 @@ def folder_written_whole(path: Path) -> Iterator[Path]:
         shutil.rmtree(writing, ignore_errors=True)
 
 
+def behind_links(path: Path) -> Path:
+    """What a symbolic link leads to, also where nothing is there yet; any other path as it is.
+
+    Where something stands under several names, this is the one to lock.
+    """
+    return Path(os.path.realpath(path)) if path.is_symlink() else path
+
+
 def write_text(path: Path, text: str) -> None:
-    """Write text as UTF-8, complete or not at all. OSError: as `written_whole`."""
+    """Write text as UTF-8, complete or not at all. OSError: as `written_whole`.
+
+    What is not a character, such as a byte of a file's name that is not UTF-8, is written as its escape, ``\\udce9``,
+    which JSON reads back as it was.
+    """
     with written_whole(path) as writing:
-        writing.write_bytes(text.encode())
+        writing.write_bytes(text.encode(errors="backslashreplace"))
 
 
 def write_json(path: Path, value: Any) -> None:

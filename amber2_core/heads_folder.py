@@ -29,8 +29,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors import SafetensorError
+from safetensors.torch import load, save_file
 from torch import Tensor
 
 from .errors import RunFolderError, SettingError
@@ -123,12 +123,15 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], Record]:
     Raises:
         RunFolderError: no such file, or another one.
     """
-    with _understood(path), safe_open(path, framework="pt") as file:
-        record = json.loads((file.metadata() or {})["amber2"])
+    with _understood(path):
+        whole = path.read_bytes()  # safetensors opens no file whose name is not UTF-8
+        tensors = load(whole)
+        header = json.loads(whole[8 : 8 + int.from_bytes(whole[:8], "little")])
+        record = json.loads(header.get("__metadata__", {})["amber2"])
         version = record.pop("format_version")
         if version not in READERS:
             raise RunFolderError(f"{path} was written by a newer version of amber2: use that one, or train again")
-        return {name: file.get_tensor(name) for name in file.keys()}, READERS[version](record)  # noqa: SIM118
+        return tensors, READERS[version](record)
 
 
 def read_heads(path: Path) -> TrainedHeads:

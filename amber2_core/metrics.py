@@ -20,6 +20,8 @@ from .distributions import SHARE_TOLERANCE, FloatArray, label, largest, sum_over
 Metric = Callable[[ArrayLike, ArrayLike], FloatArray]
 
 CALIBRATION_BINS = 10
+# so many classes does it take for a correlation over classes to tell anything
+R2_CLASSES = 3
 
 
 # one utterance each: (…, N, classes) → (…, N)
@@ -56,10 +58,14 @@ def utterance_bc(target: ArrayLike, probs: ArrayLike) -> FloatArray:
 def utterance_r2(target: ArrayLike, probs: ArrayLike) -> FloatArray:
     """Squared Pearson correlation over the classes, cov² / (var·var + 1e-10) with ddof 0; 0 where either is uniform.
 
+    NaN for fewer than three classes: two points lie on one line, so it would be 1 whatever is predicted.
+
     >>> utterance_r2([[1, 0, 0, 0]], [[0.5, 0.5, 0, 0]]).round(6)
     array([0.333333])
     """
     y, p = _arrays(target, probs)
+    if y.shape[-1] < R2_CLASSES:
+        return np.full(np.broadcast_shapes(y.shape[:-1], p.shape[:-1]), np.nan)
     y = y - y.mean(-1, keepdims=True)
     p = p - p.mean(-1, keepdims=True)
     classes = y.shape[-1]
@@ -111,7 +117,7 @@ def bc(target: ArrayLike, probs: ArrayLike) -> FloatArray:
 
 
 def r2(target: ArrayLike, probs: ArrayLike) -> FloatArray:
-    """Mean over utterances of the squared Pearson correlation over classes.
+    """Mean over utterances of the squared Pearson correlation over classes; NaN for fewer than three classes.
 
     >>> r2([[1, 0, 0, 0], [0, 0, 0.5, 0.5]], [[0.5, 0.5, 0, 0], [0, 0, 0.5, 0.5]]).round(6)
     np.float64(0.666667)
@@ -142,6 +148,8 @@ def accuracy_untied(target: ArrayLike, probs: ArrayLike) -> FloatArray:
 
 def uar(target: ArrayLike, probs: ArrayLike) -> FloatArray:
     """Unweighted average recall of the predicted class, over the classes that are some utterance's label.
+
+    A class that labels none has no recall: it is left out, and not taken for 0.
 
     >>> uar([[1, 0, 0], [1, 0, 0], [0, 1, 0]], [[0.6, 0.3, 0.1], [0.1, 0.8, 0.1], [0.1, 0.8, 0.1]])
     np.float64(0.75)

@@ -10,9 +10,10 @@ results.csv       one row per (system, head, split, fold, seed, setting): `KEY_C
                   selected one (with --score-all for every one); selected is 1 where dev chose the setting. A head is
                   scored on the utterances that have its modality (with --missing mask some may lack it), and `n` says
                   how many. Metrics are nan where n is 0, and where epoch is 0, since no epoch was kept: the run
-                  diverged at once, or (n is 0 then on test) no dev utterance has the head; epoch is empty where a
-                  system trains by none. A setting that a system does not look at is empty. Any other column is carried
-                  along: it is neither a setting nor a score
+                  diverged at once, or (n is 0 then on test) no dev utterance has the head; r2 is nan of two classes
+                  (earlier versions wrote a number, which `load` leaves out). epoch is empty where a system trains by
+                  none. A setting that a system does not look at is empty. Any other column is carried along: it is
+                  neither a setting nor a score
 curves.csv        how the selected settings trained: one row per (system, head, fold, seed, epoch), `dev_js` is the JS
                   on dev after that epoch, at the precision of training; nan where no dev utterance has the head. With
                   --patience a head's rows end where it stopped. The epoch that was kept is in results.csv
@@ -61,7 +62,7 @@ import numpy.typing as npt
 from .errors import RunFolderError, parse_problem
 from .files import folder_written_whole
 from .files import write_json as write_json  # settings.json and summary.json are written by it
-from .metrics import METRICS
+from .metrics import METRICS, R2_CLASSES
 from .tables import Texts
 
 if TYPE_CHECKING:  # it takes half a second to load, for which no command should wait that does not need it
@@ -290,7 +291,7 @@ def load(folder: Path | str) -> RunFolder:
     """A run folder as tables of pandas.
 
     A metric that results.csv lacks is computed for the tested rows from predictions.npz; where that cannot be, there is
-    no column of it.
+    no column of it. Blank is `r2` of two classes, which earlier versions wrote down.
 
     Raises:
         RunFolderError: not a run folder, one of its files is damaged, or utterances.csv is of another run.
@@ -306,6 +307,8 @@ def load(folder: Path | str) -> RunFolder:
         raise RunFolderError(f"{folder / 'utterances.csv'} and predictions.npz are not of the same run: train again")
     rated = pd.DataFrame(arrays.target, columns=[f"rated_{emotion}" for emotion in arrays.emotions])
     results = _table(rows)
+    if "r2" in results and len(arrays.emotions) < R2_CLASSES:
+        results["r2"] = math.nan
     run = RunFolder(
         name=folder.resolve().name,
         path=folder,

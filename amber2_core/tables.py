@@ -64,8 +64,8 @@ def texts(values: Sequence[str]) -> Texts:
 
 
 def is_storable_name(name: str) -> bool:
-    """Whether a cache can call a column or a feature set so: HDF5 reads "/" and "." as places."""
-    return name not in ("", ".") and "/" not in name and "\0" not in name
+    """Whether a cache can call a column or a feature set so: UTF-8, and HDF5 reads "/" and "." as places."""
+    return name not in ("", ".") and not {"/", "\0"} & set(name) and name == name.encode(errors="ignore").decode()
 
 
 def utterance_table(corpus: Corpus) -> UtteranceTable:

@@ -131,7 +131,7 @@ def _hdf5_shapes(path: Path) -> dict[str, tuple[int, ...]]:
         if isinstance(node, h5py.Dataset) and node.shape is not None:
             shapes[name] = node.shape
 
-    with h5py.File(path, "r") as file:
+    with h5py.File(path, "r", locking=False) as file:
         if file.attrs.get("format") is not None and "features" in file:
             raise CacheError(f"{path} is a feature cache itself: use it with --cache of train-heads")
         file.visititems(note)
@@ -150,7 +150,7 @@ def _read_npz(path: Path, name: str) -> Array:
 
 
 def _read_hdf5(path: Path, name: str) -> Array:
-    with h5py.File(path, "r") as file:
+    with h5py.File(path, "r", locking=False) as file:
         dataset = file[name]
         claimed, stored = dataset.size * dataset.dtype.itemsize, dataset.id.get_storage_size()
         if claimed > min(MAX_BYTES, stored if dataset.chunks is None else MAX_RATIO * stored):

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from amber2_core.command import INCOMPLETE, command_body
+from amber2_core.command import INCOMPLETE, Command, command_body
 from amber2_core.errors import SettingError, bad_choice
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ SUFFIXES = (".png", ".pdf", ".svg")
 BLUE = "#3465a4"
 
 
-@click.command()
+@click.command(cls=Command)
 @click.option("--corpus", required=True, help="Name of a corpus, such as iemocap, msp_podcast, crema_d or manifest.")
 @click.option(
     "--root",

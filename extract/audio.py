@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import re
 import stat
 from collections.abc import Callable, Iterator
@@ -135,7 +136,7 @@ def _opened(path: Path) -> Iterator[soundfile.SoundFile]:
             raise AudioError(_NO_FILE)
         if status.st_size == 0:
             raise AudioError("is empty (0 bytes)")
-        with soundfile.SoundFile(path) as recording:
+        with soundfile.SoundFile(os.fsencode(path)) as recording:  # names need not be UTF-8
             if not LOWEST_RATE <= recording.samplerate <= HIGHEST_RATE:
                 rates = f"{LOWEST_RATE:,} and {HIGHEST_RATE:,} Hz"
                 raise AudioError(f"has a sampling rate of {recording.samplerate:,} Hz, expected between {rates}")

@@ -105,6 +105,10 @@ def find_checkpoint(name: str, *, modality: Modality) -> Checkpoint:
     folder = Path(name).expanduser()
     if folder.is_dir():
         folder = folder.resolve()
+        try:
+            str(folder).encode()  # neither safetensors nor tokenizers take a name that is not UTF-8
+        except UnicodeEncodeError:
+            raise ModelError(f"Cannot load {name!r}: the name of the folder is not UTF-8; rename it") from None
         return _checkpoint(_telling_name(folder), folder, "", modality)
     model, _, revision = name.partition("@")
     if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", model) or model.startswith("."):

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
-from amber2_core.command import INCOMPLETE, command_body
+from amber2_core.command import INCOMPLETE, Command, command_body
 
 from .encoders import POOLINGS
 
@@ -30,7 +30,7 @@ _LINE_SECONDS = 30.0
 _log = logging.getLogger(__name__)
 
 
-@click.command()
+@click.command(cls=Command)
 @click.option("--corpus", required=True, help="Name of a corpus, such as crema_d, manifest or synthetic.")
 @click.option(
     "--root",
@@ -165,7 +165,7 @@ def extract_features(
     return INCOMPLETE if summary.failures else None
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("cache", type=click.Path(path_type=Path))
 @click.option("--verify", is_flag=True, help="Read everything and check every checksum.")
 @click.option("--diff", "other", type=click.Path(path_type=Path), metavar="CACHE", help="Compare with another cache.")
@@ -187,7 +187,7 @@ def inspect_cache(cache: Path, verify: bool, other: Path | None, as_json: bool) 
     return INCOMPLETE if other is not None and not record["same"] else None
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("file", type=click.Path(path_type=Path))
 @click.option("--audio", metavar="ARRAY", help="Array of audio vectors; NAME=ARRAY gives the feature set a name.")
 @click.option("--text", metavar="ARRAY", help="Array of text vectors; NAME=ARRAY gives the feature set a name.")

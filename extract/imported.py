@@ -29,7 +29,7 @@ from amber2_data.arrays import Array, ArrayFile, open_arrays
 
 from .checkpoint import sha256_of
 from .previous import IMPORTED
-from .recordings import blank_cache, versions_of
+from .recordings import blank_cache, storable, versions_of
 from .rows import work_folder
 
 ID_NAMES = ("id", "ids")
@@ -110,17 +110,17 @@ def import_features(
             raise CacheError(f"{output} exists: add to it with --cache, choose another --output, or --force")
         else:
             before = replace(
-                blank_cache(corpus or _corpus_of_arrays(file, found, name or path.stem, defaults)),
+                blank_cache(corpus or _corpus_of_arrays(file, found, name or storable(path.stem), defaults)),
                 created=datetime.now(UTC).isoformat(timespec="seconds"),
                 versions=versions_of(SOFTWARE),
-                summary={"imported": path.name},
+                summary={"imported": storable(path.name)},
             )
         source = _rows_of(found, before, path)
-        made_by = {"file": path.name, "sha256": sha256_of(path), "origin": origin}
+        made_by = {"file": storable(path.name), "sha256": sha256_of(path), "origin": storable(origin)}
         sets = [_features(file, one, before, source, ids=len(found), origin=made_by) for one in wanted]
         after = before
         for features in sets:
-            after = _added(after, features, path.name, force)
+            after = _added(after, features, storable(path.name), force)
         try:
             check_fit(after)
         except CacheError as problem:
@@ -196,7 +196,7 @@ def _features(
     rows[~finite] = np.nan
     if not finite.any():
         raise CacheError(f"array {wanted.array!r} of {file.path} has no finite row")
-    recipe = {"modality": wanted.modality, "imported": True, "array": wanted.array, **origin}
+    recipe = {"modality": wanted.modality, "imported": True, "array": storable(wanted.array), **origin}
     if frames is not None:
         recipe["sequence"] = "steps of zeros are padding, values are the mean of the others"
     return Features(wanted.modality, wanted.name, rows, _inputs(cache, wanted.modality, finite), recipe, frames)

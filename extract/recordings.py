@@ -239,7 +239,7 @@ def blank_cache(corpus: Corpus) -> FeatureCache:
 
 
 def storable(transcript: str) -> str:
-    """A transcript as a cache can hold it: NUL and halves of characters become ``\\ufffd``."""
+    """A transcript, or the name of a file, as a cache can hold it: NUL and halves of characters become ``\\ufffd``."""
     return transcript.encode("utf-16", "surrogatepass").decode("utf-16", "replace").replace("\0", "\ufffd")
 
 

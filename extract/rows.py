@@ -30,7 +30,7 @@ import numpy as np
 import numpy.typing as npt
 
 from amber2_core.errors import CacheError
-from amber2_core.files import lock, sync
+from amber2_core.files import behind_links, lock, sync
 
 Floats = npt.NDArray[np.float32]
 
@@ -80,12 +80,15 @@ class Place(NamedTuple):
 def work_folder(output: Path) -> Iterator[Path]:
     """The folder for work in progress beside `output`, held by this process alone; removed when no row is left in it.
 
+    Where `output` is a symbolic link, that is of what it leads to: writers by other names are kept apart, too.
+
     Raises:
         CacheError: another process holds it (the line says which), or it cannot be made.
     """
-    folder = output.with_name(f"{output.name}.parts")
     with ExitStack() as stack:
         try:
+            file = behind_links(output)
+            folder = file.with_name(f"{file.name}.parts")
             stack.enter_context(lock(folder / "lock"))
         except BlockingIOError as problem:
             raise CacheError(f"{output} is {problem.strerror}: wait for it, or choose another --output") from None
@@ -93,7 +96,7 @@ def work_folder(output: Path) -> Iterator[Path]:
             place = "choose another place with --output"
             raise CacheError(f"Cannot write {output}: {problem.strerror or problem}; {place}") from None
         try:
-            for leftover in output.parent.glob(f".{glob.escape(output.name)}.*.writing"):
+            for leftover in file.parent.glob(f".{glob.escape(file.name)}.*.writing"):
                 leftover.unlink()  # half a cache, of a process that was killed
             yield folder
         finally:

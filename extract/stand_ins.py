@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from amber2_core.command import command_body
+from amber2_core.command import Command, command_body
 
 if TYPE_CHECKING:
     from transformers import BertConfig, Wav2Vec2Config
@@ -131,7 +131,7 @@ def _vocabulary(words: Iterable[str]) -> dict[str, int]:
     return {token: place for place, token in enumerate(tokens)}
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("folder", type=click.Path(path_type=Path))
 @click.option("--seed", default=0, show_default=True, help="Seed of the weights.")
 @click.option(

@@ -265,13 +265,15 @@ class Halving:
             raise ModelError(
                 f"{line}: set PYTORCH_ENABLE_MPS_FALLBACK=1 in the environment, or use --device cpu"
             ) from problem
-        except RuntimeError as problem:
+        except (RuntimeError, MemoryError) as problem:
             if not is_out_of_memory(problem):
                 raise
         if len(inputs) == 1:
+            # On a processor every thread has an utterance of its own.
+            fewer = "OMP_NUM_THREADS=1 in the environment, " if device.type == "cpu" else ""
             raise ModelError(
                 f"{device} has too little memory for one utterance alone ({len(inputs[0]):,} samples or tokens): use "
-                "--max-seconds, --precision bf16 or another --device; what is encoded so far is kept"
+                f"{fewer}--max-seconds, --precision bf16 or another --device; what is encoded so far is kept"
             )
         half = (len(inputs) + 1) // 2
         self._most = min(self._most, _size(inputs[:half]), _size(inputs) - 1)

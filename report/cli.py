@@ -8,10 +8,10 @@ from pathlib import Path
 
 import click
 
-from amber2_core.command import command_body
+from amber2_core.command import Command, command_body
 
 
-@click.command(context_settings={"show_default": True, "max_content_width": 110})
+@click.command(cls=Command, context_settings={"show_default": True, "max_content_width": 110})
 @click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="RUN...")
 @click.option("--output", type=click.Path(path_type=Path), help="The folder to write. [default: ./reports/TIME-RUN]")
 @click.option(

@@ -21,7 +21,7 @@ import numpy.typing as npt
 import pandas as pd
 from scipy.special import ndtr, ndtri, stdtr, stdtrit
 
-from amber2_core.metrics import METRICS, UTTERANCE_METRICS, confusion
+from amber2_core.metrics import METRICS, R2_CLASSES, UTTERANCE_METRICS, confusion
 from amber2_core.tables import Texts
 from amber2_core.votes import codes
 
@@ -184,8 +184,9 @@ def _compare_on_common(
     if clusters.freedom < 1:
         return []
     widened, observed = _draw([reference, *rivals], group, clusters, draws, seed)
-    found = []
-    for (m, metric), (k, rival) in itertools.product(enumerate(COMPARED), enumerate(rivals, start=1)):
+    found, classes = [], len(group.predictions.emotions)
+    telling = [(m, metric) for m, metric in enumerate(COMPARED) if metric != "r2" or classes >= R2_CLASSES]
+    for (m, metric), (k, rival) in itertools.product(telling, enumerate(rivals, start=1)):
         difference = float(observed[0, m] - observed[k, m])
         low, high, p = interval(difference, widened[:, 0, m] - widened[:, k, m], clusters.freedom)
         agree = _seeds_agree(*(_per_seed(entry, metric, group, clusters) for entry in (reference, rival)))

@@ -51,6 +51,8 @@ def bhattacharyya(p: Distribution, q: Distribution) -> float:
 
 
 def r2(p: Distribution, q: Distribution) -> float:
+    if len(p) < 3:  # two points always lie on one line
+        return math.nan
     mean_p, mean_q = sum(p) / len(p), sum(q) / len(q)
     covariance = variance_p = variance_q = 0.0
     for p_c, q_c in zip(p, q, strict=True):

@@ -352,6 +352,19 @@ def test_a_cache_without_permission_is_refused(written: Path, monkeypatch: pytes
     assert _refusal(lambda: read_cache(written)) == f"Cannot read {written}: Permission denied"
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="flock is POSIX")
+def test_readers_ask_for_no_lock_which_a_file_system_may_refuse(written: Path) -> None:
+    import fcntl
+
+    with written.open("r+b") as file:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # whoever asks for a lock now is refused
+        assert contents(read_cache(written)) == contents(golden_cache())
+        assert read_feature_headers(written)
+        assert mapped_features(written)
+        with stored_features(written) as sets:
+            assert sets[0].values[:1].shape[0] == 1
+
+
 def test_unknown_groups_and_attributes_are_ignored(written: Path) -> None:
     with h5py.File(written, "r+") as file:
         file["extension/values"] = [1, 2, 3]

@@ -9,12 +9,13 @@ import os
 import click
 import pytest
 from click.testing import CliRunner, Result
+from help_texts import commands
 
-from amber2_core.command import INCOMPLETE, command_body
+from amber2_core.command import INCOMPLETE, Command, command_body
 from amber2_core.errors import CacheError
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("event")
 @command_body
 def _example(event: str) -> int | None:
@@ -27,6 +28,8 @@ def _example(event: str) -> int | None:
         raise CacheError("No cache\nanywhere: make one")
     if event == "full disk":
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "out.h5")
+    if event == "no memory":
+        raise MemoryError("Unable to allocate 9 GiB")
     if event == "bug":
         raise ZeroDivisionError
     click.echo("result")
@@ -76,6 +79,11 @@ def test_a_returned_code_is_the_exit_code() -> None:
     [
         ("mistake", "error: No cache anywhere: make one\n"),
         ("full disk", "error: out.h5: No space left on device\n"),
+        (
+            "no memory",
+            "error: memory ran out (Unable to allocate 9 GiB; raise the limit of memory (ulimit -v, a job's), or let "
+            "fewer workers run: OMP_NUM_THREADS=1)\n",
+        ),
     ],
 )
 def test_an_error_of_the_user_or_of_the_world_is_one_line_and_exit_1(event: str, line: str) -> None:
@@ -87,6 +95,27 @@ def test_an_error_of_the_user_or_of_the_world_is_one_line_and_exit_1(event: str,
 def test_verbose_shows_where_an_error_came_from() -> None:
     assert "Traceback" in _run("mistake", "--verbose").stderr
     assert "Traceback" not in _run("mistake").stderr
+
+
+@pytest.mark.parametrize(
+    ("charset", "line"),
+    [("latin-1", "²? 1 ± .2 of a?b"), ("cp1252", "²? 1 ± .2 of a?b"), ("utf-8", "²↓ 1 ± .2 of a?b")],
+)
+def test_a_sign_that_a_terminal_cannot_show_is_replaced(charset: str, line: str) -> None:
+    @click.command(cls=Command)
+    @command_body
+    def show() -> None:
+        click.echo("²↓ 1 ± .2 of a\udcffb")  # a name of a file whose bytes are no text
+
+    result = CliRunner(charset=charset).invoke(show)
+    assert (result.exit_code, result.stdout) == (0, line + "\n")
+
+
+@pytest.mark.parametrize("name", commands())
+def test_every_command_explains_itself_on_any_terminal(name: str) -> None:
+    result = CliRunner(charset="latin-1").invoke(commands()[name], ["--help"])
+    assert (result.exit_code, result.exception) == (0, None)
+    assert isinstance(commands()[name], Command)
 
 
 def test_a_bug_is_not_hidden() -> None:

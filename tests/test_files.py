@@ -57,6 +57,28 @@ def test_a_file_takes_its_name_when_it_is_complete_and_keeps_an_older_one_until_
     assert list(path.parent.iterdir()) == [path]
 
 
+@posix
+def test_what_a_symbolic_link_leads_to_is_replaced_and_the_link_stays(tmp_path: Path) -> None:
+    (tmp_path / "scratch").mkdir()
+    target = tmp_path / "scratch" / "file"
+    (tmp_path / "link").symlink_to("scratch/file")
+    (tmp_path / "second").symlink_to("link")
+    for older in (None, "older"):  # the target is not there at first
+        target.unlink(missing_ok=True)
+        if older:
+            target.write_text(older)
+        _write_file(tmp_path / "second")
+        assert target.read_text() == "new"
+        assert (tmp_path / "second").is_symlink()
+        assert (tmp_path / "link").is_symlink()
+        assert not target.is_symlink()
+    (tmp_path / "run").symlink_to("scratch/run")
+    _write_folder(tmp_path / "run")
+    assert (tmp_path / "run").is_symlink()
+    assert sorted(path.name for path in (tmp_path / "scratch").iterdir()) == ["file", "run"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["link", "run", "scratch", "second"]
+
+
 def test_a_folder_takes_its_name_when_it_is_complete_and_never_that_of_another(tmp_path: Path) -> None:
     path = tmp_path / "new" / "folder"
     _write_folder(path, lambda writing: not path.exists() or pytest.fail("it has its name already"))
@@ -112,6 +134,12 @@ def test_files_and_folders_may_be_read_by_whoever_may_read_new_ones(tmp_path: Pa
     folders = _modes(tmp_path / "folder", tmp_path / "folder/inner")
     assert _modes(tmp_path / "file", tmp_path / "folder/inner/file") == [0o666 & ~umask] * 2
     assert folders == [0o777 & ~umask] * 2
+
+
+def test_json_holds_names_of_files_that_are_no_text(tmp_path: Path) -> None:
+    write_json(tmp_path / "file", {"cache": os.fsdecode(b"d\xe9j\xe0 \xc3\xa9")})
+    text = (tmp_path / "file").read_text(encoding="utf-8")
+    assert os.fsencode(json.loads(text)["cache"]) == b"d\xe9j\xe0 \xc3\xa9"
 
 
 def test_json_is_indented_and_holds_nothing_that_json_has_not(tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 import zipfile
 from collections import Counter
 from collections.abc import Callable
@@ -53,6 +55,16 @@ def whole(path: Path, **changes: Any) -> Path:
     }
     np.savez(path, **{name: array for name, array in arrays.items() if array is not None})
     return path
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names of files are bytes on Linux alone")
+def test_the_name_of_the_file_need_not_be_utf_8(tmp_path: Path) -> None:
+    file = whole(tmp_path / os.fsdecode(b"v\xe9.npz"))
+    import_features(file, [AUDIO], tmp_path / "cache.h5", name="")
+    cache = read_cache(tmp_path / "cache.h5")
+    assert (cache.corpus, cache.feature_set("audio").recipe["file"]) == ("v\ufffd", "v\ufffd.npz")
+    with pytest.raises(CacheError, match="Bad feature set name"):
+        import_features(file, [replace(AUDIO, name=file.stem)], tmp_path / "other.h5")
 
 
 def make_cache(path: Path) -> FeatureCache:

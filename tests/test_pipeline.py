@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 import logging
 import os
+import shutil
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -52,6 +55,53 @@ def no_worker(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(engine, "deal", refuse)
     monkeypatch.setattr(engine, "call", refuse)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="flock is POSIX")
+def test_where_there_are_no_locks_extraction_works_and_goes_on_with_one_warning_each_time(
+    place: Place, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    import fcntl
+
+    flock = fcntl.flock
+
+    def no_locks(*_: int) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr("fcntl.flock", no_locks)
+    assert counts(place.extract(), "audio") == (12, 0, 0)
+    with place.output.open("rb") as file:
+        flock(file, fcntl.LOCK_EX)  # so that HDF5 is refused a lock of its own, too
+        assert counts(place.extract(), "audio") == (0, 12, 0)
+    warnings = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+    line = f"{place.output}.parts: no locks on this file system; see to it that no second command writes there"
+    assert warnings == [line, line]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names of files are bytes on Linux alone")
+def test_names_of_folders_and_files_need_not_be_utf_8(place: Place) -> None:
+    there = place.folder / os.fsdecode(b"d\xe9j\xe0")
+    shutil.move(place.corpus.root, there)
+    corpus = replace(place.corpus, root=there)
+    output = there / os.fsdecode(b"caf\xe9.h5")
+    assert counts(place.extract(corpus, output=output), "audio") == (12, 0, 0)
+    assert counts(place.extract(corpus, output=output), "audio") == (0, 12, 0)
+    assert read_cache(output).corpus == corpus.name
+    shutil.move(place.folder / "bert", there / "bert")
+    with pytest.raises(ModelError, match="the name of the folder is not UTF-8; rename it"):
+        place.extract(corpus, output=output, text_model=str(there / "bert"))
+
+
+def test_a_cache_behind_a_symbolic_link_is_made_and_gone_on_with_where_it_lies(place: Place) -> None:
+    scratch = place.folder / "scratch"
+    scratch.mkdir()
+    place.output.parent.mkdir()
+    place.output.symlink_to(scratch / "data.h5")
+    assert counts(place.extract(), "text") == (12, 0, 0)
+    assert place.extract(force=True).written
+    assert place.output.is_symlink()
+    assert [path.name for path in scratch.iterdir()] == ["data.h5"]
+    assert list(place.output.parent.iterdir()) == [place.output]
 
 
 # --- what a cache holds ---

@@ -57,6 +57,21 @@ def test_what_was_found_is_said_and_where_it_stands(run: Path, tmp_path: Path) -
     assert f"report: {tmp_path / 'out' / 'report.html'}" in done.output
 
 
+def test_r2_of_two_classes_is_blank_and_not_tested_in_runs_of_before_too(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "run", Sketch(emotions=("calm", "angry")))
+    rows = read_results(folder)
+    assert all(np.isnan(row["r2"]) for row in rows)
+    before = (folder / "results.csv").read_text(encoding="utf-8")
+    write_results(folder / "results.csv", [{**row, "r2": 0.967} for row in rows])  # as earlier versions wrote it
+    assert (folder / "results.csv").read_text(encoding="utf-8") != before
+    done = call(folder, "--output", tmp_path / "out")
+    assert done.exit_code == 0, done.output
+    lines = (tmp_path / "out" / "tables" / "all-metrics.md").read_text(encoding="utf-8").splitlines()
+    header, *cells = [[cell.strip() for cell in line.split("|")] for line in lines if line.startswith("|")]
+    assert {row[header.index("R² ↑")] for row in cells[1:]} == {"–"}
+    assert "R²" not in (tmp_path / "out" / "tables" / "significance.md").read_text(encoding="utf-8")
+
+
 @pytest.mark.usefixtures("undrawn")
 def test_of_very_many_utterances_the_page_says_how_many_it_holds(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -180,6 +180,18 @@ def _hold(output: Path, held: Any, release: Any) -> None:
         release.wait()
 
 
+@pytest.mark.skipif(os.name != "posix", reason="symbolic links and locks as POSIX has them")
+def test_a_cache_with_two_names_has_one_work_folder(tmp_path: Path) -> None:
+    (tmp_path / "scratch").mkdir()
+    (tmp_path / "corpus.h5").symlink_to("scratch/corpus.h5")
+    with work_folder(tmp_path / "corpus.h5") as work:
+        assert work == tmp_path / "scratch" / "corpus.h5.parts"
+        held = f"{tmp_path / 'scratch' / 'corpus.h5'} is being written by process {os.getpid()}"
+        with pytest.raises(CacheError, match=held), work_folder(tmp_path / "scratch" / "corpus.h5"):
+            raise AssertionError("both hold it")
+    assert list((tmp_path / "scratch").iterdir()) == []
+
+
 def test_a_work_folder_is_removed_when_no_row_is_left_in_it(tmp_path: Path) -> None:
     output = tmp_path / "cache" / "corpus.h5"
     with work_folder(output) as work:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import shutil
+import sys
 from pathlib import Path
 
 import h5py
@@ -10,6 +13,8 @@ import pytest
 from click.testing import CliRunner, Result
 from synthetic_data import EMOTIONS, write_small_cache
 
+from amber2_core.heads_folder import read_tensors
+from amber2_core.run_folder import read_settings
 from amber2_train.cli import train_heads
 
 QUICK = ["--hidden", "4", "--seeds", "1", "--epochs", "1"]
@@ -90,6 +95,42 @@ def test_a_modality_that_nobody_has_and_a_student_that_nobody_on_dev_has_are_ref
         in line
     )
     assert [path.name for path in tmp_path.iterdir()] == ["caches"]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="flock is POSIX")
+def test_where_there_are_no_locks_training_works_with_one_warning(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import fcntl
+
+    flock = fcntl.flock
+
+    def no_locks(*_: int) -> None:
+        raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
+
+    monkeypatch.setattr("fcntl.flock", no_locks)
+    with cache.open("rb") as file:
+        flock(file, fcntl.LOCK_EX)  # so that HDF5 is refused a lock of its own, too
+        result = call("--cache", str(cache), "--output", str(tmp_path / "run"), *QUICK, "--quiet")
+    assert result.exit_code == 0, result.output
+    unfinished = tmp_path / "run.unfinished"
+    line = f"warning: {unfinished}: no locks on this file system; see to it that no second command writes there"
+    assert [line for line in result.stderr.splitlines() if "lock" in line] == [line]
+    assert (tmp_path / "run" / "results.csv").is_file()
+    assert not unfinished.exists()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names of files are bytes on Linux alone")
+def test_names_of_caches_and_run_folders_need_not_be_utf_8(cache: Path, tmp_path: Path) -> None:
+    folder = tmp_path / os.fsdecode(b"d\xe9j\xe0")
+    folder.mkdir()
+    shutil.copy(cache, folder / os.fsdecode(b"\xff.h5"))
+    output = folder / os.fsdecode(b"run\xe9")
+    result = call("--cache", str(folder / os.fsdecode(b"\xff.h5")), "--output", str(output), *QUICK)
+    assert (result.exit_code, result.exception) == (0, None), result.output
+    assert Path(read_settings(output)["cache"]).samefile(folder / os.fsdecode(b"\xff.h5"))
+    assert "done in" in (output / "log.txt").read_text(encoding="utf-8")
+    assert [read_tensors(path)[1]["system"] for path in sorted((output / "heads").glob("amber2-fold1-*"))] == ["amber2"]
 
 
 def test_an_output_that_exists_is_left_alone(cache: Path, tmp_path: Path) -> None:

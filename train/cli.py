@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from amber2_core.command import DONE, INCOMPLETE, command_body, fail
+from amber2_core.command import DONE, INCOMPLETE, Command, command_body, fail
 from amber2_core.errors import Amber2Error, SettingError
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ _WORDS = "amber2.words"
 _log = logging.getLogger(__name__)
 
 
-class _Command(click.Command):
+class _Command(Command):
     """A command that has the options of the systems' settings, a user's own system's among them.
 
     It remembers the words it was given, for settings.json.

@@ -213,7 +213,7 @@ def _say_what_is_chosen(selection: Selection, varied: Sequence[str], fold: int, 
 @contextmanager
 def _logged(path: Path) -> Iterator[None]:
     """Everything that this package and core log is added to a file, too."""
-    handler = logging.FileHandler(path, encoding="utf-8")
+    handler = logging.FileHandler(path, encoding="utf-8", errors="backslashreplace")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s", datefmt="%Y-%m-%d %H:%M:%S"))
     loggers = [logging.getLogger(package) for package in ("amber2_core", __package__)]
     for logger in loggers:

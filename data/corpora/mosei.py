@@ -125,7 +125,7 @@ def _segments(path: Path, group: str, width: int, problems: list[Problem]) -> It
     if not path.is_file():
         raise CorpusError(f"No file {path}. {ORIGIN}")
     try:
-        with h5py.File(path, "r") as file:
+        with h5py.File(path, "r", locking=False) as file:
             if f"{group}/data" not in file or not isinstance(file[f"{group}/data"], h5py.Group):
                 raise CorpusError(f"{path} holds no group {group}/data: it is another file of the SDK")
             videos = file[f"{group}/data"]

@@ -27,7 +27,7 @@ import click
 import numpy as np
 import soundfile
 
-from amber2_core.command import command_body
+from amber2_core.command import Command, command_body
 from amber2_core.errors import CorpusError, SettingError
 from amber2_core.utterance import Corpus, LabelDefaults, Utterance
 
@@ -186,7 +186,7 @@ def _js_of_oracle(turn: Turn) -> float:
     return float(js(label, oracle(turn.latents)[0]))
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
 @click.option("--utterances", default=600, show_default=True, help="How many, over five sessions of two speakers.")
 @click.option("--seed", default=0, show_default=True, help="Equal seeds give equal files.")
