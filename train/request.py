@@ -4,22 +4,26 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata
+import itertools
 import json
 import logging
 import os
 import zlib
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from amber2_core import engine
 from amber2_core.cache import Features, MappedFeatures
 from amber2_core.errors import CacheError, SettingError
+from amber2_core.features import IMPORTED
 from amber2_core.metrics import METRICS
+from amber2_core.tables import RatingTable
 
 from . import tasks
 from .folds import make_folds
@@ -173,7 +177,7 @@ def feature_record(features: Features | MappedFeatures) -> dict[str, Any]:
 def settings_record(request: Request) -> dict[str, Any]:
     """settings.json (see `amber2_core.run_folder`)."""
     material, data, folds, options = request.material, request.material.data, request.folds, request.options
-    cache = material.cache
+    cache, digests = material.cache, _digests(material)
     return {
         "command": list(options.command),
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -196,7 +200,8 @@ def settings_record(request: Request) -> dict[str, Any]:
             "sizes": {str(f.number): {"train": len(f.train), "dev": len(f.dev), "test": len(f.test)} for f in folds},
         },
         "versions": {name: importlib.metadata.version(name) for name in ("amber2", "numpy", "torch")},
-        "digest": _digest(data),
+        "digest": _sha256(itertools.chain.from_iterable(digests.items())),
+        "digests": digests,
         "systems": list(dict.fromkeys(setting.name for setting in request.settings)),
         "axes": options.grid.columns,
         "metrics": list(METRICS),
@@ -206,17 +211,40 @@ def settings_record(request: Request) -> dict[str, Any]:
     }
 
 
-def _feature_set(some: Any) -> dict[str, Any]:
-    return {"name": some.name, "fingerprint": some.fingerprint, "recipe": some.recipe}
+def _digests(material: Material) -> dict[str, str]:
+    """sha256 over what the numbers rest on, of what is kept: ids, what each modality was encoded from, raw votes.
+
+    How votes became targets is the policy's, which stands beside it.
+    """
+    data = material.data
+    found = {"ids": _sha256(data.id)}
+    found |= {modality: _sha256(_inputs(some, data.rows)) for modality, some in data.inputs.items()}
+    return {**found, "votes": _sha256(_votes(material.cache.ratings, data.rows))}
 
 
-def _digest(data: TrainingData) -> str:
-    """sha256 over what the numbers rest on: every kept utterance's id, what its features were made of, its target."""
-    digest = hashlib.sha256()
-    for name, row, target in zip(data.id, data.rows, data.targets, strict=True):
-        inputs = [some.inputs[row] for some in data.inputs.values()]
-        digest.update("\0".join([name, *inputs]).encode() + target.tobytes())
-    return digest.hexdigest()
+def _inputs(features: Features | MappedFeatures, rows: npt.NDArray[np.int64]) -> Iterator[str]:
+    """What each row was encoded from; of vectors that were made elsewhere, the vector itself."""
+    values: Any = None
+    for row in rows:
+        if features.inputs[row] == IMPORTED:
+            if values is None:
+                values = features.values if isinstance(features.values, np.ndarray) else features.values.open()
+            yield hashlib.sha256(np.ascontiguousarray(values[row])).hexdigest()
+        else:
+            yield features.inputs[row]
+
+
+def _votes(ratings: RatingTable, rows: npt.NDArray[np.int64]) -> Iterator[str]:
+    """Every tick that the utterances of these rows were given, whether it counts or not."""
+    own = np.flatnonzero(np.isin(ratings.utterance, rows))
+    places = np.searchsorted(rows, ratings.utterance[own])
+    columns = (ratings.rater, ratings.source, ratings.stimulus, ratings.label, ratings.weight.astype(str))
+    for words in zip(places.astype(str), *(column[own] for column in columns), strict=True):
+        yield "\t".join(words)
+
+
+def _sha256(words: Iterable[str]) -> str:
+    return hashlib.sha256("\0".join(words).encode()).hexdigest()
 
 
 def utterance_rows(request: Request) -> list[dict[str, Any]]:
