@@ -8,6 +8,7 @@ import re
 import statistics
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from click.testing import CliRunner, Result
 from synthetic_data import cache_of, write_small_cache
 
 from amber2_core import engine
+from amber2_core.cache import Frames, write_cache
 from amber2_core.heads_folder import read_heads
 from amber2_core.metrics import METRICS, evaluate
 from amber2_core.run_folder import (
@@ -28,6 +30,7 @@ from amber2_core.run_folder import (
     read_summary,
     read_utterances,
 )
+from amber2_core.tables import texts
 from amber2_report.cli import report_runs
 from amber2_train import run as run_module
 from amber2_train.cli import train_heads
@@ -318,6 +321,34 @@ def test_utterances_that_lack_a_modality_are_trained_and_reported_without_a_word
     page = (tmp_path / "report" / "report.html").read_text(encoding="utf-8")
     assert "missing: audio 2, text 13, video 4" in page
     assert not re.search(r"\bNaN\b", page)
+
+
+def test_what_of_the_cache_is_not_read_or_tells_nothing_is_said_in_log_and_settings(tmp_path: Path) -> None:
+    cache = cache_of(48)
+    audio, text = cache.features
+    frames = Frames(np.zeros((48, 6), np.float32), np.arange(49))
+    layers = replace(audio, values=np.stack([audio.values * 0, audio.values + 1, audio.values], axis=1), frames=frames)
+    dull = replace(text, values=np.ones_like(text.values))
+    table = cache.utterances
+    # u000 and u001 are one recording, and so in different sessions; u004 and u005 are two stretches of one
+    sha256 = ["a", "a", "c", "d", "e", "e", *map(str, range(42))]
+    start = np.array([0, 0, 0, 0, 1, 2, *[np.nan] * 42], dtype=np.float32)
+    table = replace(table, audio_sha256=texts(sha256), start=start)
+    write_cache(tmp_path / "cache.h5", replace(cache, features=(layers, dull), utterances=table))
+    result = train(tmp_path / "cache.h5", tmp_path / "run", "--epochs", "1", "--seeds", "1")
+    settings = read_settings(tmp_path / "run")
+    assert settings["reads"] == {"audio": "the vectors of the last of 3 layers, not the frames", "text": "the vectors"}
+    assert settings["folds"]["heard_before"] == 2
+    for said in (result.stderr, (tmp_path / "run" / "log.txt").read_text()):
+        assert "read of what is cached: audio, the vectors of the last of 3 layers, not the frames; text, the v" in said
+        assert "all text vectors are the same: nothing can be learnt of them" in said
+        assert "2 utterances are tested on whose very recording is also in train or dev of their fold" in said
+    write_cache(tmp_path / "last.h5", replace(cache, features=(audio, dull)))
+    train(tmp_path / "last.h5", tmp_path / "last", "--epochs", "1", "--seeds", "1")
+    assert read_results(tmp_path / "last") == read_results(tmp_path / "run")
+    log = (tmp_path / "last" / "log.txt").read_text()
+    assert "read of what is cached" not in log
+    assert "very recording" not in log
 
 
 def test_from_python_the_same_comes_back_and_progress_counts_every_run(run: Path, cache: Path, tmp_path: Path) -> None:

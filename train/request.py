@@ -9,7 +9,7 @@ import json
 import logging
 import os
 import zlib
-from collections.abc import Hashable, Iterable, Iterator, Sequence
+from collections.abc import Collection, Hashable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -23,10 +23,10 @@ from amber2_core.cache import Features, MappedFeatures
 from amber2_core.errors import CacheError, SettingError
 from amber2_core.features import IMPORTED
 from amber2_core.metrics import METRICS
-from amber2_core.tables import RatingTable
+from amber2_core.tables import RatingTable, texts
 
 from . import tasks
-from .folds import make_folds
+from .folds import heard_before, make_folds
 from .grid import Setting
 from .options import TrainOptions
 from .selection import check_deciders
@@ -85,6 +85,22 @@ class Request:
             origin,
             folder,
         )
+
+    @property
+    def reads(self) -> dict[str, str]:
+        """What of each feature set its systems read, in words, by modality."""
+        needs = {
+            modality: {setting.system.reads(setting.values, modality) for setting in self.settings}
+            for modality in self.material.data.inputs
+        }
+        return {modality: _read(some, needs[modality]) for modality, some in self.material.data.inputs.items()}
+
+    @property
+    def heard_before(self) -> int:
+        """How many utterances are tested on though train or dev of their fold holds the same stretch of a recording."""
+        table, rows = self.material.cache.utterances, self.material.data.rows
+        stretches = zip(table.audio_sha256[rows], table.start[rows], strict=True)
+        return heard_before(texts([sha256 and f"{sha256} {start:g}" for sha256, start in stretches]), self.folds)
 
     @property
     def workers(self) -> list[int]:
@@ -185,6 +201,7 @@ def settings_record(request: Request) -> dict[str, Any]:
         "corpus_version": cache.corpus_version,
         "cache": str(material.path),
         "features": {m: feature_record(some) for m, some in data.inputs.items()},
+        "reads": request.reads,
         "policy": json.loads(json.dumps(asdict(material.policy))),
         "emotions": list(data.emotions),
         "utterances": {
@@ -197,6 +214,7 @@ def settings_record(request: Request) -> dict[str, Any]:
         "folds": {
             "protocol": request.protocol,
             "shared_speakers": max(fold.shared_speakers for fold in folds),
+            "heard_before": request.heard_before,
             "sizes": {str(f.number): {"train": len(f.train), "dev": len(f.dev), "test": len(f.test)} for f in folds},
         },
         "versions": {name: importlib.metadata.version(name) for name in ("amber2", "numpy", "torch")},
@@ -255,6 +273,18 @@ def utterance_rows(request: Request) -> list[dict[str, Any]]:
         for fold in request.folds
         for k in fold.test
     ]
+
+
+def _read(features: Features | MappedFeatures, needs: Collection[Need]) -> str:
+    """What is read of a feature set, and what is not, in words."""
+    shape, words = features.values.shape, []
+    if "vector" in needs:
+        words.append(f"the vectors of the last of {shape[1]} layers" if len(shape) == 3 else "the vectors")
+    if "layers" in needs:
+        words.append(f"all {shape[1]} layers")
+    if features.frames is not None:
+        words.append("the frames" if "frames" in needs else "not the frames")
+    return ", ".join(words)
 
 
 def _check_reads(features: Features | MappedFeatures, need: Need, system: str) -> None:

@@ -171,6 +171,11 @@ def _say_what_is_kept(request: Request) -> None:
     material, data, folds = request.material, request.material.data, request.folds
     sets = ", ".join(f"{modality} {some.name}" for modality, some in data.inputs.items())
     _log.info("%s: corpus %s, %s", material.path, material.cache.corpus, sets)
+    reads = request.reads
+    if any(words != "the vectors" for words in reads.values()):
+        _log.info("read of what is cached: %s", "; ".join(f"{name}, {words}" for name, words in reads.items()))
+    for modality in data.constant:
+        _log.warning("all %s vectors are the same: nothing can be learnt of them", modality)
     dropped = ", ".join(f"{count} {reason}" for reason, count in data.dropped.items() if count) or "none"
     _log.info(
         "%d of %d utterances kept (dropped: %s), stimulus %s, emotions %s",
@@ -192,6 +197,8 @@ def _say_what_is_kept(request: Request) -> None:
     shared = max(fold.shared_speakers for fold in folds)
     if shared:
         _log.warning("up to %d speakers stand in more than one part of a fold", shared)
+    if heard := request.heard_before:
+        _log.warning("%d utterances are tested on whose very recording is also in train or dev of their fold", heard)
     for fold in folds:
         for modality, having in data.present.items():
             parts = {"train": fold.train, "dev": fold.dev, "test": fold.test}

@@ -58,6 +58,8 @@ class TrainingData:
     present: Mapping[str, npt.NDArray[np.bool_]] = field(default_factory=dict)
     # of the features
     checksum: str = ""
+    # modalities whose vectors are all the same
+    constant: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.id)
@@ -199,6 +201,7 @@ def training_data(
     kept = _kept(encoded, missing)
     rows = labelled.rows[kept]
     table = take(cache.utterances, rows)
+    checked = {modality: _checked(some, rows) for modality, some in inputs.items()}
     return TrainingData(
         id=table.id,
         speaker=table.speaker,
@@ -215,7 +218,8 @@ def training_data(
             **{name: _as_text(column[rows]) for name, column in cache.attributes.items() if name not in FOLD_COLUMNS},
         },
         present={modality: mask[kept] for modality, mask in encoded.items() if not mask[kept].all()},
-        checksum="".join(_checked(some) for some in inputs.values()),
+        checksum="".join(checksum for checksum, _ in checked.values()),
+        constant=tuple(modality for modality, (_, is_constant) in checked.items() if is_constant),
     )
 
 
@@ -240,13 +244,18 @@ def _as_text(column: npt.NDArray[Any]) -> Texts:
     return texts(["" if np.isnan(value) else f"{value:g}" for value in column])
 
 
-def _checked(features: Features | MappedFeatures) -> str:
-    """A checksum of a feature set's numbers, which are finite wherever something was encoded.
+def _checked(features: Features | MappedFeatures, kept: RowNumbers) -> tuple[str, bool]:
+    """A checksum of a feature set's numbers, and whether several of the kept utterances have it, and all the same.
+
+    Numbers are finite wherever something was encoded.
 
     Raises:
         CacheError: one is not.
     """
     values, encoded, checksum = features.values, features.encoded, 0
+    looked_at = np.zeros(len(encoded), dtype=bool)
+    looked_at[kept] = encoded[kept]
+    is_constant, first = looked_at.sum() > 1, None
     for rows in blocks(values):
         block = np.ascontiguousarray(values[rows])
         checksum = zlib.crc32(block.reshape(-1).view(np.uint8).data, checksum)
@@ -254,4 +263,7 @@ def _checked(features: Features | MappedFeatures) -> str:
             raise CacheError(
                 f"The {features.modality} features hold a number that is not finite: encode the corpus again"
             )
-    return f"{checksum:08x}"
+        if is_constant and len(own := block[looked_at[rows]]):
+            first = own[0] if first is None else first
+            is_constant = (own == first).all()
+    return f"{checksum:08x}", bool(is_constant)
