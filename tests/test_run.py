@@ -248,6 +248,71 @@ def test_a_policy_given_as_options_is_the_policy_used(cache: Path, tmp_path: Pat
     assert read_predictions(tmp_path / "run").target.max(1).min() > 0.5
 
 
+@pytest.mark.parametrize("options", [[], ["--missing", "mask", "--inputs", "standardized", "--dropout", "0"]])
+def test_one_modality_alone_trains_its_head_as_it_trains_beside_another(
+    cache: Path, options: list[str], tmp_path: Path
+) -> None:
+    """Audio, that is, which the random stream of a run begins with."""
+    train(cache, tmp_path / "both", "--system", "cb-ce", *options)
+    train(cache, tmp_path / "one", "--system", "cb-ce", *options, "--text", "none")
+    whole = cache_of(48)
+    write_cache(tmp_path / "one.h5", replace(whole, features=(whole.feature_set("audio"),)))
+    result = train(tmp_path / "one.h5", tmp_path / "without", "--system", "cb-ce", *options)
+    assert "no text features in the cache: trained without" in result.stderr
+    expected = [row for row in read_results(tmp_path / "both") if row["head"] == "audio"]
+    for folder in ("one", "without"):
+        rows = read_results(tmp_path / folder)
+        assert {row["head"] for row in rows} == {"audio"}
+        assert [row["epoch"] for row in rows] == [row["epoch"] for row in expected]
+        for name in ("js", "uar", "ece"):
+            assert [row[name] for row in rows] == pytest.approx([row[name] for row in expected], abs=1e-6)
+        heads = read_heads(tmp_path / folder / "heads" / "cb-ce-fold1-seed0.safetensors")
+        assert heads.model.architecture.heads == ("audio",)
+        predictions, features = read_predictions(tmp_path / folder), whole.feature_set("audio").values
+        places = [int(name[1:]) for name in predictions.id[predictions.fold == 1]]
+        probs = heads.probs({"audio": torch.from_numpy(features[places])})["audio"]
+        np.testing.assert_allclose(probs, predictions.probs["cb-ce/audio"][0, : len(places)], atol=1e-6)
+        assert all(row["disagreement"] is None for row in read_experts(tmp_path / folder))
+    (line,) = [line for line in result.stdout.splitlines() if line.split()[:1] == ["cb-ce"]]
+    assert line.split()[1] == "audio"
+
+
+def test_on_one_modality_dev_chooses_by_its_head_and_a_report_is_made(cache: Path, tmp_path: Path) -> None:
+    mine = f"{Path(__file__).with_name('my_systems.py')}:Prior"
+    grid = ["--system", f"cb-ce,{mine}", "--hidden", "2,6", "--smoothing", "0,9"]
+    train(cache, tmp_path / "run", "--audio", "none", *grid)
+    settings = read_settings(tmp_path / "run")
+    assert list(settings["features"]) == ["text"]
+    for system, axis in (("cb-ce", "hidden"), ("prior", "smoothing")):
+        for fold, point in read_summary(tmp_path / "run")["selected"][system].items():
+            dev: dict[float, list[float]] = {}
+            for row in read_results(tmp_path / "run"):
+                if (row["system"], row["split"], str(row["fold"])) == (system, "dev", fold):
+                    dev.setdefault(row[axis], []).append(row["js"])
+            assert point[axis] == min(dev, key=lambda value: statistics.fmean(dev[value]))
+    result = CliRunner().invoke(report_runs, [str(tmp_path / "run"), "--output", str(tmp_path / "report")])
+    assert result.exit_code == 0, result.output
+
+
+def test_what_needs_two_modalities_says_so_in_one_line(cache: Path, tmp_path: Path) -> None:
+    def line(*arguments: str) -> str:
+        result = call("--cache", str(cache), "--output", str(tmp_path / "run"), *QUICK, *arguments)
+        assert result.exit_code == 1
+        return result.stderr.splitlines()[-1]
+
+    alone = (
+        "error: amber2 weighs experts of two modalities or more against each other, and there is audio alone: "
+        "train with --system cb-ce, or with features of another modality"
+    )
+    assert line("--text", "none") == alone
+    whole = cache_of(48)
+    write_cache(tmp_path / "audio.h5", replace(whole, features=(whole.feature_set("audio"),)))
+    assert line("--cache", str(tmp_path / "audio.h5")) == alone
+    assert "no modality is left to train on" in line("--text", "none", "--audio", "none")
+    assert "holds no text features called 'bert' (it has text-model): name one: --text" in line("--text", "bert")
+    assert list(tmp_path.iterdir()) == [tmp_path / "audio.h5"]
+
+
 def test_three_modalities_train_with_three_experts_where_the_third_is_asked_for(tmp_path: Path) -> None:
     cache = write_small_cache(tmp_path, count=36, modalities=("audio", "text", "video"), missing={"video": [4]})
     train(cache, tmp_path / "run", "--video", "video-model", "--student", "video")
@@ -338,7 +403,7 @@ def test_what_of_the_cache_is_not_read_or_tells_nothing_is_said_in_log_and_setti
     result = train(tmp_path / "cache.h5", tmp_path / "run", "--epochs", "1", "--seeds", "1")
     settings = read_settings(tmp_path / "run")
     assert settings["reads"] == {"audio": "the vectors of the last of 3 layers, not the frames", "text": "the vectors"}
-    assert settings["folds"]["heard_before"] == 2
+    assert settings["heard_before"] == 2
     for said in (result.stderr, (tmp_path / "run" / "log.txt").read_text()):
         assert "read of what is cached: audio, the vectors of the last of 3 layers, not the frames; text, the v" in said
         assert "all text vectors are the same: nothing can be learnt of them" in said

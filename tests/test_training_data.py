@@ -63,7 +63,11 @@ def test_the_feature_sets_are_the_only_ones_or_those_named(tmp_path: Path) -> No
     with pytest.raises(CacheError, match=r"no text features called 'bert' .it has text-model.: name one: --text"):
         feature_keys(path, {"audio": None, "text": "bert"})
     with pytest.raises(CacheError, match=r"no video features .it has none.: encode them with extract-features"):
-        feature_keys(path, {"audio": None, "video": None})
+        feature_keys(path, {"video": None})
+    # what the cache has not got is left out unless it is asked for by name
+    assert feature_keys(path, {"video": None, "audio": None}) == [("audio", "audio-model")]
+    with pytest.raises(CacheError, match=r"no video features called 'faces' .it has none.: encode them with extract-"):
+        feature_keys(path, {"audio": None, "video": "faces"})
 
 
 def test_targets_stand_in_the_rows_that_are_kept_and_features_are_left_whole() -> None:

@@ -134,8 +134,8 @@ def _list(text: str) -> list[str]:
     "--merge", metavar="LIST", help="Count a word for an emotion, as excited=happy; none. [default: the corpus's own]"
 )
 @click.option("--keep", help="Utterances: consensus, plurality, majority, any-vote. [default: the corpus's own]")
-@click.option("--audio", metavar="NAME", help="Audio feature set. [default: the only one]")
-@click.option("--text", metavar="NAME", help="Text feature set. [default: the only one]")
+@click.option("--audio", metavar="NAME", help="Audio feature set; none. [default: the only one, if any]")
+@click.option("--text", metavar="NAME", help="Text feature set; none. [default: the only one, if any]")
 @click.option("--video", metavar="NAME", help="Video feature set, as a third modality. [default: none]")
 @click.option("--device", default="auto", help="auto, cpu, cuda, cuda:0, …")
 @click.option(
@@ -197,9 +197,9 @@ def _options(typed: Mapping[str, Any], words: Sequence[str]) -> TrainOptions:
 
     from .options import TrainOptions
 
-    modalities = {name: typed[name] for name in ("audio", "text")}
-    if typed["video"]:
-        modalities["video"] = typed["video"]
+    modalities = {name: typed[name] for name in ("audio", "text", "video") if typed[name] != "none"}
+    if typed["video"] is None:
+        del modalities["video"]
     as_typed = ("folds", "patience", "inputs", "missing", "precision", "score_all", "device")
     return TrainOptions(
         grid=_grid(typed),

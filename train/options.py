@@ -59,7 +59,7 @@ class TrainOptions:
     missing: Missing = "drop"
     precision: Precision = "fp32"
     score_all: bool = False
-    # modality → name of the feature set, None where the cache has one
+    # modality → name of the feature set, None: the only one, if the cache has features of the modality
     modalities: Mapping[str, str | None] = field(default_factory=lambda: {"audio": None, "text": None})
     device: str = "auto"
     # for the record: the words that were typed
@@ -75,6 +75,8 @@ class TrainOptions:
         Raises:
             SettingError: something has no meaning.
         """
+        if not self.modalities:
+            raise SettingError("no modality is left to train on: leave out one of --audio none and --text none")
         settings = self.grid.settings()
         counts = {"seeds": self.grid.seeds, "epochs": self.grid.epochs, "patience": self.patience}
         for name, value in counts.items():
@@ -87,8 +89,7 @@ class TrainOptions:
         ):
             if word not in choices:
                 raise SettingError(bad_choice(name, word, choices))
-        for setting in settings:
-            setting.system.check(setting.values, setting.system.heads(tuple(self.modalities)))
+        check_modalities(settings, tuple(self.modalities))
         return settings
 
     def named(self, device: str) -> dict[str, Any]:
@@ -103,6 +104,12 @@ class TrainOptions:
             "score-all": self.score_all,
             "device": device.partition(":")[0],
         }
+
+
+def check_modalities(settings: Sequence[Setting], modalities: Sequence[str]) -> None:
+    """Raises SettingError where a setting cannot be trained on these modalities."""
+    for setting in settings:
+        setting.system.check(setting.values, setting.system.heads(modalities))
 
 
 # The paper's protocol: 9 × 5 folds × 5 seeds = 225 fits of AmbER², 25 of the baseline.

@@ -28,7 +28,7 @@ from amber2_core.tables import RatingTable, texts
 from . import tasks
 from .folds import heard_before, make_folds
 from .grid import Setting
-from .options import TrainOptions
+from .options import TrainOptions, check_modalities
 from .selection import check_deciders
 from .systems.system import Need
 from .training_data import Fold, Material, TrainingData, read_material
@@ -126,6 +126,7 @@ def prepared(cache_path: Path, options: TrainOptions) -> Request:
     if options.precision == "tf32" and device == "cpu":
         raise SettingError("Bad precision 'tf32' on a CPU: only GPUs have it; use --precision fp32 or --device cuda")
     material = read_material(cache_path, options.modalities, options.policy, missing=options.missing)
+    check_modalities(settings, tuple(material.data.inputs))
     protocol = options.folds or material.cache.defaults.folds
     folds = make_folds(protocol, material.data)
     check_deciders(material.data, folds, settings)
@@ -214,9 +215,9 @@ def settings_record(request: Request) -> dict[str, Any]:
         "folds": {
             "protocol": request.protocol,
             "shared_speakers": max(fold.shared_speakers for fold in folds),
-            "heard_before": request.heard_before,
             "sizes": {str(f.number): {"train": len(f.train), "dev": len(f.dev), "test": len(f.test)} for f in folds},
         },
+        "heard_before": request.heard_before,
         "versions": {name: importlib.metadata.version(name) for name in ("amber2", "numpy", "torch")},
         "digest": _sha256(itertools.chain.from_iterable(digests.items())),
         "digests": digests,

@@ -65,7 +65,7 @@ class TrainingData:
         return len(self.id)
 
     def presence(self, train: RowNumbers) -> npt.NDArray[np.bool_] | None:
-        """(heads, K) which utterances have which head in a fold of these train rows, the fusion last.
+        """(heads, K) which utterances have which head in a fold of these train rows, the fusion of several last.
 
         None where nothing is missing. A modality that no train row has is missing from the whole fold, since nothing
         could be learnt of it; who has no other has no fusion either.
@@ -75,6 +75,8 @@ class TrainingData:
         every = np.ones(len(self), dtype=bool)
         masks = np.stack([self.present.get(name, every) for name in self.inputs])  # (modalities, K)
         masks &= masks[:, train].any(axis=1, keepdims=True)
+        if len(masks) == 1:
+            return masks
         return np.concatenate([masks, masks.any(axis=0, keepdims=True)])
 
     @property
@@ -106,15 +108,20 @@ def find_cache(path: Path | None, cache_dir: Path | None) -> Path:
 
 
 def feature_keys(path: Path, names: Mapping[str, str | None]) -> list[tuple[str, str]]:
-    """(modality, name) of the feature sets to read: those named, else the only one of each modality.
+    """(modality, name) of the feature sets to read: those named, else the only one of each modality that there is.
 
     Raises:
-        CacheError: as `read_feature_headers`, or a modality has none, or several and no name.
+        CacheError: as `read_feature_headers`, or a modality has several and no name, or lacks the one that is named; or
+            there is none at all.
     """
-    headers = read_feature_headers(path)
+    held_of: dict[str, list[str]] = {modality: [] for modality in names}
+    for header in read_feature_headers(path):
+        held_of.setdefault(header.modality, []).append(header.name)
+    if any(held_of[modality] for modality in names):
+        names = {modality: name for modality, name in names.items() if name is not None or held_of[modality]}
     keys = []
     for modality, name in names.items():
-        held = [h.name for h in headers if h.modality == modality]
+        held = held_of[modality]
         chosen = [h for h in held if name in (None, h)]
         if len(chosen) != 1:
             problem = "no" if not chosen else "several"
@@ -163,7 +170,7 @@ def read_material(
     """Read a cache: the tables as they are, the features checked and left where they lie.
 
     Args:
-        names: modality → name of the feature set, None where there is one.
+        names: modality → name of the feature set, None: the only one, if the cache has features of the modality.
         changes: fields of the label policy that replace the corpus's own.
         missing: utterances without features of some modality.
 
@@ -171,12 +178,12 @@ def read_material(
         CacheError: as `amber2_core.cache.read_cache`, `feature_keys` and `training_data`.
         LabelError: as `amber2_core.label_spaces.policy_with` and `label_distributions`.
     """
-    cache, sets = read_cache(path, only=()), mapped_features(path, only=feature_keys(path, names))
+    keys = feature_keys(path, names)
+    cache, sets = read_cache(path, only=()), mapped_features(path, only=keys)
     policy = policy_with(cache.defaults, changes)
     held = {some.modality: some for some in sets}
-    return Material(
-        path, cache, policy, training_data(cache, {name: held[name] for name in names}, policy, missing=missing)
-    )
+    inputs = {modality: held[modality] for modality, _ in keys}
+    return Material(path, cache, policy, training_data(cache, inputs, policy, missing=missing))
 
 
 def training_data(
