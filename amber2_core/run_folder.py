@@ -5,8 +5,8 @@ settings.json     the command, corpus and cache (path, feature sets with fingerp
                   policy, utterances kept and dropped by reason, folds with their sizes, `heard_before`, how many are
                   tested on though train or dev holds the same recording, grid, seeds, versions; and what the
                   other files hold: `axes`, the columns of results.csv that are settings, and `metrics`, those that are
-                  scores, both in order; `digest`, one sha256 over the ids, inputs and raw votes that the run was trained and tested
-                  on, and `digests`, its parts: ids, each modality's inputs, votes
+                  scores, both in order; `digest`, one sha256 over the ids, inputs and raw votes that the run was
+                  trained and tested on, and `digests`, its parts: ids, each modality's inputs, votes
 results.csv       one row per (system, head, split, fold, seed, setting): `KEY_COLUMNS`, the axes by their names,
                   `epoch` (from 1) and `n` utterances, then the metrics. split is dev for every setting, test for the
                   selected one (with --score-all for every one); selected is 1 where dev chose the setting. A head is

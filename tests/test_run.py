@@ -10,6 +10,8 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -454,3 +456,47 @@ def test_the_process_that_was_started_never_loads_torch(cache: Path, tmp_path: P
     lines = done.stdout.splitlines()
     assert (lines[0], lines[-1], lines.count("begun")) == ("begun", "False", 1)
     assert "run folder: " in lines[-2]
+
+
+@pytest.mark.parametrize(
+    ("axis", "chosen", "said"),
+    [
+        ("kappa", (8.0, 8.0, 8.0), "amber2: dev chose kappa 8.0 in every fold, the largest of the grid: beyond it"),
+        ("kappa", (2.0, 2.0, 2.0), "amber2: dev chose kappa 2.0 in every fold, the smallest of the grid: beyond it"),
+        ("kappa", (4.0, 4.0, 4.0), ""),
+        ("kappa", (8.0, 8.0, 4.0), ""),
+        ("lambda_mai", (0.0, 0.0, 0.0), ""),  # nothing lies beyond it
+        ("fusion", ("gmu", "gmu", "gmu"), ""),
+    ],
+)
+def test_a_choice_at_the_edge_of_the_grid_in_every_fold_is_hinted_at(
+    axis: str, chosen: tuple[Any, ...], said: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    grid = Grid(axes={"kappa": (8.0, 2.0, 4.0), "lambda_mai": (0.0, 1.0), "fusion": ("gmu", "concat")})
+    settings = grid.settings()
+    # all else is as far from an edge as it can be
+    inner = {"kappa": (4.0, 8.0, 4.0), "lambda_mai": (0.0, 1.0, 1.0), "fusion": ("gmu", "concat", "gmu")}
+    places: dict[int, dict[str, int]] = {}
+    for fold in (1, 2, 3):
+        point = {name: values[fold - 1] for name, values in {**inner, axis: chosen}.items()}
+        for k, setting in enumerate(settings):
+            if all(setting.row().get(name, value) == value for name, value in point.items()):
+                places.setdefault(fold, {}).setdefault(setting.name, k)
+    selection: Any = SimpleNamespace(settings=settings, chosen=places.__getitem__)
+    request: Any = SimpleNamespace(
+        folds=[SimpleNamespace(number=k) for k in (1, 2, 3)], options=TrainOptions(grid=grid)
+    )
+    with caplog.at_level("INFO", logger="amber2_train"):
+        run_module._say_what_lies_at_the_edge(selection, request)
+    assert [line.startswith(said) for line in caplog.messages] == ([True] if said else [])
+
+
+@pytest.mark.parametrize("name", ["../x", "a/b", "..", "", "a\\b"])
+def test_a_name_that_leads_elsewhere_is_refused(
+    cache: Path, tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = call("--cache", str(cache), *QUICK, "--name", name)
+    assert result.exit_code == 1
+    assert result.stderr.startswith(f"error: Bad name {name!r}, expected a word for a folder in ./runs")
+    assert list(tmp_path.iterdir()) == []

@@ -196,7 +196,7 @@ def settings_record(request: Request) -> dict[str, Any]:
     material, data, folds, options = request.material, request.material.data, request.folds, request.options
     cache, digests = material.cache, _digests(material)
     return {
-        "command": list(options.command),
+        "command": _whole_command(options.command, material.path),
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "corpus": cache.corpus,
         "corpus_version": cache.corpus_version,
@@ -228,6 +228,12 @@ def settings_record(request: Request) -> dict[str, Any]:
         **options.named(request.device),
         "device": request.device,
     }
+
+
+def _whole_command(words: Sequence[str], cache: Path) -> list[str]:
+    """The words that were typed, with the cache where it was found without being named; none from Python."""
+    named = any(word.partition("=")[0] == "--cache" for word in words)
+    return [*words, *([] if named or not words else ["--cache", str(cache)])]
 
 
 def _digests(material: Material) -> dict[str, str]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
+import math
 import os
 import shutil
 import time
@@ -12,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from amber2_core import engine
+from amber2_core.errors import SettingError
 from amber2_core.run_folder import (
     new_run_folder,
     summarise,
@@ -24,6 +27,7 @@ from amber2_core.run_folder import (
 )
 
 from . import worker
+from .grid import axes_of
 from .options import TrainOptions
 from .plan import Plan, plan_sweep
 from .request import Request, identity, prepared, settings_record, utterance_rows
@@ -53,18 +57,22 @@ def train(
     Raises:
         Amber2Error: anything that the user asked for cannot be had; no run folder is left then.
     """
+    # before anything is read
     if output is not None:
-        check_free(output)  # before anything is read
+        check_free(output)
+    if name is not None and (name in ("", ".", "..") or any(mark in name for mark in "/\\\0")):
+        raise SettingError(f"Bad name {name!r}, expected a word for a folder in ./runs; a place is --output's")
     request = prepared(cache_path, options)
     this = identity(request)
     if output is None:
-        name = name or cache_path.stem
+        name = cache_path.stem if name is None else name
         output = earlier_output(Path("runs"), name, this) or new_output(Path("runs"), name)
     with unfinished_sweep(output, this, tasks=len(request.tasks)) as finished:
         with _logged(finished.folder / LOG):
             _say_what_is_kept(request)
             warn_of_deciders(request.material.data, request.settings)
             selection = _trained(request, finished, on_progress)
+            _say_what_lies_at_the_edge(selection, request)
         results = results_of(selection, request.material.data, request.folds, options.grid.columns)
         with new_run_folder(output) as folder:
             report = _write(folder, request, selection, results)
@@ -217,6 +225,22 @@ def _say_what_is_chosen(selection: Selection, varied: Sequence[str], fold: int, 
         named = "".join(f" {axis} {row[axis]}" for axis in varied if axis in row)
         points.append(f"{name}{named} (dev js {selection.best[fold, name][1]:.4f})")
     _log.info("fold %d of %d after %.1f s; chosen on dev: %s", fold, folds, seconds, ", ".join(points))
+
+
+def _say_what_lies_at_the_edge(selection: Selection, request: Request) -> None:
+    """Log where dev chose the first or the last value of a grid in every fold, and others lie beyond it."""
+    chosen = [selection.chosen(fold.number) for fold in request.folds]
+    for name, axis in itertools.product(chosen[0], request.options.grid.varied):
+        settings = [selection.settings[places[name]] for places in chosen]
+        values = {setting.row().get(axis) for setting in settings}
+        own = axes_of([settings[0].reference]).get(axis)
+        if own is None or len(values) > 1 or isinstance(own.default, str):
+            continue
+        (value,), grid = values, request.options.grid.axes[axis]
+        for edge, word, beyond in ((min(grid), "smallest", own.metadata["least"]), (max(grid), "largest", math.inf)):
+            if value == edge != beyond:
+                _log.info("%s: dev chose %s %s in every fold, the %s of the grid: beyond it may be better ones",
+                          name, axis, value, word)  # fmt: skip
 
 
 @contextmanager
