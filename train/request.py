@@ -23,6 +23,7 @@ from amber2_core.cache import Features, MappedFeatures
 from amber2_core.errors import CacheError, SettingError
 from amber2_core.features import IMPORTED
 from amber2_core.metrics import METRICS
+from amber2_core.run_folder import FORMAT_VERSION
 from amber2_core.tables import RatingTable, texts
 
 from . import tasks
@@ -196,6 +197,7 @@ def settings_record(request: Request) -> dict[str, Any]:
     material, data, folds, options = request.material, request.material.data, request.folds, request.options
     cache, digests = material.cache, _digests(material)
     return {
+        "format_version": FORMAT_VERSION,
         "command": _whole_command(options.command, material.path),
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "corpus": cache.corpus,
