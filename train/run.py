@@ -7,14 +7,15 @@ import logging
 import math
 import os
 import shutil
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from amber2_core import engine
-from amber2_core.errors import SettingError
+from amber2_core.errors import RunFolderError, SettingError
 from amber2_core.run_folder import (
     new_run_folder,
     summarise,
@@ -243,10 +244,28 @@ def _say_what_lies_at_the_edge(selection: Selection, request: Request) -> None:
                           name, axis, value, word)  # fmt: skip
 
 
+class _LogFile(logging.FileHandler):
+    """A log that ends the work where it cannot be written, as on a full disk; logging itself would print and go on."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802
+        problem = sys.exc_info()[1]
+        if not isinstance(problem, OSError):
+            return super().handleError(record)
+        raise RunFolderError(f"Cannot write {self.baseFilename}: {problem.strerror or problem}") from None
+
+    def close(self) -> None:
+        with suppress(OSError):  # told already
+            super().close()
+
+
 @contextmanager
 def _logged(path: Path) -> Iterator[None]:
-    """Everything that this package and core log is added to a file, too."""
-    handler = logging.FileHandler(path, encoding="utf-8")
+    """Everything that this package and core log is added to a file, too.
+
+    Raises:
+        RunFolderError: the file cannot be written.
+    """
+    handler = _LogFile(path, encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s", datefmt="%Y-%m-%d %H:%M:%S"))
     loggers = [logging.getLogger(package) for package in ("amber2_core", __package__)]
     for logger in loggers:
