@@ -19,6 +19,8 @@ from .utterance import LabelDefaults
 
 Recipe = Mapping[str, Any]  # JSON values only
 FeatureKey = tuple[str, str]  # (modality, name)
+# in place of a digest: vectors that import-features brought, from what is not known
+IMPORTED = "imported"
 BLOCK_BYTES = 1 << 22  # of numbers that lie on the disk, read together
 
 

@@ -7,7 +7,7 @@ laid out as in `torch.nn.Linear` and named `heads.<modality or "fusion">.{hidden
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -29,7 +29,7 @@ FUSION_HEAD = "fusion"
 class Architecture:
     """The shape of a model's heads: runs of equal architecture can be stacked. SettingError for one without meaning."""
 
-    # name and vector size of each modality, two or more; the order is that of heads and of concatenation
+    # name and vector size of each modality; the order is that of heads and of concatenation
     inputs: tuple[tuple[str, int], ...]
     # number of emotions
     classes: int
@@ -43,8 +43,8 @@ class Architecture:
 
     def __post_init__(self) -> None:
         names = self.modalities
-        if len(names) < 2 or len(set(names)) < len(names):
-            raise SettingError(f"Bad modalities {list(names)}, expected two or more different ones")
+        if not names or len(set(names)) < len(names):
+            raise SettingError(f"Bad modalities {list(names)}, expected one or more different ones")
         for name in names:
             if name == FUSION_HEAD or not name.isidentifier():
                 raise SettingError(f"Bad modality {name!r}, expected a plain word such as 'audio' that names no fusion")
@@ -63,12 +63,12 @@ class Architecture:
 
     @property
     def heads(self) -> tuple[str, ...]:
-        """The modalities, then "fusion"."""
-        return (*self.modalities, FUSION_HEAD)
+        """The names of the heads: `heads_of` its modalities."""
+        return heads_of(self.modalities)
 
     @cached_property
     def fused(self) -> Fusion:
-        """The fusion for these inputs."""
+        """The fusion for these inputs, which are two or more."""
         return FUSIONS[self.fusion](dict(self.inputs), self.fusion_width)
 
     @cached_property
@@ -78,6 +78,8 @@ class Architecture:
         Runs of one seed so start from the same modality heads, whatever their fusion.
         """
         own = [layer for name, size in self.inputs for layer in self._head(name, size, (name,))]
+        if FUSION_HEAD not in self.heads:
+            return tuple(own)
         read = self.modalities if self.fused.joins else ()
         return (*own, *self.fused.layers, *self._head(FUSION_HEAD, self.fused.width, read))
 
@@ -97,6 +99,11 @@ class Architecture:
             Layer(f"heads.{name}.hidden", inputs, self.hidden, reads, bias=True),
             Layer(f"heads.{name}.output", self.hidden, self.classes, bias=True),
         )
+
+
+def heads_of(modalities: Sequence[str]) -> tuple[str, ...]:
+    """The modalities, then "fusion"; of a single modality there is nothing to fuse, and its own head is all."""
+    return (*modalities, FUSION_HEAD) if len(modalities) > 1 else tuple(modalities)
 
 
 class Heads:
@@ -136,7 +143,8 @@ class Heads:
         shape = self.architecture
         given = (first_layers or self.first_layers)(vectors)
         hidden = [given[f"heads.{name}.hidden"] for name in shape.modalities]
-        hidden.append(self._fusion_hidden(vectors, given, present))
+        if FUSION_HEAD in shape.heads:
+            hidden.append(self._fusion_hidden(vectors, given, present))
         kept = [None] * len(hidden) if keep is None else keep
         return torch.stack([self._head(*head) for head in zip(shape.heads, hidden, kept, strict=True)])
 

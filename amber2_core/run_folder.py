@@ -1,10 +1,13 @@
 """The run folder: what one call of `train-heads` leaves behind, so that anyone can recompute every number of it.
 
 ```
-settings.json     the command, corpus and cache (path, feature sets with fingerprints), label policy, utterances kept
-                  and dropped by reason, folds with their sizes, grid, seeds, versions; and what the other files hold:
-                  `axes`, the columns of results.csv that are settings, and `metrics`, those that are scores, both in
-                  order; `digest`, one sha256 over the ids, inputs and votes that the run was trained and tested on
+settings.json     `format_version`, the command, corpus and cache (path, feature sets with fingerprints, what of them
+                  was read), label policy, utterances kept and dropped by reason, folds with their sizes,
+                  `heard_before`, how many are tested on though train or dev holds the same recording, grid, seeds,
+                  versions; and what the other files hold: `axes`, the columns of results.csv that are settings, and
+                  `metrics`, those that are scores, both in order; `digest`, one sha256 over the ids, inputs and raw
+                  votes that the run was trained and tested on, and `digests`, its parts: ids, each modality's inputs,
+                  votes
 results.csv       one row per (system, head, split, fold, seed, setting): `KEY_COLUMNS`, the axes by their names,
                   `epoch` (from 1) and `n` utterances, then the metrics. split is dev for every setting, test for the
                   selected one (with --score-all for every one); selected is 1 where dev chose the setting. A head is
@@ -38,8 +41,9 @@ tensorboard/      with --track tensorboard: event files, made from the files abo
 CSV is UTF-8 with a header; numbers stand in full, so that they read back as the same, and an empty cell is missing.
 A run folder stands under its name only when it is complete. What is not lies beside it, as NAME.unfinished.
 
-Folders of every earlier version are read. Where `axes` is not declared it is `EARLIER_AXES`; curves.csv, utterances.csv
-and `digest` may be missing; a metric that is younger than the folder is computed from predictions.npz (`load`).
+Folders of every earlier version are read; those of the first tell no `format_version`. Where `axes` is not declared it
+is `EARLIER_AXES`; curves.csv, utterances.csv and `digest` may be missing; a metric that is younger than the folder is
+computed from predictions.npz (`load`).
 """
 
 from __future__ import annotations
@@ -72,6 +76,12 @@ KEY_COLUMNS = ("system", "head", "split", "fold", "seed", "selected")
 EXPERT_COLUMNS = ("system", "fold", "seed", "by", "group", "n", "disagreement")
 CURVE_COLUMNS = ("system", "head", "fold", "seed", "epoch", "dev_js")
 UTTERANCE_COLUMNS = ("id", "fold", "speaker", "session", "dialogue", "split", "language")
+FORMAT_VERSION = 1  # of run folders; those of version 0 do not tell theirs
+# what kind of value settings.json has under a name, where it has any
+_KINDS: Mapping[type, Sequence[str]] = {
+    dict: ("features", "policy", "utterances", "ratings", "folds", "versions", "digests", "grid"),
+    list: ("command", "emotions", "systems", "axes", "metrics"),
+}
 # the settings of folders that do not declare theirs
 EARLIER_AXES = (
     "lambda_rai", "lambda_mai", "lambda_expert", "kappa", "student", "loss", "weight_gradient", "expert_gradient",
@@ -199,12 +209,26 @@ def write_predictions(path: Path, predictions: Predictions) -> None:
 
 
 def read_settings(folder: Path) -> dict[str, Any]:
-    """settings.json of a run folder.
+    """settings.json of a run folder; a fold protocol that stands there as a word is made a record of it.
 
     Raises:
-        RunFolderError: not a run folder, or damaged.
+        RunFolderError: not a run folder, damaged, or of a newer format than this version knows.
     """
-    return _read_json(folder / "settings.json")
+    path = folder / "settings.json"
+    settings = _read_json(path)
+    version = settings.get("format_version", 0)
+    if type(version) is not int or version > FORMAT_VERSION:
+        raise RunFolderError(
+            f"{folder} has format {version}, this amber2 reads up to {FORMAT_VERSION}: update amber2, or train again"
+        )
+    if isinstance(settings.get("folds"), str):
+        settings["folds"] = {"protocol": settings["folds"]}
+    for kind, names in _KINDS.items():
+        for name in names:
+            if not isinstance(settings.get(name), kind | None):
+                what = {dict: "an object", list: "a list"}[kind]
+                raise RunFolderError(f"{path} is damaged ({name} is not {what}): train again")
+    return settings
 
 
 def read_summary(folder: Path) -> dict[str, Any]:

@@ -22,13 +22,12 @@ import numpy.typing as npt
 
 from amber2_core.cache import Failure, FeatureCache, Features, Frames, read_cache, write_cache
 from amber2_core.errors import CacheError
-from amber2_core.features import check_fit
+from amber2_core.features import IMPORTED, check_fit
 from amber2_core.tables import Texts, is_storable_name, texts
 from amber2_core.utterance import STIMULI, Corpus, LabelDefaults, Rating, Stimulus, Utterance
 from amber2_data.arrays import Array, ArrayFile, open_arrays
 
 from .checkpoint import sha256_of
-from .previous import IMPORTED
 from .recordings import blank_cache, storable, versions_of
 from .rows import work_folder
 

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from amber2_core.cache import FeatureCache, Features, Frames, read_cache, stored_features
 from amber2_core.errors import CacheError
-from amber2_core.features import StoredFeatures, StoredFrames
+from amber2_core.features import IMPORTED, StoredFeatures, StoredFrames
 from amber2_core.tables import Texts, UtteranceTable, texts
 
 from .recipe import EncoderRecipe, differences
@@ -24,9 +24,6 @@ from .rows import RowStore
 # (N,) the row of an earlier feature set that each row takes over, -1 where none
 Sources = npt.NDArray[np.intp]
 FeatureSet = TypeVar("FeatureSet", Features, StoredFeatures)
-
-# in place of a digest: vectors that import-features brought, from what is not known
-IMPORTED = "imported"
 
 _log = logging.getLogger(__name__)
 

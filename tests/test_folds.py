@@ -16,7 +16,7 @@ from synthetic_data import training_data, write_small_cache
 from amber2_core.cache import read_cache, write_cache
 from amber2_core.errors import SettingError
 from amber2_core.tables import texts
-from amber2_train.folds import make_folds
+from amber2_train.folds import heard_before, make_folds
 from amber2_train.options import TrainOptions
 from amber2_train.request import Request, settings_record
 from amber2_train.training_data import Fold, TrainingData, read_material
@@ -179,6 +179,16 @@ def test_a_run_keeps_the_name_of_its_protocol_and_the_number_of_shared_speakers(
     assert record["protocol"] == protocol
     assert list(record["sizes"]) == [str(k + 1) for k in range(folds)]
     assert record["shared_speakers"] == shared
+
+
+def test_utterances_that_train_or_dev_has_heard_before_are_counted() -> None:
+    def fold(number: int, train: list[int], dev: list[int], test: list[int]) -> Fold:
+        return Fold(number, np.array(train), np.array(dev), np.array(test), 0)
+
+    recording = texts(["a", "b", "c", "a", "", "", "b", "d"])
+    assert heard_before(recording, [fold(1, [0, 1, 4], [2], [3, 5, 6, 7])]) == 2  # a and b; an unknown one is not
+    assert heard_before(recording, [fold(1, [0], [1], [3, 7]), fold(2, [3], [7], [0, 1, 2])]) == 2
+    assert heard_before(recording, [fold(1, [0, 3], [2], [7])]) == 0
 
 
 def test_a_modality_that_no_train_row_has_is_missing_from_the_whole_fold() -> None:

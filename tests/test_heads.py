@@ -211,11 +211,29 @@ def test_training_goes_the_way_of_the_slow_loop(fusion: str, system: Any, settin
     assert max((epochs[0][name] - epochs[1][name]).abs().max() for name in epochs[0]) > 1e-4
 
 
+@pytest.mark.parametrize("fusion", FUSIONS)
+def test_of_one_modality_there_is_its_own_head_and_no_fusion(fusion: str) -> None:
+    alone = Architecture((("text", 5),), 4, fusion, hidden=3, fusion_width=3)
+    assert alone.heads == ("text",)
+    assert sum(math.prod(shape) for shape in alone.shapes.values()) == 5 * 3 + 3 + 3 * 4 + 4
+    own, vectors = initial_parameters(alone, seeded()), torch.randn(7, 5, generator=seeded())
+    model = torch.nn.Sequential(torch.nn.Linear(5, 3), torch.nn.ReLU(), torch.nn.Linear(3, 4))
+    model.load_state_dict(
+        {
+            f"{k}.{kind}": own[f"heads.text.{layer}.{kind}"]
+            for k, layer in ((0, "hidden"), (2, "output"))
+            for kind in ("weight", "bias")
+        }
+    )
+    probs = Heads(alone, own).probs({"text": vectors})
+    torch.testing.assert_close(probs, {"text": model(vectors).softmax(-1)})
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"inputs": (("audio", 6),)}, r"Bad modalities \['audio'\], expected two or more"),
-        ({"inputs": (("audio", 6), ("audio", 6))}, "expected two or more different ones"),
+        ({"inputs": ()}, r"Bad modalities \[\], expected one or more"),
+        ({"inputs": (("audio", 6), ("audio", 6))}, "expected one or more different ones"),
         ({"inputs": (("audio", 6), ("fusion", 6))}, "Bad modality 'fusion'"),
         ({"inputs": (("audio", 6), ("my.text", 6))}, "Bad modality 'my.text'"),
         ({"inputs": (("audio", 6), ("text", 0))}, "Bad layer sizes"),

@@ -14,10 +14,11 @@ from synthetic_data import cache_of, training_data, write_small_cache
 
 from amber2_core.cache import write_cache
 from amber2_core.errors import SettingError
+from amber2_core.tables import texts
 from amber2_train import tasks
 from amber2_train.folds import make_folds
 from amber2_train.options import Grid, TrainOptions
-from amber2_train.request import Request, cores, identity, prepared
+from amber2_train.request import Request, cores, identity, prepared, settings_record
 from amber2_train.training_data import read_material
 
 
@@ -144,3 +145,55 @@ def test_workers_are_told_plain_values_of_every_setting(cache: Path, tmp_path: P
     assert sweep.names == ("amber2", "amber2", "cb-ce")
     assert sweep.origin["emotions"] == list(training_data().emotions)
     assert sweep.origin["features"]["text"]["recipe"] == {"model": "text"}
+
+
+def test_a_run_knows_its_data_by_ids_inputs_and_raw_votes_of_what_is_kept(tmp_path: Path) -> None:
+    def record(**changes: Any) -> dict[str, Any]:
+        write_cache(tmp_path / "cache.h5", replace(cache_of(30), **changes))
+        return settings_record(request_of(tmp_path / "cache.h5"))
+
+    def changed(**changes: Any) -> set[str]:
+        now = record(**changes)
+        assert (now["digest"] == first["digest"]) == (now["digests"] == first["digests"])
+        return {name for name in first["digests"] if now["digests"][name] != first["digests"][name]}
+
+    def with_word(column: Any, row: int, word: str) -> Any:
+        return texts([word if k == row else old for k, old in enumerate(column)])
+
+    whole, first = cache_of(30), record()
+    audio, text = whole.features
+    assert set(first["digests"]) == {"ids", "audio", "text", "votes"}
+    assert len(first["digest"]) == 64
+    assert changed() == set()
+    assert changed(utterances=replace(whole.utterances, id=with_word(whole.utterances.id, 4, "u004b"))) == {"ids"}
+    encoded_again = replace(text, inputs=with_word(text.inputs, 7, "f" * 64))
+    assert changed(features=(audio, encoded_again)) == {"text"}
+    # a vote is one whether it changes the target or not: another rater's, of another stimulus, outside the label space
+    ratings = whole.ratings
+    last = len(ratings) - 1
+    for column, word in (("label", "bored"), ("rater", "somebody"), ("stimulus", "audio"), ("source", "self")):
+        ticks = replace(ratings, **{column: with_word(getattr(ratings, column), last, word)})
+        assert changed(ratings=ticks) == {"votes"}, column
+    half = ratings.weight.copy()
+    half[0] = 0.5
+    assert changed(ratings=replace(ratings, weight=half)) == {"votes"}
+    # what is not kept plays no part
+    lost = replace(text, inputs=with_word(text.inputs, 3, ""), values=text.values.copy())
+    lost.values[3] = np.nan
+    without = record(features=(audio, lost))
+    spoilt = replace(ratings, label=with_word(ratings.label, 9, "sad" if ratings.label[9] != "sad" else "happy"))
+    assert ratings.utterance[9] == 3
+    assert record(features=(audio, lost), ratings=spoilt)["digests"] == without["digests"]
+
+
+def test_vectors_that_were_made_elsewhere_are_known_by_themselves(tmp_path: Path) -> None:
+    cache = cache_of(30)
+    audio, text = cache.features
+    imported, found = replace(text, inputs=texts(["imported"] * 30)), []
+    for step in (0.0, 0.0, 1.0):
+        values = text.values.copy()
+        values[5, 0] += step
+        write_cache(tmp_path / "cache.h5", replace(cache, features=(audio, replace(imported, values=values))))
+        found.append(settings_record(request_of(tmp_path / "cache.h5"))["digests"])
+    assert found[0] == found[1]
+    assert {name for name in found[0] if found[0][name] != found[2][name]} == {"text"}

@@ -8,7 +8,10 @@ import re
 import statistics
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,6 +20,7 @@ from click.testing import CliRunner, Result
 from synthetic_data import cache_of, write_small_cache
 
 from amber2_core import engine
+from amber2_core.cache import Frames, write_cache
 from amber2_core.heads_folder import read_heads
 from amber2_core.metrics import METRICS, evaluate
 from amber2_core.run_folder import (
@@ -28,6 +32,7 @@ from amber2_core.run_folder import (
     read_summary,
     read_utterances,
 )
+from amber2_core.tables import texts
 from amber2_report.cli import report_runs
 from amber2_train import run as run_module
 from amber2_train.cli import train_heads
@@ -245,6 +250,71 @@ def test_a_policy_given_as_options_is_the_policy_used(cache: Path, tmp_path: Pat
     assert read_predictions(tmp_path / "run").target.max(1).min() > 0.5
 
 
+@pytest.mark.parametrize("options", [[], ["--missing", "mask", "--inputs", "standardized", "--dropout", "0"]])
+def test_one_modality_alone_trains_its_head_as_it_trains_beside_another(
+    cache: Path, options: list[str], tmp_path: Path
+) -> None:
+    """Audio, that is, which the random stream of a run begins with."""
+    train(cache, tmp_path / "both", "--system", "cb-ce", *options)
+    train(cache, tmp_path / "one", "--system", "cb-ce", *options, "--text", "none")
+    whole = cache_of(48)
+    write_cache(tmp_path / "one.h5", replace(whole, features=(whole.feature_set("audio"),)))
+    result = train(tmp_path / "one.h5", tmp_path / "without", "--system", "cb-ce", *options)
+    assert "no text features in the cache: trained without" in result.stderr
+    expected = [row for row in read_results(tmp_path / "both") if row["head"] == "audio"]
+    for folder in ("one", "without"):
+        rows = read_results(tmp_path / folder)
+        assert {row["head"] for row in rows} == {"audio"}
+        assert [row["epoch"] for row in rows] == [row["epoch"] for row in expected]
+        for name in ("js", "uar", "ece"):
+            assert [row[name] for row in rows] == pytest.approx([row[name] for row in expected], abs=1e-6)
+        heads = read_heads(tmp_path / folder / "heads" / "cb-ce-fold1-seed0.safetensors")
+        assert heads.model.architecture.heads == ("audio",)
+        predictions, features = read_predictions(tmp_path / folder), whole.feature_set("audio").values
+        places = [int(name[1:]) for name in predictions.id[predictions.fold == 1]]
+        probs = heads.probs({"audio": torch.from_numpy(features[places])})["audio"]
+        np.testing.assert_allclose(probs, predictions.probs["cb-ce/audio"][0, : len(places)], atol=1e-6)
+        assert all(row["disagreement"] is None for row in read_experts(tmp_path / folder))
+    (line,) = [line for line in result.stdout.splitlines() if line.split()[:1] == ["cb-ce"]]
+    assert line.split()[1] == "audio"
+
+
+def test_on_one_modality_dev_chooses_by_its_head_and_a_report_is_made(cache: Path, tmp_path: Path) -> None:
+    mine = f"{Path(__file__).with_name('my_systems.py')}:Prior"
+    grid = ["--system", f"cb-ce,{mine}", "--hidden", "2,6", "--smoothing", "0,9"]
+    train(cache, tmp_path / "run", "--audio", "none", *grid)
+    settings = read_settings(tmp_path / "run")
+    assert list(settings["features"]) == ["text"]
+    for system, axis in (("cb-ce", "hidden"), ("prior", "smoothing")):
+        for fold, point in read_summary(tmp_path / "run")["selected"][system].items():
+            dev: dict[float, list[float]] = {}
+            for row in read_results(tmp_path / "run"):
+                if (row["system"], row["split"], str(row["fold"])) == (system, "dev", fold):
+                    dev.setdefault(row[axis], []).append(row["js"])
+            assert point[axis] == min(dev, key=lambda value: statistics.fmean(dev[value]))
+    result = CliRunner().invoke(report_runs, [str(tmp_path / "run"), "--output", str(tmp_path / "report")])
+    assert result.exit_code == 0, result.output
+
+
+def test_what_needs_two_modalities_says_so_in_one_line(cache: Path, tmp_path: Path) -> None:
+    def line(*arguments: str) -> str:
+        result = call("--cache", str(cache), "--output", str(tmp_path / "run"), *QUICK, *arguments)
+        assert result.exit_code == 1
+        return result.stderr.splitlines()[-1]
+
+    alone = (
+        "error: amber2 weighs experts of two modalities or more against each other, and there is audio alone: "
+        "train with --system cb-ce, or with features of another modality"
+    )
+    assert line("--text", "none") == alone
+    whole = cache_of(48)
+    write_cache(tmp_path / "audio.h5", replace(whole, features=(whole.feature_set("audio"),)))
+    assert line("--cache", str(tmp_path / "audio.h5")) == alone
+    assert "no modality is left to train on" in line("--text", "none", "--audio", "none")
+    assert "holds no text features called 'bert' (it has text-model): name one: --text" in line("--text", "bert")
+    assert list(tmp_path.iterdir()) == [tmp_path / "audio.h5"]
+
+
 def test_three_modalities_train_with_three_experts_where_the_third_is_asked_for(tmp_path: Path) -> None:
     cache = write_small_cache(tmp_path, count=36, modalities=("audio", "text", "video"), missing={"video": [4]})
     train(cache, tmp_path / "run", "--video", "video-model", "--student", "video")
@@ -320,6 +390,34 @@ def test_utterances_that_lack_a_modality_are_trained_and_reported_without_a_word
     assert not re.search(r"\bNaN\b", page)
 
 
+def test_what_of_the_cache_is_not_read_or_tells_nothing_is_said_in_log_and_settings(tmp_path: Path) -> None:
+    cache = cache_of(48)
+    audio, text = cache.features
+    frames = Frames(np.zeros((48, 6), np.float32), np.arange(49))
+    layers = replace(audio, values=np.stack([audio.values * 0, audio.values + 1, audio.values], axis=1), frames=frames)
+    dull = replace(text, values=np.ones_like(text.values))
+    table = cache.utterances
+    # u000 and u001 are one recording, and so in different sessions; u004 and u005 are two stretches of one
+    sha256 = ["a", "a", "c", "d", "e", "e", *map(str, range(42))]
+    start = np.array([0, 0, 0, 0, 1, 2, *[np.nan] * 42], dtype=np.float32)
+    table = replace(table, audio_sha256=texts(sha256), start=start)
+    write_cache(tmp_path / "cache.h5", replace(cache, features=(layers, dull), utterances=table))
+    result = train(tmp_path / "cache.h5", tmp_path / "run", "--epochs", "1", "--seeds", "1")
+    settings = read_settings(tmp_path / "run")
+    assert settings["reads"] == {"audio": "the vectors of the last of 3 layers, not the frames", "text": "the vectors"}
+    assert settings["heard_before"] == 2
+    for said in (result.stderr, (tmp_path / "run" / "log.txt").read_text()):
+        assert "read of what is cached: audio, the vectors of the last of 3 layers, not the frames; text, the v" in said
+        assert "all text vectors are the same: nothing can be learnt of them" in said
+        assert "2 utterances are tested on whose very recording is also in train or dev of their fold" in said
+    write_cache(tmp_path / "last.h5", replace(cache, features=(audio, dull)))
+    train(tmp_path / "last.h5", tmp_path / "last", "--epochs", "1", "--seeds", "1")
+    assert read_results(tmp_path / "last") == read_results(tmp_path / "run")
+    log = (tmp_path / "last" / "log.txt").read_text()
+    assert "read of what is cached" not in log
+    assert "very recording" not in log
+
+
 def test_from_python_the_same_comes_back_and_progress_counts_every_run(run: Path, cache: Path, tmp_path: Path) -> None:
     axes = {"hidden": (5,), "batch_size": (16,), "lr": (0.03,), "kappa": (0.0, 8.0), "lambda_mai": (0.3, 2.0)}
     seen: list[tuple[int, int]] = []
@@ -358,3 +456,47 @@ def test_the_process_that_was_started_never_loads_torch(cache: Path, tmp_path: P
     lines = done.stdout.splitlines()
     assert (lines[0], lines[-1], lines.count("begun")) == ("begun", "False", 1)
     assert "run folder: " in lines[-2]
+
+
+@pytest.mark.parametrize(
+    ("axis", "chosen", "said"),
+    [
+        ("kappa", (8.0, 8.0, 8.0), "amber2: dev chose kappa 8.0 in every fold, the largest of the grid: beyond it"),
+        ("kappa", (2.0, 2.0, 2.0), "amber2: dev chose kappa 2.0 in every fold, the smallest of the grid: beyond it"),
+        ("kappa", (4.0, 4.0, 4.0), ""),
+        ("kappa", (8.0, 8.0, 4.0), ""),
+        ("lambda_mai", (0.0, 0.0, 0.0), ""),  # nothing lies beyond it
+        ("fusion", ("gmu", "gmu", "gmu"), ""),
+    ],
+)
+def test_a_choice_at_the_edge_of_the_grid_in_every_fold_is_hinted_at(
+    axis: str, chosen: tuple[Any, ...], said: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    grid = Grid(axes={"kappa": (8.0, 2.0, 4.0), "lambda_mai": (0.0, 1.0), "fusion": ("gmu", "concat")})
+    settings = grid.settings()
+    # all else is as far from an edge as it can be
+    inner = {"kappa": (4.0, 8.0, 4.0), "lambda_mai": (0.0, 1.0, 1.0), "fusion": ("gmu", "concat", "gmu")}
+    places: dict[int, dict[str, int]] = {}
+    for fold in (1, 2, 3):
+        point = {name: values[fold - 1] for name, values in {**inner, axis: chosen}.items()}
+        for k, setting in enumerate(settings):
+            if all(setting.row().get(name, value) == value for name, value in point.items()):
+                places.setdefault(fold, {}).setdefault(setting.name, k)
+    selection: Any = SimpleNamespace(settings=settings, chosen=places.__getitem__)
+    request: Any = SimpleNamespace(
+        folds=[SimpleNamespace(number=k) for k in (1, 2, 3)], options=TrainOptions(grid=grid)
+    )
+    with caplog.at_level("INFO", logger="amber2_train"):
+        run_module._say_what_lies_at_the_edge(selection, request)
+    assert [line.startswith(said) for line in caplog.messages] == ([True] if said else [])
+
+
+@pytest.mark.parametrize("name", ["../x", "a/b", "..", "", "a\\b"])
+def test_a_name_that_leads_elsewhere_is_refused(
+    cache: Path, tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = call("--cache", str(cache), *QUICK, "--name", name)
+    assert result.exit_code == 1
+    assert result.stderr.startswith(f"error: Bad name {name!r}, expected a word for a folder in ./runs")
+    assert list(tmp_path.iterdir()) == []

@@ -177,6 +177,31 @@ def test_json_holds_every_letter_and_no_nan(tmp_path: Path) -> None:
         write_json(tmp_path / "settings.json", {"js": math.nan})
 
 
+def test_a_fold_protocol_that_is_a_word_is_one(tmp_path: Path) -> None:
+    write_json(tmp_path / "settings.json", {"folds": "speaker", "policy": None})
+    assert read_settings(tmp_path) == {"folds": {"protocol": "speaker"}, "policy": None}
+
+
+@pytest.mark.parametrize(
+    ("changes", "line"),
+    [
+        ({"folds": ["speaker"]}, r"settings.json is damaged \(folds is not an object\): train again"),
+        ({"policy": "keep"}, r"settings.json is damaged \(policy is not an object\): train again"),
+        ({"features": [1]}, r"settings.json is damaged \(features is not an object\): train again"),
+        ({"axes": "kappa"}, r"settings.json is damaged \(axes is not a list\): train again"),
+        ({"emotions": 3}, r"settings.json is damaged \(emotions is not a list\): train again"),
+        ({"format_version": 2}, r"has format 2, this amber2 reads up to 1: update amber2, or train again"),
+        ({"format_version": "one"}, r"has format one, this amber2 reads up to 1"),
+    ],
+)
+def test_settings_of_another_kind_or_of_a_newer_format_are_one_line(
+    tmp_path: Path, changes: dict[str, Any], line: str
+) -> None:
+    write_json(tmp_path / "settings.json", {"format_version": 1, "corpus": "made-up", **changes})
+    with pytest.raises(RunFolderError, match=line):
+        read_settings(tmp_path)
+
+
 # --- the tables of pandas ---
 
 

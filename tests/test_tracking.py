@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,9 @@ from synthetic_data import write_small_cache
 
 from amber2_core.errors import SettingError
 from amber2_core.metrics import METRICS
-from amber2_core.run_folder import read_curves, read_results, read_summary, write_results
+from amber2_core.run_folder import read_curves, read_results, read_settings, read_summary, write_json, write_results
 from amber2_train.cli import train_heads
-from amber2_train.tracking import track, trackers, trained
+from amber2_train.tracking import MLFLOW_PATIENCE, _parameters, track, trackers, trained
 
 QUICK = ["--hidden", "4", "--seeds", "1", "--epochs", "2"]
 
@@ -112,6 +113,14 @@ def test_every_selected_run_is_there_once_with_its_setting_scores_and_curves(run
     assert found["cb-ce-fold1-seed0"].setting["kappa"] is None
 
 
+@pytest.mark.parametrize(("folds", "named"), [("speaker", ["speaker"]), ({}, [])])
+def test_a_parameter_that_a_run_folder_tells_otherwise_or_not_at_all_is_no_trouble(
+    run: Path, folds: Any, named: list[str]
+) -> None:
+    write_json(run / "settings.json", {**read_settings(run), "folds": folds})
+    assert [value for name, value in _parameters(read_settings(run)) if name == "folds"] == named
+
+
 def test_what_has_no_score_is_left_out(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "run", Sketch(count=30, lacking={"text": range(20, 30)}))  # all of the last fold
     assert any(math.isnan(row["js"]) for row in read_results(folder))
@@ -161,9 +170,49 @@ def test_mlflow_holds_the_sweep_its_runs_and_its_files(
     table = read_summary(run)["table"]
     assert sweep.data.metrics["test_js/amber2-fusion"] == table["amber2"]["fusion"]["js"]["mean"]
     files = {file.path for file in client.list_artifacts(sweep.info.run_id)}
-    assert files == {"settings.json", "summary.json", "results.csv", "curves.csv"}
+    assert files == {"settings.json", "summary.json", "results.csv", "curves.csv", "utterances.csv"}
     key = {"system": "amber2", "fold": 2, "seed": 1}
     assert one.data.params["kappa"] == "4.0"
     assert one.data.metrics["test_uar/text"] == scored(run, "text", **key)["uar"]
     history = client.get_metric_history(one.info.run_id, "dev_js/fusion")
     assert sorted((point.step, point.value) for point in history) == curve(run, "fusion", **key)
+
+
+def test_a_run_of_mlflow_that_is_named_is_the_one_logged_to(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mlflow: Any = pytest.importorskip("mlflow", reason="mlflow is not installed: pip install 'amber2[mlflow]'")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'store.db'}")
+    client = mlflow.MlflowClient()
+    theirs = client.create_experiment("theirs")
+    named = client.create_run(theirs, run_name="the lab's").info.run_id
+    monkeypatch.setenv("MLFLOW_RUN_ID", named)
+    assert track(run, trackers("mlflow")) == []
+    assert {each.name for each in client.search_experiments()} == {"theirs", "Default"}
+    runs = client.search_runs([theirs], max_results=100)
+    assert {each.info.run_name for each in runs} == {"the lab's", *(one.name for one in trained(run))}
+    assert client.get_run(named).data.params["corpus"] == "made-up"
+    assert {each.data.tags.get("mlflow.parentRunId") for each in runs} == {None, named}
+
+
+def test_a_server_of_mlflow_that_is_gone_is_not_asked_for_minutes(
+    run: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """How often it is asked is MLflow's own setting, and whoever set it has the last word."""
+    pytest.importorskip("mlflow", reason="mlflow is not installed: pip install 'amber2[mlflow]'")
+    gone = "http://127.0.0.1:9"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", gone)
+    monkeypatch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
+    for variable in MLFLOW_PATIENCE:
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    with caplog.at_level("INFO"):
+        (line,) = track(run, trackers("mlflow"))
+    assert f"{run} is complete, but --track mlflow failed: " in line
+    assert f"logging to MLflow at {gone}" in caplog.messages
+    assert not any("Retry(total=1" in message for message in caplog.messages)
+    assert {name: os.environ[name] for name in MLFLOW_PATIENCE} == {
+        **MLFLOW_PATIENCE, "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
+    }  # fmt: skip

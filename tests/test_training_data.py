@@ -63,7 +63,11 @@ def test_the_feature_sets_are_the_only_ones_or_those_named(tmp_path: Path) -> No
     with pytest.raises(CacheError, match=r"no text features called 'bert' .it has text-model.: name one: --text"):
         feature_keys(path, {"audio": None, "text": "bert"})
     with pytest.raises(CacheError, match=r"no video features .it has none.: encode them with extract-features"):
-        feature_keys(path, {"audio": None, "video": None})
+        feature_keys(path, {"video": None})
+    # what the cache has not got is left out unless it is asked for by name
+    assert feature_keys(path, {"video": None, "audio": None}) == [("audio", "audio-model")]
+    with pytest.raises(CacheError, match=r"no video features called 'faces' .it has none.: encode them with extract-"):
+        feature_keys(path, {"audio": None, "video": "faces"})
 
 
 def test_targets_stand_in_the_rows_that_are_kept_and_features_are_left_whole() -> None:
@@ -174,3 +178,20 @@ def test_a_cache_in_which_nothing_has_all_features_is_refused() -> None:
     cache = cache_of(6, missing={"audio": [0, 1, 2], "text": [3, 4, 5]})
     with pytest.raises(CacheError, match="No labelled utterance has features of every modality"):
         training_data(cache)
+
+
+def test_a_modality_whose_kept_vectors_are_all_the_same_is_known() -> None:
+    cache = cache_of(30, missing={"text": [3]})
+    audio, text = cache.features
+    assert training_data(cache).constant == ()
+    same = np.tile(text.values[:1], (30, 1))
+    same[3] = np.nan
+    assert training_data(replace(cache, features=(audio, replace(text, values=same)))).constant == ("text",)
+    one_apart = same.copy()
+    one_apart[29, 4] += 1e-4
+    assert training_data(replace(cache, features=(audio, replace(text, values=one_apart)))).constant == ()
+    kept_alike = same.copy()
+    silent = np.array(["" if row in (3, 9) else text.inputs[0] for row in range(30)], dtype=object)
+    kept_alike[9] = np.nan  # not encoded: it is no other vector
+    there = replace(text, values=kept_alike, inputs=silent)
+    assert training_data(replace(cache, features=(audio, there)), missing="mask").constant == ("text",)

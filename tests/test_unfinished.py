@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import logging
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +16,7 @@ from synthetic_data import write_small_cache
 
 from amber2_core import engine
 from amber2_core.errors import RunFolderError, WorkerError
+from amber2_train import run as run_module
 from amber2_train import tasks, worker
 from amber2_train.cli import train_heads
 from amber2_train.unfinished import unfinished_sweep
@@ -166,6 +170,37 @@ def test_what_was_finished_is_kept_where_memory_runs_out(
     assert len(list((tmp_path / "run.unfinished").glob("fold*.json"))) == 1
     monkeypatch.setattr(engine, "deal", deal)
     assert call(*arguments).exit_code == 0
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no such limit there")
+@pytest.mark.parametrize("most", [200, 3000, 8000])
+def test_where_nothing_more_can_be_written_one_line_says_so_and_the_same_command_goes_on(
+    cache: Path, tmp_path: Path, most: int
+) -> None:
+    """No file may be longer than so many bytes: at first not even the sweep's record can be written."""
+    arguments = ["--cache", str(cache), "--output", str(tmp_path / "run"), *QUICK, "--hidden", "40"]
+    limited = (
+        f"import resource; resource.setrlimit(resource.RLIMIT_FSIZE, ({most}, resource.RLIM_INFINITY))\n"
+        f"from amber2_train.cli import train_heads; train_heads({arguments!r})"
+    )
+    done = subprocess.run([sys.executable, "-c", limited], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    *_, last = done.stderr.splitlines()
+    assert last.startswith(f"error: Cannot write {tmp_path / 'run'}")
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "run").exists()
+    result = call(*arguments)
+    assert result.exit_code == 0, result.output
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
+def test_a_log_that_cannot_be_written_is_one_line() -> None:
+    with (
+        pytest.raises(RunFolderError, match=r"^Cannot write /dev/full: No space left on device$"),
+        run_module._logged(Path("/dev/full")),
+    ):
+        logging.getLogger("amber2_train").warning("a line that has no place")
 
 
 def test_a_damaged_task_is_named(cache: Path, tmp_path: Path, stop_after: StopAfter) -> None:

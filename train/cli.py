@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 from amber2_core.command import DONE, INCOMPLETE, Command, command_body, fail
 from amber2_core.errors import Amber2Error, SettingError
@@ -19,6 +20,11 @@ if TYPE_CHECKING:
     from .options import Grid, TrainOptions
 
 _WORDS = "amber2.words"
+# what may stand beside --again: all that changes no number but by the way it is computed
+_BESIDE_AGAIN = (
+    "again", "cache", "cache_dir", "output", "name", "only_plan", "device", "track", "as_json", "quiet", "verbose",
+)  # fmt: skip
+_PLACES = ("--cache", "--cache-dir", "--output", "--name", "--track")
 _log = logging.getLogger(__name__)
 
 
@@ -91,6 +97,12 @@ def _list(text: str) -> list[str]:
 )
 @click.option("--output", type=click.Path(path_type=Path), help="The run folder to write. [default: ./runs/TIME-NAME]")
 @click.option("--name", help="Name of the run. [default: the cache's]")
+@click.option(
+    "--again",
+    type=click.Path(path_type=Path),
+    metavar="RUN",
+    help="Run the command of this run folder again, and compare; see below.",
+)
 @click.option("--preset", help="A grid to start from: paper, ablation; other options change it.")
 @click.option(
     "--grid", "grid_file", type=click.Path(path_type=Path), help="The same from a TOML file; see docs/commands.md."
@@ -136,8 +148,8 @@ def _list(text: str) -> list[str]:
     "--merge", metavar="LIST", help="Count a word for an emotion, as excited=happy; none. [default: the corpus's own]"
 )
 @click.option("--keep", help="Utterances: consensus, plurality, majority, any-vote. [default: the corpus's own]")
-@click.option("--audio", metavar="NAME", help="Audio feature set. [default: the only one]")
-@click.option("--text", metavar="NAME", help="Text feature set. [default: the only one]")
+@click.option("--audio", metavar="NAME", help="Audio feature set; none. [default: the only one, if any]")
+@click.option("--text", metavar="NAME", help="Text feature set; none. [default: the only one, if any]")
 @click.option("--video", metavar="NAME", help="Video feature set, as a third modality. [default: none]")
 @click.option("--device", default="auto", help="auto, cpu, cuda, cuda:0, …")
 @click.option(
@@ -153,6 +165,7 @@ def train_heads(
     cache_dir: Path | None,
     output: Path | None,
     name: str | None,
+    again: Path | None,
     only_plan: bool,
     track: str | None,
     as_json: bool,
@@ -167,30 +180,81 @@ def train_heads(
       train-heads --kappa 4 --lambda-mai 0.5
       train-heads --preset paper
 
+    --again RUN takes the command and the cache from a run folder; --cache, --output, --name, --device and --track may
+    stand beside it. It prints what of data, settings, versions and numbers differs, and exits with 3 if any but
+    versions do: scores by more than 1e-5, or 1e-4 where the runs were computed on different kinds of device.
+
     A sweep can be stopped: what was finished lies in NAME.unfinished beside the run folder, and the same command goes
     on from there.
     """
     from . import run, tracking
-    from .show import print_plan, print_table, progress
+    from .again import differences
+    from .show import print_differences, print_plan, print_table, progress
     from .training_data import find_cache
 
     trackers = tracking.trackers(track)
+    words = click.get_current_context().meta[_WORDS]
+    if again is not None:
+        cache, options, words = _command_of(again, cache, cache_dir, options)
     source = find_cache(cache, cache_dir)
-    wanted = _options(options, click.get_current_context().meta[_WORDS])
+    wanted = _options(options, words)
     if only_plan:
         print_plan(run.plan(source, wanted), as_json=as_json)
         return DONE
     with progress() as on_progress:
         report = run.train(source, output, wanted, name=name, on_progress=on_progress)
+    found, besides = differences(again, report.folder) if again is not None else ([], [])
     if as_json:
-        shown = {"table": report.table, "selected": report.selected, "weights": report.weights}
+        shown: dict[str, Any] = {"table": report.table, "selected": report.selected, "weights": report.weights}
+        if again is not None:
+            shown["again"] = {"run": str(again), "differences": found, "besides": besides}
         click.echo(json.dumps({"run": str(report.folder), **shown}))
     else:
         print_table(report)
+        if again is not None:
+            print_differences(again, found, besides)
     failures = tracking.track(report.folder, trackers)
     for line in failures:
         _log.warning(line)
-    return INCOMPLETE if failures else DONE
+    return INCOMPLETE if failures or found else DONE
+
+
+def _command_of(
+    folder: Path, cache: Path | None, cache_dir: Path | None, typed: Mapping[str, Any]
+) -> tuple[Path | None, dict[str, Any], list[str]]:
+    """The cache, the options and the words of a run folder's command, but for what was typed beside --again."""
+    from amber2_core.run_folder import read_settings
+
+    from .again import saved_command
+
+    context = click.get_current_context()
+    for name in context.params:
+        if name not in _BESIDE_AGAIN and context.get_parameter_source(name) is ParameterSource.COMMANDLINE:
+            flag = "--" + name.replace("_", "-")
+            raise SettingError(f"{flag} beside --again would make another run: leave one of them out")
+    has_device = context.get_parameter_source("device") is ParameterSource.COMMANDLINE
+    words = _without(saved_command(folder), (*_PLACES, "--device") if has_device else _PLACES)
+    words += ["--device", typed["device"]] if has_device else []
+    try:
+        options = train_heads.make_context("train-heads", list(words)).params
+    except click.UsageError as problem:
+        line = f"This version does not understand the command of {folder}: {problem.format_message()}"
+        raise SettingError(line) from None
+    if cache is None and cache_dir is None:
+        cache = Path(read_settings(folder).get("cache") or "")
+    aside = {*_BESIDE_AGAIN} - {"device"}
+    return cache, {name: value for name, value in options.items() if name not in aside}, ["train-heads", *words]
+
+
+def _without(words: Sequence[str], flags: Sequence[str]) -> list[str]:
+    """A command's words without some options and their values."""
+    kept, rest = list[str](), iter(words)
+    for word in rest:
+        if word in flags:
+            next(rest, None)
+        elif word.partition("=")[0] not in flags:
+            kept.append(word)
+    return kept
 
 
 def _options(typed: Mapping[str, Any], words: Sequence[str]) -> TrainOptions:
@@ -199,9 +263,9 @@ def _options(typed: Mapping[str, Any], words: Sequence[str]) -> TrainOptions:
 
     from .options import TrainOptions
 
-    modalities = {name: typed[name] for name in ("audio", "text")}
-    if typed["video"]:
-        modalities["video"] = typed["video"]
+    modalities = {name: typed[name] for name in ("audio", "text", "video") if typed[name] != "none"}
+    if typed["video"] is None:
+        del modalities["video"]
     as_typed = ("folds", "patience", "inputs", "missing", "precision", "score_all", "device")
     return TrainOptions(
         grid=_grid(typed),

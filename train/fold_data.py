@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from amber2_core.fusion import only_present
+from amber2_core.heads import heads_of
 from amber2_core.heads_folder import standardised
 
 from .training_data import Fold, TrainingData
@@ -46,8 +47,8 @@ class Rows:
     targets: Tensor  # (n, C)
     # modality → mean and sd (D_m,) that vectors are standardised by; empty where features are used as they are
     standardisation: Standardisation = field(default_factory=dict)
-    # (heads, N) True where an utterance has the head: its modality's features, or any for the last, the fusion; None
-    # where nothing is missing
+    # (heads, N) True where an utterance has the head: its modality's features, or any for the fusion of several, the
+    # last; None where nothing is missing
     present: Tensor | None = None
     sequences: Mapping[str, Sequences] = field(default_factory=dict)
 
@@ -93,9 +94,12 @@ class Rows:
         return self.present.index_select(1, chosen.flatten()).view(-1, *chosen.shape)
 
     def having(self) -> npt.NDArray[np.bool_]:
-        """Which of these utterances have which head, (heads, n): those of the modalities, the last is the fusion's."""
+        """Which of these utterances have which head, (heads, n): those of the modalities, the last is the fusion's.
+
+        Of one modality there is no fusion.
+        """
         if self.present is None:
-            return np.ones((len(self.features) + 1, len(self)), dtype=bool)
+            return np.ones((len(heads_of(list(self.features))), len(self)), dtype=bool)
         return np.asarray(self.present[:, self.index].cpu().numpy())
 
     def having_head(self, head: str) -> npt.NDArray[np.bool_]:

@@ -134,6 +134,18 @@ def make_folds(protocol: str, data: TrainingData) -> tuple[Fold, ...]:
     return tuple(folds)
 
 
+def heard_before(recording: npt.NDArray[np.object_], folds: Sequence[Fold]) -> int:
+    """How many utterances are tested on though train or dev of their fold holds the same recording.
+
+    `recording` (K,) names the recording of each utterance, "" where it is unknown.
+    """
+    count = 0
+    for fold in folds:
+        heard = {*recording[fold.train], *recording[fold.dev]} - {""}
+        count += sum(name in heard for name in recording[fold.test])
+    return count
+
+
 def _groups(column: npt.NDArray[np.object_], name: str) -> list[RowNumbers]:
     unknown = int((column == "").sum())
     if unknown:

@@ -61,7 +61,7 @@ class TrainOptions:
     missing: Missing = "drop"
     precision: Precision = "fp32"
     score_all: bool = False
-    # modality → name of the feature set, None where the cache has one
+    # modality → name of the feature set, None: the only one, if the cache has features of the modality
     modalities: Mapping[str, str | None] = field(default_factory=lambda: {"audio": None, "text": None})
     device: str = "auto"
     # for the record: the words that were typed
@@ -77,6 +77,8 @@ class TrainOptions:
         Raises:
             SettingError: something has no meaning.
         """
+        if not self.modalities:
+            raise SettingError("no modality is left to train on: leave out one of --audio none and --text none")
         settings = self.grid.settings()
         counts = {"seeds": self.grid.seeds, "epochs": self.grid.epochs, "patience": self.patience}
         for name, value in counts.items():
@@ -92,11 +94,7 @@ class TrainOptions:
         for axis in self.grid.columns:
             if axis in (*KEY_COLUMNS, "epoch", "n", *METRICS):
                 raise SettingError(f"Bad setting {axis!r} of a system: results.csv has such a column; rename it")
-        for setting in settings:
-            heads = setting.system.heads(tuple(self.modalities))
-            setting.system.check(setting.values, heads)
-            if (chosen := setting.system.chooses(setting.values)) not in heads:
-                raise SettingError(f"{setting.name} is chosen by its head {chosen!r}, and has {', '.join(heads)} alone")
+        check_modalities(settings, tuple(self.modalities))
         return settings
 
     def named(self, device: str) -> dict[str, Any]:
@@ -111,6 +109,15 @@ class TrainOptions:
             "score-all": self.score_all,
             "device": device.partition(":")[0],
         }
+
+
+def check_modalities(settings: Sequence[Setting], modalities: Sequence[str]) -> None:
+    """Raises SettingError where a setting cannot be trained on these modalities."""
+    for setting in settings:
+        heads = setting.system.heads(modalities)
+        setting.system.check(setting.values, heads)
+        if (chosen := setting.system.chooses(setting.values)) not in heads:
+            raise SettingError(f"{setting.name} is chosen by its head {chosen!r}, and has {', '.join(heads)} alone")
 
 
 # The paper's protocol: 9 × 5 folds × 5 seeds = 225 fits of AmbER², 25 of the baseline.

@@ -4,27 +4,32 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata
+import itertools
 import json
 import logging
 import os
 import zlib
-from collections.abc import Hashable, Sequence
+from collections.abc import Collection, Hashable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from amber2_core import engine
 from amber2_core.cache import Features, MappedFeatures
 from amber2_core.errors import CacheError, SettingError
+from amber2_core.features import IMPORTED
 from amber2_core.metrics import METRICS
+from amber2_core.run_folder import FORMAT_VERSION
+from amber2_core.tables import RatingTable, texts
 
 from . import tasks
-from .folds import make_folds
+from .folds import heard_before, make_folds
 from .grid import Setting
-from .options import TrainOptions
+from .options import TrainOptions, check_modalities
 from .selection import check_deciders
 from .systems.system import Need
 from .training_data import Fold, Material, TrainingData, read_material
@@ -83,6 +88,22 @@ class Request:
         )
 
     @property
+    def reads(self) -> dict[str, str]:
+        """What of each feature set its systems read, in words, by modality."""
+        needs = {
+            modality: {setting.system.reads(setting.values, modality) for setting in self.settings}
+            for modality in self.material.data.inputs
+        }
+        return {modality: _read(some, needs[modality]) for modality, some in self.material.data.inputs.items()}
+
+    @property
+    def heard_before(self) -> int:
+        """How many utterances are tested on though train or dev of their fold holds the same stretch of a recording."""
+        table, rows = self.material.cache.utterances, self.material.data.rows
+        stretches = zip(table.audio_sha256[rows], table.start[rows], strict=True)
+        return heard_before(texts([sha256 and f"{sha256} {start:g}" for sha256, start in stretches]), self.folds)
+
+    @property
     def workers(self) -> list[int]:
         """The threads of each worker: one worker for each core, as far as there are tasks; one for a GPU.
 
@@ -106,6 +127,7 @@ def prepared(cache_path: Path, options: TrainOptions) -> Request:
     if options.precision == "tf32" and device == "cpu":
         raise SettingError("Bad precision 'tf32' on a CPU: only GPUs have it; use --precision fp32 or --device cuda")
     material = read_material(cache_path, options.modalities, options.policy, missing=options.missing)
+    check_modalities(settings, tuple(material.data.inputs))
     protocol = options.folds or material.cache.defaults.folds
     folds = make_folds(protocol, material.data)
     check_deciders(material.data, folds, settings)
@@ -173,14 +195,16 @@ def feature_record(features: Features | MappedFeatures) -> dict[str, Any]:
 def settings_record(request: Request) -> dict[str, Any]:
     """settings.json (see `amber2_core.run_folder`)."""
     material, data, folds, options = request.material, request.material.data, request.folds, request.options
-    cache = material.cache
+    cache, digests = material.cache, _digests(material)
     return {
-        "command": list(options.command),
+        "format_version": FORMAT_VERSION,
+        "command": _whole_command(options.command, material.path),
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "corpus": cache.corpus,
         "corpus_version": cache.corpus_version,
         "cache": str(material.path),
         "features": {m: feature_record(some) for m, some in data.inputs.items()},
+        "reads": request.reads,
         "policy": json.loads(json.dumps(asdict(material.policy))),
         "emotions": list(data.emotions),
         "utterances": {
@@ -195,8 +219,10 @@ def settings_record(request: Request) -> dict[str, Any]:
             "shared_speakers": max(fold.shared_speakers for fold in folds),
             "sizes": {str(f.number): {"train": len(f.train), "dev": len(f.dev), "test": len(f.test)} for f in folds},
         },
+        "heard_before": request.heard_before,
         "versions": {name: importlib.metadata.version(name) for name in ("amber2", "numpy", "torch")},
-        "digest": _digest(data),
+        "digest": _sha256(itertools.chain.from_iterable(digests.items())),
+        "digests": digests,
         "systems": list(dict.fromkeys(setting.name for setting in request.settings)),
         "axes": options.grid.columns,
         "metrics": list(METRICS),
@@ -206,13 +232,46 @@ def settings_record(request: Request) -> dict[str, Any]:
     }
 
 
-def _digest(data: TrainingData) -> str:
-    """sha256 over what the numbers rest on: every kept utterance's id, what its features were made of, its target."""
-    digest = hashlib.sha256()
-    for name, row, target in zip(data.id, data.rows, data.targets, strict=True):
-        inputs = [some.inputs[row] for some in data.inputs.values()]
-        digest.update("\0".join([name, *inputs]).encode() + target.tobytes())
-    return digest.hexdigest()
+def _whole_command(words: Sequence[str], cache: Path) -> list[str]:
+    """The words that were typed, with the cache where it was found without being named; none from Python."""
+    named = any(word.partition("=")[0] == "--cache" for word in words)
+    return [*words, *([] if named or not words else ["--cache", str(cache)])]
+
+
+def _digests(material: Material) -> dict[str, str]:
+    """sha256 over what the numbers rest on, of what is kept: ids, what each modality was encoded from, raw votes.
+
+    How votes became targets is the policy's, which stands beside it.
+    """
+    data = material.data
+    found = {"ids": _sha256(data.id)}
+    found |= {modality: _sha256(_inputs(some, data.rows)) for modality, some in data.inputs.items()}
+    return {**found, "votes": _sha256(_votes(material.cache.ratings, data.rows))}
+
+
+def _inputs(features: Features | MappedFeatures, rows: npt.NDArray[np.int64]) -> Iterator[str]:
+    """What each row was encoded from; of vectors that were made elsewhere, the vector itself."""
+    values: Any = None
+    for row in rows:
+        if features.inputs[row] == IMPORTED:
+            if values is None:
+                values = features.values if isinstance(features.values, np.ndarray) else features.values.open()
+            yield hashlib.sha256(np.ascontiguousarray(values[row])).hexdigest()
+        else:
+            yield features.inputs[row]
+
+
+def _votes(ratings: RatingTable, rows: npt.NDArray[np.int64]) -> Iterator[str]:
+    """Every tick that the utterances of these rows were given, whether it counts or not."""
+    own = np.flatnonzero(np.isin(ratings.utterance, rows))
+    places = np.searchsorted(rows, ratings.utterance[own])
+    columns = (ratings.rater, ratings.source, ratings.stimulus, ratings.label, ratings.weight.astype(str))
+    for words in zip(places.astype(str), *(column[own] for column in columns), strict=True):
+        yield "\t".join(words)
+
+
+def _sha256(words: Iterable[str]) -> str:
+    return hashlib.sha256("\0".join(words).encode()).hexdigest()
 
 
 def utterance_rows(request: Request) -> list[dict[str, Any]]:
@@ -223,6 +282,18 @@ def utterance_rows(request: Request) -> list[dict[str, Any]]:
         for fold in request.folds
         for k in fold.test
     ]
+
+
+def _read(features: Features | MappedFeatures, needs: Collection[Need]) -> str:
+    """What is read of a feature set, and what is not, in words."""
+    shape, words = features.values.shape, []
+    if "vector" in needs:
+        words.append(f"the vectors of the last of {shape[1]} layers" if len(shape) == 3 else "the vectors")
+    if "layers" in needs:
+        words.append(f"all {shape[1]} layers")
+    if features.frames is not None:
+        words.append("the frames" if "frames" in needs else "not the frames")
+    return ", ".join(words)
 
 
 def _check_reads(features: Features | MappedFeatures, need: Need, system: str) -> None:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
+import math
 import os
 import shutil
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from amber2_core import engine
+from amber2_core.errors import RunFolderError, SettingError
 from amber2_core.run_folder import (
     new_run_folder,
     summarise,
@@ -24,6 +28,7 @@ from amber2_core.run_folder import (
 )
 
 from . import worker
+from .grid import axes_of
 from .options import TrainOptions
 from .plan import Plan, plan_sweep
 from .request import Request, identity, prepared, settings_record, utterance_rows
@@ -53,18 +58,22 @@ def train(
     Raises:
         Amber2Error: anything that the user asked for cannot be had; no run folder is left then.
     """
+    # before anything is read
     if output is not None:
-        check_free(output)  # before anything is read
+        check_free(output)
+    if name is not None and (name in ("", ".", "..") or any(mark in name for mark in "/\\\0")):
+        raise SettingError(f"Bad name {name!r}, expected a word for a folder in ./runs; a place is --output's")
     request = prepared(cache_path, options)
     this = identity(request)
     if output is None:
-        name = name or cache_path.stem
+        name = cache_path.stem if name is None else name
         output = earlier_output(Path("runs"), name, this) or new_output(Path("runs"), name)
     with unfinished_sweep(output, this, tasks=len(request.tasks)) as finished:
         with _logged(finished.folder / LOG):
             _say_what_is_kept(request)
             warn_of_deciders(request.material.data, request.settings)
             selection = _trained(request, finished, on_progress)
+            _say_what_lies_at_the_edge(selection, request)
         results = results_of(selection, request.material.data, request.folds, options.grid.columns)
         with new_run_folder(output) as folder:
             report = _write(folder, request, selection, results)
@@ -171,6 +180,13 @@ def _say_what_is_kept(request: Request) -> None:
     material, data, folds = request.material, request.material.data, request.folds
     sets = ", ".join(f"{modality} {some.name}" for modality, some in data.inputs.items())
     _log.info("%s: corpus %s, %s", material.path, material.cache.corpus, sets)
+    if lacking := request.options.modalities.keys() - data.inputs.keys():
+        _log.info("no %s features in the cache: trained without", " or ".join(sorted(lacking)))
+    reads = request.reads
+    if any(words != "the vectors" for words in reads.values()):
+        _log.info("read of what is cached: %s", "; ".join(f"{name}, {words}" for name, words in reads.items()))
+    for modality in data.constant:
+        _log.warning("all %s vectors are the same: nothing can be learnt of them", modality)
     dropped = ", ".join(f"{count} {reason}" for reason, count in data.dropped.items() if count) or "none"
     _log.info(
         "%d of %d utterances kept (dropped: %s), stimulus %s, emotions %s",
@@ -192,6 +208,8 @@ def _say_what_is_kept(request: Request) -> None:
     shared = max(fold.shared_speakers for fold in folds)
     if shared:
         _log.warning("up to %d speakers stand in more than one part of a fold", shared)
+    if heard := request.heard_before:
+        _log.warning("%d utterances are tested on whose very recording is also in train or dev of their fold", heard)
     for fold in folds:
         for modality, having in data.present.items():
             parts = {"train": fold.train, "dev": fold.dev, "test": fold.test}
@@ -210,10 +228,44 @@ def _say_what_is_chosen(selection: Selection, varied: Sequence[str], fold: int, 
     _log.info("fold %d of %d after %.1f s; chosen on dev: %s", fold, folds, seconds, ", ".join(points))
 
 
+def _say_what_lies_at_the_edge(selection: Selection, request: Request) -> None:
+    """Log where dev chose the first or the last value of a grid in every fold, and others lie beyond it."""
+    chosen = [selection.chosen(fold.number) for fold in request.folds]
+    for name, axis in itertools.product(chosen[0], request.options.grid.varied):
+        settings = [selection.settings[places[name]] for places in chosen]
+        values = {setting.row().get(axis) for setting in settings}
+        own = axes_of([settings[0].reference]).get(axis)
+        if own is None or len(values) > 1 or isinstance(own.default, str):
+            continue
+        (value,), grid = values, request.options.grid.axes[axis]
+        for edge, word, beyond in ((min(grid), "smallest", own.metadata["least"]), (max(grid), "largest", math.inf)):
+            if value == edge != beyond:
+                _log.info("%s: dev chose %s %s in every fold, the %s of the grid: beyond it may be better ones",
+                          name, axis, value, word)  # fmt: skip
+
+
+class _LogFile(logging.FileHandler):
+    """A log that ends the work where it cannot be written, as on a full disk; logging itself would print and go on."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802
+        problem = sys.exc_info()[1]
+        if not isinstance(problem, OSError):
+            return super().handleError(record)
+        raise RunFolderError(f"Cannot write {self.baseFilename}: {problem.strerror or problem}") from None
+
+    def close(self) -> None:
+        with suppress(OSError):  # told already
+            super().close()
+
+
 @contextmanager
 def _logged(path: Path) -> Iterator[None]:
-    """Everything that this package and core log is added to a file, too."""
-    handler = logging.FileHandler(path, encoding="utf-8", errors="backslashreplace")
+    """Everything that this package and core log is added to a file, too.
+
+    Raises:
+        RunFolderError: the file cannot be written.
+    """
+    handler = _LogFile(path, encoding="utf-8", errors="backslashreplace")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s", datefmt="%Y-%m-%d %H:%M:%S"))
     loggers = [logging.getLogger(package) for package in ("amber2_core", __package__)]
     for logger in loggers:

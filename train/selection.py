@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from amber2_core.errors import SettingError
+from amber2_core.heads import FUSION_HEAD
 
 from .grid import Setting
 from .tasks import FinishedTasks, Run
@@ -46,7 +47,7 @@ class Selection:
         if len(runs) < self.seeds:
             return
         setting = self.settings[run.setting]
-        head = setting.system.chooses(setting.values)
+        head = decider(setting, tuple(run.dev))
         score = float(np.mean([each.dev[head]["js"] for each in self.of(run.fold, run.setting)]))
         if not np.isfinite(score):
             _log.warning("%s: the dev JS of a run is not a number from the first epoch on: left out", setting.point)
@@ -91,7 +92,7 @@ def check_deciders(data: TrainingData, folds: Sequence[Fold], settings: Sequence
     for fold in folds:
         parts = (fold.train, fold.dev)
         lacking = {name for name, having in data.present.items() if not all(having[rows].any() for rows in parts)}
-        for name, heads in _deciders(settings).items():
+        for name, heads in _deciders(data, settings).items():
             if heads <= lacking:
                 raise SettingError(
                     f"{name} is chosen by the dev JS of its {' or '.join(sorted(heads))} head, and in fold "
@@ -102,15 +103,21 @@ def check_deciders(data: TrainingData, folds: Sequence[Fold], settings: Sequence
 
 def warn_of_deciders(data: TrainingData, settings: Sequence[Setting]) -> None:
     """Log where settings of a system are compared by heads that not the same utterances have."""
-    for name, heads in _deciders(settings).items():
+    for name, heads in _deciders(data, settings).items():
         if len(heads) > 1 and heads & data.present.keys():
             words = " or ".join(sorted(heads))
             _log.warning("%s: the dev JS of %s, by which it is chosen, is over different utterances", name, words)
 
 
-def _deciders(settings: Sequence[Setting]) -> Mapping[str, set[str]]:
+def decider(setting: Setting, heads: Sequence[str]) -> str:
+    """The head by whose dev JS a setting is compared with others; of one modality alone its own."""
+    head = setting.system.chooses(setting.values)
+    return heads[0] if head == FUSION_HEAD and len(heads) == 1 else head
+
+
+def _deciders(data: TrainingData, settings: Sequence[Setting]) -> Mapping[str, set[str]]:
     """The heads by whose dev JS the settings of each system are compared."""
     deciders: dict[str, set[str]] = {}
     for setting in settings:
-        deciders.setdefault(setting.name, set()).add(setting.system.chooses(setting.values))
+        deciders.setdefault(setting.name, set()).add(decider(setting, setting.system.heads(tuple(data.inputs))))
     return deciders

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 
 import click
 from rich.console import Console
@@ -54,6 +55,14 @@ def print_table(report: Report) -> None:
         shares = ", ".join(f"{expert} {weight:.3f}" for expert, weight in weights.items())
         _print_plainly(console, f"{system}, mean expert weight: {shares}")
     _print_plainly(console, f"run folder: {report.folder}")
+
+
+def print_differences(again: Path, found: Sequence[str], besides: Sequence[str]) -> None:
+    """How the run that was shown differs from the one whose command it repeats."""
+    console = Console()
+    what = f"{len(found)} differences from {again}" if found else f"data, settings and numbers are those of {again}"
+    for line in (what, *found, *besides):
+        _print_plainly(console, f"again: {line}")
 
 
 def print_plan(plan: Plan, *, as_json: bool) -> None:

@@ -1,7 +1,8 @@
 """Trackers: a finished run folder's settings, metrics and curves where people already look.
 
 csv needs nothing: `curves.csv` is in every run folder. tensorboard writes event files into the run folder. mlflow logs
-to MLflow's own default store, or to where its variables (MLFLOW_TRACKING_URI, MLFLOW_EXPERIMENT_NAME) point.
+to MLflow's own default store, or to where its variables (MLFLOW_TRACKING_URI, MLFLOW_EXPERIMENT_NAME, MLFLOW_RUN_ID)
+point.
 """
 
 from __future__ import annotations
@@ -26,6 +27,8 @@ EXPERIMENT = "amber2"
 ARTIFACTS = ("*.json", "*.csv", "log.txt")
 # of settings.json, those that are a word or a list
 PARAMETERS = ("command", "corpus", "cache", "emotions", "systems", "seeds", "epochs", "patience", "inputs", "precision")
+# some seconds in place of four minutes for a server that is gone
+MLFLOW_PATIENCE = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", "MLFLOW_HTTP_REQUEST_TIMEOUT": "20"}
 MLFLOW_BATCH = 900  # metrics of one call; with parameters and tags MLflow takes 1,000
 MLFLOW_TEXT = 500  # letters of a parameter that every store of MLflow takes
 _log = logging.getLogger(__name__)
@@ -93,21 +96,30 @@ def track_tensorboard(folder: Path) -> None:
 
 
 def track_mlflow(folder: Path) -> None:
-    """Log a run with the sweep's settings, table and files, and in it one run per system, fold and seed."""
+    """Log a run with the sweep's settings, table and files, and in it one run per system, fold and seed.
+
+    The run is the one that MLFLOW_RUN_ID names, if any. Where MLflow's own variables do not say how patient it is to be
+    with a server that does not answer, it is `MLFLOW_PATIENCE`.
+    """
     import mlflow
     from mlflow.entities import Metric, Param, RunTag
 
-    if not os.environ.get("MLFLOW_EXPERIMENT_NAME") and not os.environ.get("MLFLOW_EXPERIMENT_ID"):
+    for variable, value in MLFLOW_PATIENCE.items():
+        os.environ.setdefault(variable, value)
+    if (place := mlflow.get_tracking_uri()).startswith("http"):
+        _log.info("logging to MLflow at %s", place)
+    if not any(os.environ.get(f"MLFLOW_{name}") for name in ("EXPERIMENT_NAME", "EXPERIMENT_ID", "RUN_ID")):
         mlflow.set_experiment(EXPERIMENT)
     client = mlflow.MlflowClient()
-    with mlflow.start_run(run_name=folder.resolve().name) as parent:
+    name = None if os.environ.get("MLFLOW_RUN_ID") else folder.resolve().name  # the user's own run keeps its name
+    with mlflow.start_run(run_name=name) as parent:
         mlflow.log_params({name: _text(value) for name, value in _parameters(read_settings(folder))})
         mlflow.log_metrics(dict(_means(read_summary(folder)["table"])))
         for pattern in ARTIFACTS:
             for file in sorted(folder.glob(pattern)):
                 mlflow.log_artifact(str(file))
         for one in trained(folder):
-            with mlflow.start_run(run_name=one.name, nested=True) as run:
+            with mlflow.start_run(run_name=one.name, nested=True, experiment_id=parent.info.experiment_id) as run:
                 now = run.info.start_time
                 metrics = [Metric(tag, value, now, epoch) for tag, epoch, value in one.curves]
                 metrics += [Metric(name, value, now, 0) for name, value in one.scores.items()]
@@ -155,7 +167,8 @@ def _parameters(settings: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     yield from ((name, settings[name]) for name in PARAMETERS if settings.get(name) is not None)
     for record in ("grid", "policy", "versions"):
         yield from ((f"{record}.{name}", value) for name, value in settings.get(record, {}).items())
-    yield "folds", settings["folds"]["protocol"]
+    if protocol := settings.get("folds", {}).get("protocol"):
+        yield "folds", protocol
 
 
 def _means(table: Mapping[str, Any]) -> Iterator[tuple[str, float]]:

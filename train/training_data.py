@@ -58,12 +58,14 @@ class TrainingData:
     present: Mapping[str, npt.NDArray[np.bool_]] = field(default_factory=dict)
     # of the features
     checksum: str = ""
+    # modalities whose vectors are all the same
+    constant: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.id)
 
     def presence(self, train: RowNumbers) -> npt.NDArray[np.bool_] | None:
-        """(heads, K) which utterances have which head in a fold of these train rows, the fusion last.
+        """(heads, K) which utterances have which head in a fold of these train rows, the fusion of several last.
 
         None where nothing is missing. A modality that no train row has is missing from the whole fold, since nothing
         could be learnt of it; who has no other has no fusion either.
@@ -73,6 +75,8 @@ class TrainingData:
         every = np.ones(len(self), dtype=bool)
         masks = np.stack([self.present.get(name, every) for name in self.inputs])  # (modalities, K)
         masks &= masks[:, train].any(axis=1, keepdims=True)
+        if len(masks) == 1:
+            return masks
         return np.concatenate([masks, masks.any(axis=0, keepdims=True)])
 
     @property
@@ -104,15 +108,20 @@ def find_cache(path: Path | None, cache_dir: Path | None) -> Path:
 
 
 def feature_keys(path: Path, names: Mapping[str, str | None]) -> list[tuple[str, str]]:
-    """(modality, name) of the feature sets to read: those named, else the only one of each modality.
+    """(modality, name) of the feature sets to read: those named, else the only one of each modality that there is.
 
     Raises:
-        CacheError: as `read_feature_headers`, or a modality has none, or several and no name.
+        CacheError: as `read_feature_headers`, or a modality has several and no name, or lacks the one that is named; or
+            there is none at all.
     """
-    headers = read_feature_headers(path)
+    held_of: dict[str, list[str]] = {modality: [] for modality in names}
+    for header in read_feature_headers(path):
+        held_of.setdefault(header.modality, []).append(header.name)
+    if any(held_of[modality] for modality in names):
+        names = {modality: name for modality, name in names.items() if name is not None or held_of[modality]}
     keys = []
     for modality, name in names.items():
-        held = [h.name for h in headers if h.modality == modality]
+        held = held_of[modality]
         chosen = [h for h in held if name in (None, h)]
         if len(chosen) != 1:
             problem = "no" if not chosen else "several"
@@ -161,7 +170,7 @@ def read_material(
     """Read a cache: the tables as they are, the features checked and left where they lie.
 
     Args:
-        names: modality → name of the feature set, None where there is one.
+        names: modality → name of the feature set, None: the only one, if the cache has features of the modality.
         changes: fields of the label policy that replace the corpus's own.
         missing: utterances without features of some modality.
 
@@ -169,12 +178,12 @@ def read_material(
         CacheError: as `amber2_core.cache.read_cache`, `feature_keys` and `training_data`.
         LabelError: as `amber2_core.label_spaces.policy_with` and `label_distributions`.
     """
-    cache, sets = read_cache(path, only=()), mapped_features(path, only=feature_keys(path, names))
+    keys = feature_keys(path, names)
+    cache, sets = read_cache(path, only=()), mapped_features(path, only=keys)
     policy = policy_with(cache.defaults, changes)
     held = {some.modality: some for some in sets}
-    return Material(
-        path, cache, policy, training_data(cache, {name: held[name] for name in names}, policy, missing=missing)
-    )
+    inputs = {modality: held[modality] for modality, _ in keys}
+    return Material(path, cache, policy, training_data(cache, inputs, policy, missing=missing))
 
 
 def training_data(
@@ -199,6 +208,7 @@ def training_data(
     kept = _kept(encoded, missing)
     rows = labelled.rows[kept]
     table = take(cache.utterances, rows)
+    checked = {modality: _checked(some, rows) for modality, some in inputs.items()}
     return TrainingData(
         id=table.id,
         speaker=table.speaker,
@@ -215,7 +225,8 @@ def training_data(
             **{name: _as_text(column[rows]) for name, column in cache.attributes.items() if name not in FOLD_COLUMNS},
         },
         present={modality: mask[kept] for modality, mask in encoded.items() if not mask[kept].all()},
-        checksum="".join(_checked(some) for some in inputs.values()),
+        checksum="".join(checksum for checksum, _ in checked.values()),
+        constant=tuple(modality for modality, (_, is_constant) in checked.items() if is_constant),
     )
 
 
@@ -240,13 +251,18 @@ def _as_text(column: npt.NDArray[Any]) -> Texts:
     return texts(["" if np.isnan(value) else f"{value:g}" for value in column])
 
 
-def _checked(features: Features | MappedFeatures) -> str:
-    """A checksum of a feature set's numbers, which are finite wherever something was encoded.
+def _checked(features: Features | MappedFeatures, kept: RowNumbers) -> tuple[str, bool]:
+    """A checksum of a feature set's numbers, and whether several of the kept utterances have it, and all the same.
+
+    Numbers are finite wherever something was encoded.
 
     Raises:
         CacheError: one is not.
     """
     values, encoded, checksum = features.values, features.encoded, 0
+    looked_at = np.zeros(len(encoded), dtype=bool)
+    looked_at[kept] = encoded[kept]
+    is_constant, first = looked_at.sum() > 1, None
     for rows in blocks(values):
         block = np.ascontiguousarray(values[rows])
         checksum = zlib.crc32(block.reshape(-1).view(np.uint8).data, checksum)
@@ -254,4 +270,7 @@ def _checked(features: Features | MappedFeatures) -> str:
             raise CacheError(
                 f"The {features.modality} features hold a number that is not finite: encode the corpus again"
             )
-    return f"{checksum:08x}"
+        if is_constant and len(own := block[looked_at[rows]]):
+            first = own[0] if first is None else first
+            is_constant = (own == first).all()
+    return f"{checksum:08x}", bool(is_constant)

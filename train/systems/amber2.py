@@ -69,6 +69,11 @@ class Amber2(StackedSystem):
         return setting.student
 
     def check(self, setting: Amber2Settings, heads: Sequence[str]) -> None:
+        if len(heads) < 3:
+            raise SettingError(
+                f"amber2 weighs experts of two modalities or more against each other, and there is {heads[0]} alone: "
+                "train with --system cb-ce, or with features of another modality"
+            )
         if setting.student not in heads:
             raise SettingError(bad_choice("student", setting.student, heads))
         if setting.expert_gradient == "own":

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from amber2_core.errors import SettingError, bad_choice
-from amber2_core.heads import FUSION_HEAD
+from amber2_core.heads import FUSION_HEAD, heads_of
 
 if TYPE_CHECKING:
     import numpy as np
@@ -116,7 +116,7 @@ class Rows(Protocol):
     def presence(self, rows: Tensor) -> Tensor | None:
         """Which heads some of these utterances have, (…, batch) of 0 … n−1 → (heads, …, batch); None: all of them.
 
-        Heads are the modalities, then the fusion, which is there with any of them.
+        Heads are the modalities, then the fusion of several, which is there with any of them.
         """
 
     def having(self) -> npt.NDArray[np.bool_]:
@@ -184,10 +184,13 @@ class System(Protocol):
 
     def heads(self, modalities: Sequence[str]) -> tuple[str, ...]:
         """The names of what it predicts; one named for a modality predicts for the utterances that have it."""
-        return (*modalities, FUSION_HEAD)
+        return heads_of(modalities)
 
     def chooses(self, setting: Any) -> str:
-        """The head whose dev JS, averaged over seeds, decides between settings."""
+        """The head whose dev JS, averaged over seeds, decides between settings.
+
+        Of one modality alone its own stands for the fusion.
+        """
         return FUSION_HEAD
 
     def shape(self, setting: Any) -> Hashable:

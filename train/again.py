@@ -1,0 +1,104 @@
+"""A run folder's command run again, and how the new run differs from the old one."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from amber2_core.errors import RunFolderError
+from amber2_core.run_folder import axes_of, read_results, read_settings
+
+# A score differs where it is further apart than rounding leaves it: on one kind of device, and across devices.
+TOLERANCE = {True: 1e-5, False: 1e-4}
+# of settings.json, what no number depends on, and what is compared part by part
+_ASIDE = ("command", "created", "cache", "device", "format_version", "digest", "digests", "versions")
+_LINE = 160  # letters of a difference that is worth reading in full
+_KEY = ("system", "head", "split", "fold", "seed")
+
+Rows = dict[tuple[Any, ...], Mapping[str, Any]]
+
+
+def saved_command(folder: Path) -> list[str]:
+    """The words after `train-heads` that made a run folder.
+
+    Raises:
+        RunFolderError: not a run folder, or it was made from Python and has none.
+    """
+    command = read_settings(folder).get("command")
+    if not isinstance(command, list) or not command or not all(isinstance(word, str) for word in command):
+        raise RunFolderError(f"{folder} has no command in its settings.json: it was made from Python, run that again")
+    return command[1:]
+
+
+def differences(old: Path, new: Path) -> tuple[list[str], list[str]]:
+    """What of two run folders' data, settings and numbers differs, and what else is worth a line; one line each.
+
+    Raises:
+        RunFolderError: one of them is none, or damaged.
+    """
+    before, after = read_settings(old), read_settings(new)
+    found = [*_of_data(before, after), *_of_settings(before, after)]
+    is_alike = str(before.get("device")).partition(":")[0] == str(after.get("device")).partition(":")[0]
+    axes = [axes_of(settings, list(settings.get("axes") or ())) for settings in (before, after)]
+    rows = [_by_key(read_results(folder), own) for folder, own in zip((old, new), axes, strict=True)]
+    found += _of_scores(*rows, TOLERANCE[is_alike])
+    return found, list(_asides(before, after))
+
+
+def _of_data(before: Mapping[str, Any], after: Mapping[str, Any]) -> Iterator[str]:
+    if before.get("digest") in (None, after["digest"]):
+        return
+    parts = after["digests"]
+    changed = [name for name in parts if before.get("digests", {}).get(name, "") != parts[name]]
+    yield f"data: other {', '.join(changed) if 'digests' in before else 'ids, inputs or votes'} (digest)"
+
+
+def _of_settings(before: Mapping[str, Any], after: Mapping[str, Any]) -> Iterator[str]:
+    for name in before:
+        if name not in _ASIDE and name in after and before[name] != after[name]:
+            words = f"settings: {name} was {before[name]}, is {after[name]}"
+            yield words if len(words) <= _LINE else f"settings: {name} differs"
+
+
+def _of_scores(before: Rows, after: Rows, tolerance: float) -> Iterator[str]:
+    shared = before.keys() & after.keys()
+    for one, other, words in ((before, after, "are not there now"), (after, before, "were not there")):
+        if missing := len(one.keys() - other.keys()):
+            yield f"results.csv: {missing} of {len(one)} rows {words}"
+    chosen = sorted({key[0:1] + key[3:4] for key in shared if before[key]["selected"] != after[key]["selected"]})
+    for system, fold in chosen:
+        yield f"selection: dev chose another setting of {system} in fold {fold}"
+    aside = {*_KEY, "selected"} | {name for key in before for name in key[len(_KEY)]}
+    names = dict.fromkeys(name for rows in (before, after) for row in rows.values() for name in row)
+    for name in (name for name in names if name not in aside):
+        apart = {key: _apart(before[key].get(name), after[key].get(name)) for key in shared if name in before[key]}
+        far = [key for key, distance in apart.items() if distance > tolerance]
+        if far:
+            worst = max(far, key=lambda key: (apart[key], str(key)))
+            place = "{}/{} on {}, fold {}, seed {}".format(*worst[: len(_KEY)])
+            yield f"{name}: {len(far)} of {len(apart)} rows differ, by {apart[worst]:.2g} at most ({place})"
+
+
+def _asides(before: Mapping[str, Any], after: Mapping[str, Any]) -> Iterator[str]:
+    if before.get("digest") is None:
+        yield "the earlier run has no digest: whether its data was the same, its numbers alone can tell"
+    for name, now in after["versions"].items():
+        if (was := before.get("versions", {}).get(name)) != now:
+            yield f"{name} was {was or 'unknown'}, is {now}"
+    if before.get("device") != after["device"]:
+        yield f"the device was {before.get('device')}, is {after['device']}"
+
+
+def _by_key(rows: Sequence[Mapping[str, Any]], axes: Sequence[str]) -> Rows:
+    """Rows by what they are of: system, head, split, fold, seed, and the settings, which end the key by name."""
+    return {(*(row[name] for name in _KEY), tuple(axes), *(row.get(name) for name in axes)): row for row in rows}
+
+
+def _apart(one: Any, other: Any) -> float:
+    """How far two cells are apart: 0 where both are missing or no number, infinity where one is, or words differ."""
+    numbers = [value for value in (one, other) if isinstance(value, int | float) and not math.isnan(value)]
+    if len(numbers) == 2:
+        return abs(numbers[0] - numbers[1])
+    return 0.0 if not numbers and (one == other or one != one or other != other) else math.inf
