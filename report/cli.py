@@ -56,7 +56,12 @@ def report_runs(
     folder = output or Path("reports") / f"{time.strftime('%Y%m%d-%H%M%S')}-{runs[0].resolve().name}"
     report = write_report(runs, folder, Options(caches, audio_count if with_audio else 0, root))
     if as_json:
-        compared = pd.concat([chapter.comparisons for chapter in report.chapters])
+        compared = pd.concat(
+            [
+                chapter.comparisons.assign(runs=", ".join(run.name for run in chapter.group.runs), correction="holm")
+                for chapter in report.chapters
+            ]
+        )
         rows = compared.to_json(orient="records", double_precision=15)  # unlike json's own, with null for NaN
         click.echo(json.dumps({"report": str(report.page), "comparisons": json.loads(rows)}))
         return

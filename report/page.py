@@ -7,7 +7,6 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import jinja2
 import pandas as pd
@@ -19,8 +18,8 @@ from .drawing import Drawing
 from .figures import OVERLAID, figures
 from .groups import Group, grouped, slug
 from .runs import read_run
-from .significance import DRAWS, compare, method_in_words, speaker_clusters
-from .table import Table, csv_text, latex_text, markdown_text, number_text, p_text
+from .significance import DRAWS, compare, headlines, method_in_words, speaker_clusters
+from .table import Table, csv_text, latex_text, markdown_text
 from .tables import all_tables
 from .utterances import (
     CorpusFacts,
@@ -34,7 +33,6 @@ from .utterances import (
 )
 
 HERE = Path(__file__).parent
-HEADLINES = 4
 # of settings.json, what the page tells of a run beside its features and folds
 TOLD = (
     "created", "corpus", "cache", "digest", "emotions", "systems", "seeds", "epochs", "inputs", "missing", "device",
@@ -61,6 +59,7 @@ class Chapter:
     group: Group
     facts: CorpusFacts
     comparisons: pd.DataFrame  # of `significance.compare`
+    drawn: str  # what its bootstrap draws
     tables: Mapping[str, Table]  # by name
     figures: Mapping[str, Sequence[Drawing]]  # by the part of the page
     utterances: str  # JSON for a script element
@@ -73,19 +72,9 @@ class Chapter:
 
     @property
     def headline(self) -> list[str]:
-        """The first system against the others, or else against its own other heads, in words."""
-        lines = []
-        systems = {entry.label for entry in self.group.mains}
-        found: list[Any] = [*self.comparisons[self.comparisons["metric"] == "js"].itertuples()]
-        for c in ([c for c in found if c.second in systems] or found)[:HEADLINES]:
-            verdict = "lower" if c.difference < 0 else "higher"
-            sure = "" if c.p_holm < 0.05 else "; the difference could be chance"
-            lines.append(
-                f"JS of {c.first} is {number_text(abs(c.difference), 4)} {verdict} than that of {c.second} "
-                f"(95 % interval {number_text(c.low, 4, True)} to {number_text(c.high, 4, True)}, "
-                f"p\N{NO-BREAK SPACE}{_equals(p_text(c.p_holm))}{sure})."
-            )
-        return lines
+        """The first system against the others, or else against its own other heads: `headlines`."""
+        names = ", ".join(run.name for run in self.group.runs)
+        return headlines(self.comparisons, {entry.label for entry in self.group.mains}, names, self.drawn)
 
 
 @dataclass(frozen=True)
@@ -144,6 +133,7 @@ def chapter(group: Group, options: Options) -> Chapter:
         group=group,
         facts=facts,
         comparisons=comparisons,
+        drawn="speakers" if clusters.by_speaker else "utterances",
         tables=all_tables(group, comparisons, method_in_words(clusters, options.draws)),
         figures=figures(group, facts.speaker),
         utterances=script_json(utterance_record(group, facts, recordings)),
@@ -199,8 +189,3 @@ def _write_files(folder: Path, one: Chapter, prefix: str) -> None:
         path = folder / "figures" / f"{prefix}{drawing.name}"
         path.with_suffix(".svg").write_text(drawing.svg_file, encoding="utf-8")
         path.with_suffix(".pdf").write_bytes(drawing.pdf)
-
-
-def _equals(p: str) -> str:
-    """`< 0.001` as it is, `0.041` as `= 0.041`, never at the end of a line."""
-    return (p if p.startswith("<") else f"= {p}").replace(" ", "\N{NO-BREAK SPACE}")

@@ -25,6 +25,7 @@ from amber2_report.figures import modality_figures
 from amber2_report.groups import grouped
 from amber2_report.page import Options, write_report
 from amber2_report.runs import read_run
+from amber2_report.significance import headlines
 from amber2_report.tables import AGAINST_PUBLISHED, PUBLISHED, published_table
 from amber2_train.cli import train_heads
 
@@ -49,12 +50,36 @@ def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("undrawn")
-def test_what_was_found_is_said_and_where_it_stands(run: Path, tmp_path: Path) -> None:
-    done = call(run, "--output", tmp_path / "out")
-    assert done.exit_code == 0, done.output
-    said = r"JS of amber2 fusion is 0\.\d{4} (lower|higher) than that of cb-ce fusion \(95 % interval"
-    assert re.search(said, done.output)
-    assert f"report: {tmp_path / 'out' / 'report.html'}" in done.output
+def test_what_is_better_and_what_is_worse_is_said_in_one_breath(run: Path, tmp_path: Path) -> None:
+    done = call(run, "--output", tmp_path / "out", "--json", "--quiet")
+    rows = {one["metric"]: one for one in json.loads(done.stdout)["comparisons"] if one["second"] == "cb-ce fusion"}
+    assert {one["runs"] for one in rows.values()} == {"run"}
+    said = call(run, "--output", tmp_path / "again").stdout.replace("\N{NO-BREAK SPACE}", " ")
+    assert f"report: {tmp_path / 'again' / 'report.html'}" in said
+    line = said.splitlines()[0]
+    assert line.startswith("amber2 fusion against cb-ce fusion in run: ")
+    assert line.endswith("after Holm's correction over the 3 comparisons of each metric, not over metrics).")
+    assert "p by a bootstrap over speakers" in line
+    titles = {"js": "JS", "bc": "BC", "r2": "R²", "accuracy": "ACC", "uar": "UAR", "macro_f1": "F1"}
+    for metric, title in titles.items():
+        change = f"{rows[metric]['difference']:+.4f}".replace("-", "−")
+        p = rows[metric]["p_holm"]
+        assert f" {title} {change} (p {'< 0.001' if p < 0.001 else f'= {p:.3f}'})" in line
+
+
+def test_a_lower_divergence_is_better_and_a_lower_recall_is_worse() -> None:
+    import pandas as pd
+
+    changes = {"js": (-0.02, 0.001), "bc": (-0.01, 0.04), "uar": (-0.05, 0.0002), "accuracy": (0.1, 0.049),
+               "r2": (0.3, 0.05), "macro_f1": (-0.2, 1.0)}  # fmt: skip
+    rows = [("a", "b", metric, change, p) for metric, (change, p) in changes.items()]
+    frame = pd.DataFrame(rows, columns=["first", "second", "metric", "difference", "p_holm"])
+    (line,) = headlines(frame, {"a", "b"}, "x", "utterances")
+    assert line.replace("\N{NO-BREAK SPACE}", " ") == (
+        "a against b in x: better JS −0.0200 (p = 0.001), ACC +0.1000 (p = 0.049); worse BC −0.0100 (p = 0.040), UAR "
+        "−0.0500 (p < 0.001); may be chance R² +0.3000 (p = 0.050), F1 −0.2000 (p = 1.000) (differences on test; p by "
+        "a bootstrap over utterances, after Holm's correction over the 1 comparison of each metric, not over metrics)."
+    )
 
 
 @pytest.mark.usefixtures("undrawn")
