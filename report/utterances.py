@@ -188,7 +188,7 @@ def _looked_up(path: Path, run: RunFolder) -> CorpusFacts:
             votes = found
         else:
             missing = f"the votes in {path} are not those that the run was trained on"
-    except (LabelError, TypeError, KeyError) as error:
+    except (LabelError, TypeError, KeyError, ValueError) as error:
         missing = f"the votes cannot be read from {path}: {error}"
     return CorpusFacts(
         speaker=table.speaker[rows],

@@ -16,8 +16,9 @@ from house import ROOT
 from run_folders import GRID, Sketch, write_run
 from synthetic_data import write_small_cache
 
+from amber2_core.errors import RunFolderError
 from amber2_core.metrics import METRICS
-from amber2_core.run_folder import read_experts, read_results, write_results
+from amber2_core.run_folder import read_experts, read_results, read_settings, write_json, write_results
 from amber2_report.analysis import expert_weights
 from amber2_report.cli import report_runs
 from amber2_report.drawing import Drawing
@@ -329,3 +330,27 @@ def test_a_head_that_diverged_is_a_dash_with_its_reason_and_stops_no_report(tmp_
     assert all(cell.values for cell in lines["amber2 audio"])
     assert "cb-ce audio diverged at once in some run, and has no mean." in table.notes
     assert set(chapter.comparisons["second"]) == {"cb-ce fusion", "amber2 audio", "amber2 text"}
+
+
+SETTINGS = ("command", "corpus", "cache", "features", "policy", "emotions", "folds", "utterances", "systems", "axes",
+            "metrics", "digest", "digests", "seeds", "grid", "versions")  # fmt: skip
+ODD = (None, "speaker", 3, [["x"]], {"a": 1}, {"sizes": 1}, {"emotions": [1, [2]], "merge": ["a"]})
+
+
+@pytest.mark.usefixtures("undrawn")
+@pytest.mark.parametrize("name", SETTINGS)
+def test_settings_of_any_kind_make_a_page_or_one_line(tmp_path: Path, name: str) -> None:
+    run = write_run(tmp_path / "run", Sketch(count=20, seeds=1), cache=tmp_path / "c.h5")
+    settings = read_settings(run)
+    refused = []
+    for k, value in enumerate([..., *ODD]):
+        odd = {**settings, name: value} if value is not ... else {key: settings[key] for key in settings if key != name}
+        write_json(run / "settings.json", odd)
+        try:
+            read_settings(run)
+        except RunFolderError as problem:
+            refused.append(str(problem))
+        else:
+            assert write_report([run], tmp_path / str(k), Options(draws=20)).page.is_file()
+    assert all(f"settings.json: {name}" in line and "\n" not in line for line in refused)
+    assert len(refused) < len(ODD)

@@ -18,6 +18,7 @@ from amber2_core.errors import RunFolderError
 from amber2_core.metrics import METRICS
 from amber2_core.run_folder import (
     EXPERT_COLUMNS,
+    FORMAT_VERSION,
     KEY_COLUMNS,
     UTTERANCE_COLUMNS,
     Predictions,
@@ -175,6 +176,44 @@ def test_json_holds_every_letter_and_no_nan(tmp_path: Path) -> None:
     assert read_settings(tmp_path) == {"corpus": "ü", "values": [1, 2.5, None]}
     with pytest.raises(ValueError, match="not JSON compliant"):
         write_json(tmp_path / "settings.json", {"js": math.nan})
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"folds": "speaker"}, 'folds is "speaker", expected an object'),
+        ({"folds": {"sizes": 5}}, "folds.sizes is 5, expected an object"),
+        ({"features": {"audio": "hubert"}}, 'features.audio is "hubert", expected an object'),
+        ({"axes": "kappa"}, 'axes is "kappa", expected a list'),
+        ({"corpus": ["iemocap"]}, r'corpus is \["iemocap"\], expected text'),
+        ({"format_version": "new"}, 'format_version is "new", expected a whole number from 1'),
+        ({"format_version": 0}, "format_version is 0, expected a whole number from 1"),
+    ],
+)
+def test_a_setting_of_another_type_is_named(tmp_path: Path, settings: dict[str, Any], words: str) -> None:
+    write_json(tmp_path / "settings.json", settings)
+    with pytest.raises(RunFolderError, match=f"settings.json: {words}: it was changed by hand, train again$"):
+        read_settings(tmp_path)
+
+
+def test_a_setting_that_is_null_is_as_good_as_none(tmp_path: Path) -> None:
+    write_json(tmp_path / "settings.json", {"folds": None, "patience": None, "policy": {"emotions": []}})
+    assert read_settings(tmp_path) == {"patience": None, "policy": {"emotions": []}}
+
+
+def test_json_of_any_depth_is_damaged_at_worst(tmp_path: Path) -> None:
+    (tmp_path / "settings.json").write_text('{"a":' + "[" * 100_000)
+    with pytest.raises(RunFolderError, match="is damaged"):
+        read_settings(tmp_path)
+
+
+def test_run_folders_of_this_version_and_of_before_are_read_and_of_later_ones_refused(tmp_path: Path) -> None:
+    for version in range(1, FORMAT_VERSION + 1):
+        write_json(tmp_path / "settings.json", {"format_version": version})
+        assert read_settings(tmp_path) == {"format_version": version}
+    write_json(tmp_path / "settings.json", {"format_version": FORMAT_VERSION + 1, "folds": "of another type"})
+    with pytest.raises(RunFolderError, match=f"of version {FORMAT_VERSION + 1}, .* up to version {FORMAT_VERSION}: "):
+        read_settings(tmp_path)
 
 
 # --- the tables of pandas ---

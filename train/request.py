@@ -20,6 +20,7 @@ from amber2_core import engine
 from amber2_core.cache import Features, MappedFeatures
 from amber2_core.errors import CacheError, SettingError
 from amber2_core.metrics import METRICS
+from amber2_core.run_folder import FORMAT_VERSION
 
 from . import tasks
 from .folds import make_folds
@@ -175,6 +176,7 @@ def settings_record(request: Request) -> dict[str, Any]:
     material, data, folds, options = request.material, request.material.data, request.folds, request.options
     cache = material.cache
     return {
+        "format_version": FORMAT_VERSION,
         "command": list(options.command),
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "corpus": cache.corpus,
