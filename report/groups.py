@@ -13,7 +13,8 @@ import pandas as pd
 from amber2_core.metrics import METRICS
 from amber2_core.run_folder import Predictions, RunFolder, fold_means
 
-from .runs import TOLERANCE, Floats
+from .provenance import same_test_set
+from .runs import Floats
 
 
 @dataclass(frozen=True, eq=False)
@@ -133,18 +134,6 @@ def grouped(runs: Sequence[RunFolder]) -> list[Group]:
             alike.append(home := [])
         home.append(run)
     return [Group(some, _entries(some)) for some in alike]
-
-
-def same_test_set(first: RunFolder, second: RunFolder) -> bool:
-    """Whether two runs were tested on the same utterances, in the same folds, with the same targets."""
-    a, b = first.arrays, second.arrays
-    return (
-        first.settings.get("corpus") == second.settings.get("corpus")
-        and a.emotions == b.emotions
-        and np.array_equal(a.id, b.id)
-        and np.array_equal(a.fold, b.fold)
-        and np.allclose(a.target, b.target, atol=TOLERANCE)
-    )
 
 
 def main_head(heads: Sequence[Entry]) -> str:

@@ -17,10 +17,11 @@ from amber2_core.run_folder import new_run_folder
 from .drawing import Drawing
 from .figures import OVERLAID, figures
 from .groups import Group, grouped, slug
+from .provenance import data_notes, differences, stimulus, stimulus_was_chosen
 from .runs import read_run
 from .significance import DRAWS, compare, headlines, method_in_words, speaker_clusters
 from .table import Table, csv_text, latex_text, markdown_text
-from .tables import all_tables
+from .tables import all_tables, side_by_side
 from .utterances import (
     CorpusFacts,
     Recordings,
@@ -66,6 +67,18 @@ class Chapter:
     notes: Sequence[str] = ()
 
     @property
+    def data_notes(self) -> list[str]:
+        """What must be known of the runs' data before their numbers are."""
+        first = self.group.runs[0]
+        notes = data_notes(self.group.runs)
+        if stimulus(first) and first.settings.get("command") and not stimulus_was_chosen(first):
+            notes.append(
+                f"Targets are {stimulus(first)} votes: nobody chose these, the corpus has them by default (train-heads "
+                "--stimulus)."
+            )
+        return notes
+
+    @property
     def settings(self) -> list[Table]:
         """The tables of grids."""
         return [table for name, table in self.tables.items() if name.startswith("settings-")]
@@ -74,7 +87,8 @@ class Chapter:
     def headline(self) -> list[str]:
         """The first system against the others, or else against its own other heads: `headlines`."""
         names = ", ".join(run.name for run in self.group.runs)
-        return headlines(self.comparisons, {entry.label for entry in self.group.mains}, names, self.drawn)
+        lines = headlines(self.comparisons, {entry.label for entry in self.group.mains}, names, self.drawn)
+        return [*lines, *self.data_notes]
 
 
 @dataclass(frozen=True)
@@ -107,14 +121,11 @@ def write_report(runs: Sequence[Path], output: Path, options: Options | None = N
             (folder / kind).mkdir()
         for k, one in enumerate(chapters):
             _write_files(folder, one, "" if len(chapters) == 1 else f"{k + 1}-{slug(one.title)}-")
-        notes = []
-        if len(groups) > 1:
-            notes.append(
-                "These runs were not tested on the same utterances with the same targets and folds: each test set has "
-                "a chapter of its own, and nothing is compared across them."
-            )
+        notes, beside = _apart(groups), side_by_side(groups) if len(groups) > 1 else None
+        if beside:
+            _write_table(folder, beside, "")
         title = "Emotion recognition: " + ", ".join(dict.fromkeys(one.group.corpus or "?" for one in chapters))
-        (folder / "report.html").write_text(page(chapters, title, notes), encoding="utf-8")
+        (folder / "report.html").write_text(page(chapters, title, notes, beside), encoding="utf-8")
     return Report(output, chapters)
 
 
@@ -141,7 +152,7 @@ def chapter(group: Group, options: Options) -> Chapter:
     )
 
 
-def page(chapters: Sequence[Chapter], title: str, notes: Sequence[str] = ()) -> str:
+def page(chapters: Sequence[Chapter], title: str, notes: Sequence[str] = (), beside: Table | None = None) -> str:
     """The page as HTML; every text of a corpus or a run is escaped."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(HERE), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True,
@@ -151,11 +162,27 @@ def page(chapters: Sequence[Chapter], title: str, notes: Sequence[str] = ()) -> 
         chapters=chapters,
         title=title,
         notes=notes,
+        beside=beside,
         overlaid=OVERLAID,
         told=TOLD,
         style=(HERE / "page.css").read_text(encoding="utf-8"),
         script=(HERE / "page.js").read_text(encoding="utf-8"),
     )
+
+
+def _apart(groups: Sequence[Group]) -> list[str]:
+    """Why there are several chapters; told to the log too."""
+    if len(groups) == 1:
+        return []
+    first, *others = (group.runs[0] for group in groups)
+    notes = [f"Beside {first.name}, {run.name} has {'; '.join(differences(first, run))}." for run in others]
+    for note in notes:
+        _log.warning("not compared: %s", note)
+    return [
+        "These runs were not tested on the same utterances with the same targets and folds: each test set has a "
+        "chapter of its own, and nothing is compared across them.",
+        *notes,
+    ]
 
 
 def _notes(group: Group, recordings: Recordings | None) -> list[str]:
@@ -181,11 +208,15 @@ def _recordings(group: Group, facts: CorpusFacts, options: Options) -> Recording
 
 def _write_files(folder: Path, one: Chapter, prefix: str) -> None:
     for table in one.tables.values():
-        path = folder / "tables" / f"{prefix}{table.name}"
-        path.with_suffix(".csv").write_text(csv_text(table), encoding="utf-8")
-        path.with_suffix(".md").write_text(markdown_text(table), encoding="utf-8")
-        path.with_suffix(".tex").write_text(latex_text(table), encoding="utf-8")
+        _write_table(folder, table, prefix)
     for drawing in (some for part in one.figures.values() for some in part if some.pdf):
         path = folder / "figures" / f"{prefix}{drawing.name}"
         path.with_suffix(".svg").write_text(drawing.svg_file, encoding="utf-8")
         path.with_suffix(".pdf").write_bytes(drawing.pdf)
+
+
+def _write_table(folder: Path, table: Table, prefix: str) -> None:
+    path = folder / "tables" / f"{prefix}{table.name}"
+    path.with_suffix(".csv").write_text(csv_text(table), encoding="utf-8")
+    path.with_suffix(".md").write_text(markdown_text(table), encoding="utf-8")
+    path.with_suffix(".tex").write_text(latex_text(table, prefix), encoding="utf-8")

@@ -14,6 +14,7 @@ from amber2_core.run_folder import Floats, fold_means, mean_and_sd
 
 from .analysis import bins_of, scores_by_bin
 from .groups import Entry, Group, slug
+from .provenance import stimulus
 from .table import Column, Table, title_of
 
 # Numbers that others have printed, each under the metric that it measures: NAME, and NAME_sd where a spread was printed
@@ -71,6 +72,26 @@ def published_table(group: Group) -> Table:
     columns = [ENTRY, *(Column(name, title_of(name), "score") for name in AGAINST_PUBLISHED)]
     rows: list[Row] = [*ours, *theirs.to_dict("records")]
     return _table("published", "Beside published numbers", columns, rows, notes, like="Table 5", bold=False)
+
+
+def side_by_side(groups: Sequence[Group]) -> Table:
+    """The systems of several test sets, which no row of can be compared with another's."""
+    rows = []
+    for group in groups:
+        for entry in group.mains:
+            votes = stimulus(entry.run)
+            tested_on = f"{group.corpus}, {votes} votes" if votes else group.corpus
+            n = len(group.predictions.id)
+            label = f"{entry.run.name}: {entry.system} {entry.head}"
+            rows.append({"entry": label, "tested_on": tested_on, "n": n, **_scores(entry.tested, SHOWN)})
+    columns = [ENTRY, Column("tested_on", "tested on"), Column("n", "n")]
+    columns += [Column(name, title_of(name), "score") for name in SHOWN]
+    notes = [
+        "Not comparable row by row: rows of different test sets have other utterances, folds or targets. A difference "
+        "between them is one of what was asked, not of who answered better.",
+        "Mean ± sd over seeds of the mean over test folds.",
+    ]
+    return _table("side-by-side", "Different test sets side by side", columns, rows, notes, bold=False)
 
 
 def fold_table(group: Group) -> Table:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import logging
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -31,6 +32,7 @@ MIME = {".wav": "audio/wav", ".mp3": "audio/mpeg", ".flac": "audio/flac", ".ogg"
 # utterances in the page; a browser still searches that many in the wink of an eye, and the file stays small
 LARGEST_TABLE = 20_000
 LARGEST_RECORDING = 8_000_000  # bytes
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,12 +65,17 @@ def corpus_facts(group: Group, caches: Sequence[Path] = ()) -> CorpusFacts:
     for path in [*caches, *_remembered(run)]:
         try:
             facts = _looked_up(path, run)
+            if path not in (*caches, Path(run.settings["cache"])):
+                _log.warning("%s: transcripts and votes are those of %s, beside the run", run.name, path)
             break
         except CacheError as error:
             problem = str(error)
     facts = facts or _nothing(len(run.arrays.id), problem)
     known = [some.utterances["speaker"].to_numpy(object) for some in group.runs if "speaker" in some.utterances]
-    return replace(facts, speaker=known[0]) if known else facts
+    if known:
+        return replace(facts, speaker=known[0])
+    drawn = "" if any(facts.speaker) else "; nor are speakers known, so that every p is that of drawn utterances"
+    return replace(facts, missing=facts.missing and facts.missing + drawn)
 
 
 @dataclass(frozen=True)
@@ -168,6 +175,8 @@ def _remembered(run: RunFolder) -> list[Path]:
 
 def _looked_up(path: Path, run: RunFolder) -> CorpusFacts:
     cache = read_cache(path, only=[])
+    if cache.corpus != run.settings.get("corpus", cache.corpus):
+        raise CacheError(f"{path} holds the corpus {cache.corpus!r}: it is another one")
     place = {name: row for row, name in enumerate(cache.utterances.id)}
     rows = np.array([place.get(name, -1) for name in run.arrays.id], dtype=np.intp)
     if (rows < 0).any():

@@ -112,6 +112,47 @@ def test_runs_of_different_test_sets_have_chapters_and_are_not_compared(run: Pat
     ids = re.findall(r' id="([^"]+)"', re.sub(r"<svg.*?</svg>", "", page, flags=re.DOTALL))
     assert len(set(ids)) == len(ids)
     assert (tmp_path / "out" / "tables" / "2-another-other-folds.csv").is_file()
+    labels = [
+        re.findall(r"\\label\{(.*?)\}", path.read_text(encoding="utf-8"))
+        for path in (tmp_path / "out" / "tables").glob("*.tex")
+    ]
+    assert len({label for (label,) in labels}) == len(labels)
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_two_kinds_of_votes_stand_side_by_side_and_are_told_not_to_compare(run: Path, tmp_path: Path) -> None:
+    seen = write_run(tmp_path / "seen", Sketch(votes_seed=1))
+    settings = read_settings(seen)
+    settings |= {"command": ["train-heads", "--stimulus=audiovisual"]}
+    write_json(seen / "settings.json", {**settings, "policy": {**settings["policy"], "stimulus": "audiovisual"}})
+    done = call(run, seen, "--output", tmp_path / "out")
+    assert "warning: not compared: Beside run, seen has other targets for" in done.output
+    assert "audiovisual votes, not audio ones" in done.output
+    assert done.output.count("Targets are audio votes: nobody chose these") == 1
+    assert "Targets are audiovisual votes" not in done.output
+    tables = tmp_path / "out" / "tables"
+    lines = (tables / "side-by-side.csv").read_text(encoding="utf-8").splitlines()
+    assert [line.split(",")[:3] for line in lines[1:]] == [
+        [f"{name}: {system} fusion", '"made-up', f' {votes} votes"']
+        for name, votes in (("run", "audio"), ("seen", "audiovisual"))
+        for system in ("amber2", "cb-ce")
+    ]  # fmt: skip
+    summary = json.loads((seen / "summary.json").read_text(encoding="utf-8"))["table"]
+    assert f",{summary['cb-ce']['fusion']['js']['mean']}," in lines[4]
+    assert "Not comparable row by row" in (tables / "side-by-side.md").read_text(encoding="utf-8")
+    assert "Not comparable row by row" in (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_runs_of_other_data_are_compared_with_a_word(run: Path, tmp_path: Path) -> None:
+    other = write_run(tmp_path / "other", Sketch(seed=1))
+    for folder, text in ((run, "1"), (other, "2")):
+        settings = read_settings(folder)
+        write_json(folder / "settings.json", {**settings, "digests": {"ids": "0", "text": text, "votes": "0"}})
+    done = call(run, other, "--output", tmp_path / "out")
+    words = "other was not trained on the data of run: inputs of the text features differ."
+    assert words in done.stdout
+    assert words in (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
 
 
 @pytest.mark.usefixtures("undrawn")
