@@ -50,6 +50,7 @@ import io
 import itertools
 import json
 import math
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -207,6 +208,11 @@ def write_predictions(path: Path, predictions: Predictions) -> None:
     np.savez_compressed(path, **arrays)
 
 
+def shown_name(folder: Path) -> str:
+    """The name of a folder as it can be written anywhere: bytes of it that are no UTF-8 are shown as �."""
+    return os.fsencode(folder.resolve().name).decode("utf-8", "replace")
+
+
 def read_settings(folder: Path) -> dict[str, Any]:
     """settings.json of a run folder.
 
@@ -336,7 +342,7 @@ def load(folder: Path | str) -> RunFolder:
     rated = pd.DataFrame(arrays.target, columns=[f"rated_{emotion}" for emotion in arrays.emotions])
     results = _table(rows)
     run = RunFolder(
-        name=folder.resolve().name,
+        name=shown_name(folder),
         path=folder,
         settings=settings,
         axes=axes_of(settings, list(results.columns)),

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
 from amber2_core.metrics import METRICS
-from amber2_core.run_folder import Predictions, RunFolder, fold_means
+from amber2_core.run_folder import Predictions, RunFolder, fold_means, shown_name
 
 from .provenance import same_test_set
 from .runs import Floats
+
+LONGEST_NAME = 80  # characters of a part of a file's name, of which file systems allow 255 in all
+DEEPEST = 100  # folders
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,6 +115,11 @@ class Group:
         mains = [next(e for e in heads if e.head == main_head(heads)) for heads in systems.values()]
         return sorted(mains, key=lambda entry: entry.system != "amber2")
 
+    @cached_property
+    def slugs(self) -> dict[str, str]:
+        """What each entry is called in names of files, by its label."""
+        return slugs(entry.label for entry in self.entries)
+
     def heads(self, main: Entry) -> dict[str, Entry]:
         """All heads of an entry's system in its run, by name."""
         return {e.head: e for e in self.entries if e.run is main.run and e.system == main.system}
@@ -145,8 +155,18 @@ def main_head(heads: Sequence[Entry]) -> str:
 
 
 def slug(label: str) -> str:
-    """A label as part of a file's name."""
-    return "-".join("".join(c if c.isalnum() and c.isascii() else " " for c in label).split()).lower() or "unnamed"
+    """A label as part of a file's name, of 80 characters at most."""
+    words = "".join(c if c.isalnum() and c.isascii() else " " for c in label).split()
+    return "-".join(words).lower()[:LONGEST_NAME].rstrip("-") or "unnamed"
+
+
+def slugs(labels: Iterable[str]) -> dict[str, str]:
+    """Labels, each with a `slug` of its own: λ fusion and κ fusion are fusion and fusion-2."""
+    found: dict[str, str] = {}
+    for label in labels:
+        names = (slug(label) if number == 1 else f"{slug(label)}-{number}" for number in itertools.count(1))
+        found[label] = next(name for name in names if name not in found.values())
+    return found
 
 
 def _words(values: pd.Series) -> list[str]:
@@ -165,9 +185,18 @@ def _entries(runs: Sequence[RunFolder]) -> list[Entry]:
 
 
 def _named_apart(runs: Sequence[RunFolder]) -> list[RunFolder]:
-    """Runs with different names: folders of the same name get their parent's in front."""
-    names = [run.name for run in runs]
-    return [
-        run if names.count(run.name) == 1 else replace(run, name=f"{run.path.resolve().parent.name}/{run.name}")
-        for run in runs
-    ]
+    """Runs with different names: folders of the same name get as many of their parents' in front as it takes."""
+    named, depth = list(runs), 1
+    while (again := _repeated([run.name for run in named])) and depth < DEEPEST:
+        named = [replace(run, name=_with_parents(run.path, depth)) if run.name in again else run for run in named]
+        depth += 1
+    return named
+
+
+def _repeated(names: Sequence[str]) -> set[str]:
+    return {name for name in names if names.count(name) > 1}
+
+
+def _with_parents(folder: Path, count: int) -> str:
+    path = folder.resolve()
+    return "/".join(shown_name(one) for one in (*reversed(path.parents[:count]), path) if one.name)

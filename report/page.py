@@ -125,7 +125,7 @@ def write_report(runs: Sequence[Path], output: Path, options: Options | None = N
         if beside:
             _write_table(folder, beside, "")
         title = "Emotion recognition: " + ", ".join(dict.fromkeys(one.group.corpus or "?" for one in chapters))
-        (folder / "report.html").write_text(page(chapters, title, notes, beside), encoding="utf-8")
+        _write(folder / "report.html", page(chapters, title, notes, beside))
     return Report(output, chapters)
 
 
@@ -211,12 +211,17 @@ def _write_files(folder: Path, one: Chapter, prefix: str) -> None:
         _write_table(folder, table, prefix)
     for drawing in (some for part in one.figures.values() for some in part if some.pdf):
         path = folder / "figures" / f"{prefix}{drawing.name}"
-        path.with_suffix(".svg").write_text(drawing.svg_file, encoding="utf-8")
+        _write(path.with_suffix(".svg"), drawing.svg_file)
         path.with_suffix(".pdf").write_bytes(drawing.pdf)
 
 
 def _write_table(folder: Path, table: Table, prefix: str) -> None:
     path = folder / "tables" / f"{prefix}{table.name}"
-    path.with_suffix(".csv").write_text(csv_text(table), encoding="utf-8")
-    path.with_suffix(".md").write_text(markdown_text(table), encoding="utf-8")
-    path.with_suffix(".tex").write_text(latex_text(table, prefix), encoding="utf-8")
+    _write(path.with_suffix(".csv"), csv_text(table))
+    _write(path.with_suffix(".md"), markdown_text(table))
+    _write(path.with_suffix(".tex"), latex_text(table, prefix))
+
+
+def _write(path: Path, text: str) -> None:
+    """As UTF-8; what of a path is none has become lone surrogates, and is written as a question mark."""
+    path.write_bytes(text.encode("utf-8", "replace"))

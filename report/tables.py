@@ -13,7 +13,7 @@ from amber2_core.metrics import METRICS
 from amber2_core.run_folder import Floats, fold_means, mean_and_sd
 
 from .analysis import bins_of, scores_by_bin
-from .groups import Entry, Group, slug
+from .groups import Entry, Group
 from .provenance import stimulus
 from .table import Column, Table, title_of
 
@@ -160,7 +160,7 @@ def setting_tables(group: Group) -> list[Table]:
         columns = [*(Column(name, name.replace("_", " ")) for name in varied), *_metric_columns(group, SHOWN)]
         columns.append(Column("folds_that_chose_it", "chosen in folds"))
         caption = f"Every setting of {main.label}, on dev"
-        tables.append(_table(f"settings-{slug(main.label)}", caption, columns, rows, [note]))
+        tables.append(_table(f"settings-{group.slugs[main.label]}", caption, columns, rows, [note]))
     return tables
 
 

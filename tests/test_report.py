@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import html
 import json
+import os
 import re
 import subprocess
 import sys
@@ -20,7 +22,7 @@ from amber2_core.errors import RunFolderError
 from amber2_core.metrics import METRICS
 from amber2_core.run_folder import read_experts, read_results, read_settings, write_json, write_results
 from amber2_report.analysis import expert_weights
-from amber2_report.cli import report_runs
+from amber2_report.cli import free_name, report_runs
 from amber2_report.drawing import Drawing
 from amber2_report.figures import modality_figures
 from amber2_report.groups import grouped
@@ -395,3 +397,64 @@ def test_settings_of_any_kind_make_a_page_or_one_line(tmp_path: Path, name: str)
             assert write_report([run], tmp_path / str(k), Options(draws=20)).page.is_file()
     assert all(f"settings.json: {name}" in line and "\n" not in line for line in refused)
     assert len(refused) < len(ODD)
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_reports_of_one_second_have_names_of_their_own(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("time.strftime", lambda form: "20260101-120000")
+    assert call(run.parent / "nowhere").exit_code == 1
+    assert not (tmp_path / "reports").exists()
+    with free_name(Path("reports"), "20260101-120000-run"):  # by a command that is still at work
+        assert call(run).exit_code == call(run).exit_code == 0
+    assert call(run).exit_code == 0
+    assert sorted(path.name for path in (tmp_path / "reports").iterdir()) == [
+        f"20260101-120000-run{end}" for end in ("", "-2", "-3")
+    ]
+
+
+@pytest.mark.usefixtures("undrawn")
+@pytest.mark.parametrize(
+    "name", ["a b", ".hidden", "--x", "r.html", "über/日本", "n" * 250, "back\\slash", "100%", "x/"]
+)
+def test_a_report_may_have_any_name(run: Path, tmp_path: Path, name: str) -> None:
+    report = write_report([run], tmp_path / name, Options(draws=20))
+    assert report.page.is_file()
+    assert [path for path in report.folder.parent.iterdir() if path.suffix == ".writing"] == []
+
+
+@pytest.mark.parametrize("name", [b"caf\xe9", b"n" * 250, "日本 <b>$x_1$ ½".encode()])
+def test_a_run_may_have_any_name_even_of_bytes_that_are_no_text(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: bytes
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    run, other = Path(os.fsdecode(name)), Path("other")
+    write_run(run, Sketch(count=30, seeds=1, grid=GRID), cache=tmp_path / "c.h5")
+    write_run(other, Sketch(count=30, seeds=1, seed=1))
+    done = CliRunner().invoke(report_runs, [os.fsdecode(name), "other"])
+    assert done.exit_code == 0, done.output
+    (folder,) = Path("reports").iterdir()
+    shown = html.escape(name.decode("utf-8", "replace"))
+    assert f"<bdi>{shown}</bdi>" in (folder / "report.html").read_text(encoding="utf-8")
+    assert all(path.read_bytes().decode() for path in (folder / "tables").iterdir())
+
+
+FULL = """
+import resource, sys
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv.pop(1)),) * 2)  # bytes of one file, as of a disk that is full
+from amber2_report.cli import free_name, report_runs
+report_runs()
+"""
+
+
+@pytest.mark.parametrize("size", [0, 4_000, 60_000])
+def test_a_full_disk_is_one_line_and_leaves_nothing(run: Path, tmp_path: Path, size: int) -> None:
+    output = tmp_path / "place" / "out"
+    command = [sys.executable, "-c", FULL, str(size), str(run), "--output", str(output), "--quiet"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr.count("\n") == 1, done.stderr
+    assert done.stderr.startswith(f"error: Cannot write {output}: File too large")
+    assert [*output.parent.iterdir()] == []
