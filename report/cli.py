@@ -53,6 +53,15 @@ def _remove_if_empty(folder: Path) -> None:
     type=click.Path(path_type=Path),
     help="Where a run's feature cache lies now, if it was moved: transcripts, speakers and votes come from it.",
 )
+@click.option(
+    "--head", help="Compare this head of every system, such as audio. [default: its student, else fusion, else its own]"
+)
+@click.option(
+    "--by",
+    multiple=True,
+    metavar="COLUMN",
+    help="Scores by a column of utterances.csv, such as gender, speaker or session; may be given several times.",
+)
 @click.option("--with-audio", is_flag=True, help="Embed recordings in the page; mind the licence of the corpus.")
 @click.option("--audio-count", type=click.IntRange(1), default=100, help="Recordings of each preset to embed.")
 @click.option(
@@ -67,6 +76,8 @@ def report_runs(
     runs: tuple[Path, ...],
     output: Path | None,
     caches: tuple[Path, ...],
+    head: str | None,
+    by: tuple[str, ...],
     with_audio: bool,
     audio_count: int,
     root: Path | None,
@@ -79,6 +90,7 @@ def report_runs(
     \b
       report-runs runs/20260101-120000-iemocap
       report-runs --output ablation runs/full runs/no-mai
+      report-runs --head audio --by gender runs/hubert runs/wavlm
     """
 
     import pandas as pd
@@ -87,7 +99,7 @@ def report_runs(
 
     from .page import Options, write_report
 
-    options = Options(caches, audio_count if with_audio else 0, root)
+    options = Options(caches, audio_count if with_audio else 0, root, head, by)
     if output is None:
         with free_name(Path("reports"), f"{time.strftime('%Y%m%d-%H%M%S')}-{shown_name(runs[0])[:80]}") as folder:
             report = write_report(runs, folder, options)

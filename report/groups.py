@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from amber2_core.errors import RunFolderError, bad_choice
 from amber2_core.metrics import METRICS
 from amber2_core.run_folder import Predictions, RunFolder, fold_means, shown_name
 
@@ -91,6 +92,7 @@ class Group:
 
     runs: Sequence[RunFolder]
     entries: Sequence[Entry]
+    head: str | None = None  # the head that every system is told by; None: each by its own `main_head`
 
     @property
     def predictions(self) -> Predictions:
@@ -108,11 +110,11 @@ class Group:
 
     @cached_property
     def mains(self) -> list[Entry]:
-        """Of every system the head that counts: the student, else fusion, else the only one; AmbER² comes first."""
+        """Of every system the head that counts: that which was asked for, else its main one; AmbER² comes first."""
         systems: dict[tuple[int, str], list[Entry]] = {}
         for entry in self.entries:
             systems.setdefault((id(entry.run), entry.system), []).append(entry)
-        mains = [next(e for e in heads if e.head == main_head(heads)) for heads in systems.values()]
+        mains = [e for heads in systems.values() for e in heads if e.head == (self.head or main_head(heads))]
         return sorted(mains, key=lambda entry: entry.system != "amber2")
 
     @cached_property
@@ -135,19 +137,28 @@ class Group:
         return {name: values for name, values in words.items() if len(set(values)) > 1}
 
 
-def grouped(runs: Sequence[RunFolder]) -> list[Group]:
-    """Runs by test set, in their order. Labels name the run only where a group holds several."""
+def grouped(runs: Sequence[RunFolder], head: str | None = None) -> list[Group]:
+    """Runs by test set, in their order. Labels name the run only where a group holds several.
+
+    Raises:
+        RunFolderError: no system of some group has a head of that name.
+    """
     alike: list[list[RunFolder]] = []
     for run in _named_apart(runs):
         home = next((some for some in alike if same_test_set(some[0], run)), None)
         if home is None:
             alike.append(home := [])
         home.append(run)
-    return [Group(some, _entries(some)) for some in alike]
+    groups = [Group(some, _entries(some), head) for some in alike]
+    for group in groups:
+        if not group.mains:
+            names = ", ".join(run.name for run in group.runs)
+            raise RunFolderError(f"{bad_choice('head', head, dict.fromkeys(e.head for e in group.entries))} in {names}")
+    return groups
 
 
 def main_head(heads: Sequence[Entry]) -> str:
-    """The head of a system that its tables are about."""
+    """The head of a system that its tables are about: the student, else fusion, else the only one."""
     names = [entry.head for entry in heads]
     students = heads[0].settings.get("student", pd.Series()).unique()  # dev may have chosen another one in each fold
     wanted = [*students, "fusion"] if len(students) == 1 else ["fusion"]

@@ -21,10 +21,11 @@ from .provenance import data_notes, differences, stimulus, stimulus_was_chosen
 from .runs import read_run
 from .significance import DRAWS, compare, headlines, method_in_words, speaker_clusters
 from .table import Table, csv_text, latex_text, markdown_text
-from .tables import all_tables, side_by_side
+from .tables import all_tables, confusion_frame, constant_notes, side_by_side
 from .utterances import (
     CorpusFacts,
     Recordings,
+    column_of,
     corpus_facts,
     interesting_rows,
     read_recordings,
@@ -49,6 +50,8 @@ class Options:
     caches: Sequence[Path] = ()  # where caches lie now, if not where the runs remember
     recordings: int = 0  # how many of the first rows of each preset the page is to play
     root: Path | None = None  # of the recordings; None: AMBER2_<CORPUS>_ROOT, else ./corpora/<corpus>
+    head: str | None = None  # the head that every system is told by; None: its own main one
+    by: Sequence[str] = ()  # columns of utterances.csv to group scores by
     draws: int = DRAWS
 
 
@@ -84,6 +87,11 @@ class Chapter:
         return [table for name, table in self.tables.items() if name.startswith("settings-")]
 
     @property
+    def by(self) -> list[Table]:
+        """The tables of groups that were asked for."""
+        return [table for name, table in self.tables.items() if name.startswith("by-")]
+
+    @property
     def headline(self) -> list[str]:
         """The first system against the others, or else against its own other heads: `headlines`."""
         names = ", ".join(run.name for run in self.group.runs)
@@ -114,7 +122,7 @@ def write_report(runs: Sequence[Path], output: Path, options: Options | None = N
     twice = [run for k, run in enumerate(runs) if run.resolve() in {other.resolve() for other in runs[:k]}]
     if twice:
         raise RunFolderError(f"{twice[0]} is named twice: name each run folder once")
-    groups = grouped([read_run(run) for run in runs])
+    groups = grouped([read_run(run) for run in runs], options.head)
     with new_run_folder(output) as folder:
         chapters = [chapter(group, options) for group in groups]
         for kind in ("tables", "figures"):
@@ -135,6 +143,9 @@ def chapter(group: Group, options: Options) -> Chapter:
     facts = corpus_facts(group, options.caches)
     if facts.missing:
         _log.warning("%s: %s", names, facts.missing)
+    for note in constant_notes(group, group.entries):
+        _log.warning("%s: %s", names, note)
+    by = {name: column_of(group, name, facts.speaker) for name in options.by}
     clusters = speaker_clusters(group.predictions.fold, facts.speaker)
     comparisons = compare(group, clusters, draws=options.draws)
     _log.info("%s: %d comparisons, drawing figures", names, len(comparisons))
@@ -145,7 +156,7 @@ def chapter(group: Group, options: Options) -> Chapter:
         facts=facts,
         comparisons=comparisons,
         drawn="speakers" if clusters.by_speaker else "utterances",
-        tables=all_tables(group, comparisons, method_in_words(clusters, options.draws)),
+        tables=all_tables(group, comparisons, method_in_words(clusters, options.draws), by),
         figures=figures(group, facts.speaker),
         utterances=script_json(utterance_record(group, facts, recordings)),
         notes=_notes(group, recordings),
@@ -209,6 +220,9 @@ def _recordings(group: Group, facts: CorpusFacts, options: Options) -> Recording
 def _write_files(folder: Path, one: Chapter, prefix: str) -> None:
     for table in one.tables.values():
         _write_table(folder, table, prefix)
+    for entry in one.group.entries:
+        confusion = confusion_frame(one.group, entry).to_csv(index=False, lineterminator="\n")
+        _write(folder / "tables" / f"{prefix}confusion-{one.group.slugs[entry.label]}.csv", confusion)
     for drawing in (some for part in one.figures.values() for some in part if some.pdf):
         path = folder / "figures" / f"{prefix}{drawing.name}"
         _write(path.with_suffix(".svg"), drawing.svg_file)

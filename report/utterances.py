@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from amber2_core.cache import read_cache
 from amber2_core.distributions import entropy
-from amber2_core.errors import CacheError, LabelError
+from amber2_core.errors import CacheError, LabelError, RunFolderError, bad_choice
 from amber2_core.metrics import utterance_js
 from amber2_core.run_folder import RunFolder
 from amber2_core.tables import Texts
@@ -76,6 +76,22 @@ def corpus_facts(group: Group, caches: Sequence[Path] = ()) -> CorpusFacts:
         return replace(facts, speaker=known[0])
     drawn = "" if any(facts.speaker) else "; nor are speakers known, so that every p is that of drawn utterances"
     return replace(facts, missing=facts.missing and facts.missing + drawn)
+
+
+def column_of(group: Group, name: str, speaker: Texts) -> Texts:
+    """What a column of utterances.csv says of each test utterance (N,), "" where it is unknown.
+
+    Raises:
+        RunFolderError: none of the runs has it.
+    """
+    rated = {f"rated_{emotion}" for emotion in group.predictions.emotions}
+    known = {column: run for run in reversed(group.runs) for column in run.utterances if column not in rated}
+    if name in known:
+        return known[name].utterances[name].astype(str).to_numpy(object)
+    if name == "speaker" and any(speaker):
+        return speaker
+    names = ", ".join(run.name for run in group.runs)
+    raise RunFolderError(f"{bad_choice('column', name, known)}, which are those of utterances.csv in {names}")
 
 
 @dataclass(frozen=True)

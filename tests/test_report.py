@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import csv
 import html
+import itertools
 import json
 import os
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import reference
 from click.testing import CliRunner, Result
 from house import ROOT
 from run_folders import GRID, Sketch, write_run
@@ -20,7 +24,14 @@ from synthetic_data import write_small_cache
 
 from amber2_core.errors import RunFolderError
 from amber2_core.metrics import METRICS
-from amber2_core.run_folder import read_experts, read_results, read_settings, write_json, write_results
+from amber2_core.run_folder import (
+    read_experts,
+    read_results,
+    read_settings,
+    write_json,
+    write_predictions,
+    write_results,
+)
 from amber2_report.analysis import expert_weights
 from amber2_report.cli import free_name, report_runs
 from amber2_report.drawing import Drawing
@@ -314,7 +325,7 @@ def test_what_train_heads_writes_is_what_the_report_reads(tmp_path: Path) -> Non
 def test_the_example_of_the_page_on_reports_runs(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "report.md").read_text(encoding="utf-8"), re.DOTALL)
+    code = "".join(re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "report.md").read_text("utf-8"), re.DOTALL))
     monkeypatch.chdir(tmp_path)
     (tmp_path / "runs").mkdir()
     run.rename(tmp_path / "runs" / "iemocap")
@@ -324,6 +335,12 @@ def test_the_example_of_the_page_on_reports_runs(
     for system in ("amber2", "cb-ce"):
         assert [system, str(round(summary[system]["fusion"]["js"]["mean"], 4))] in lines
     assert [line[0] for line in lines if line[0].isdecimal()] == ["1", "2", "3"]
+    report = write_report([tmp_path / "runs" / "iemocap"], tmp_path / "out", Options(by=["speaker"]))
+    scores = report.chapters[0].tables["by-speaker"].frame.set_index(["entry", "group"])["js"]
+    shown = {(line[0], line[1]): float(line[-1]) for line in lines if len(line) == 4}
+    assert len(shown) == 2 * 9  # systems and speakers
+    for (system, speaker), js in shown.items():
+        assert js == pytest.approx(scores[f"{system} fusion", speaker], abs=0.00051)
 
 
 @pytest.mark.usefixtures("undrawn")
@@ -373,6 +390,134 @@ def test_a_head_that_diverged_is_a_dash_with_its_reason_and_stops_no_report(tmp_
     assert all(cell.values for cell in lines["amber2 audio"])
     assert "cb-ce audio diverged at once in some run, and has no mean." in table.notes
     assert set(chapter.comparisons["second"]) == {"cb-ce fusion", "amber2 audio", "amber2 text"}
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_scores_by_a_column_are_those_of_its_utterances_with_their_number(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", Sketch(lacking={"fusion": [3]}), cache=tmp_path / "c.h5")
+    done = call(run, "--output", tmp_path / "out", "--by", "style", "--by", "speaker", "--by", "session")
+    assert done.exit_code == 0, done.output
+    with (run / "utterances.csv").open(encoding="utf-8", newline="") as file:
+        styles = [row["style"] for row in csv.DictReader(file)]
+    with (tmp_path / "out" / "tables" / "by-style.csv").open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["entry"], row["group"]) for row in rows] == [
+        (f"{system} fusion", style) for system in ("amber2", "cb-ce") for style in ("free", "read")
+    ]
+    p = read_run(run).arrays
+    for row in rows:
+        own = [k for k, style in enumerate(styles) if style == row["group"] and k != 3]
+        probs = p.probs[row["entry"].replace(" ", "/")]
+        js = [np.mean([reference.js(p.target[k].tolist(), of_seed[k].tolist()) for k in own]) for of_seed in probs]
+        assert int(row["n"]) == len(own)
+        assert float(row["js"]) == pytest.approx(np.mean(js))
+        assert float(row["js_sd"]) == pytest.approx(np.std(js, ddof=1))
+        hits = probs[:, own].argmax(-1) == [int(np.flatnonzero(p.target[k] > p.target[k].max() - 1e-6)[0]) for k in own]
+        assert float(row["accuracy"]) == pytest.approx(hits.mean())
+    page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    assert all(f'data-table="by-{name}"' in page for name in ("style", "speaker", "session"))
+    sessions = (tmp_path / "out" / "tables" / "by-session.md").read_text(encoding="utf-8")
+    assert "| amber2 fusion | – | 59 |" in sessions  # nobody knows
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_a_column_that_is_not_there_names_those_that_are(run: Path, tmp_path: Path) -> None:
+    done = call(run, "--output", tmp_path / "out", "--by", "gender", "--quiet")
+    assert done.exit_code == 1
+    assert done.output.startswith("error: Bad column 'gender', expected one of ['id', 'fold', 'speaker', 'session'")
+    assert "'style'" in done.output
+    assert "rated_" not in done.output
+    earlier = write_run(tmp_path / "earlier", Sketch(earlier=True), cache=tmp_path / "e.h5")
+    assert call(earlier, "--output", tmp_path / "out", "--by", "speaker").exit_code == 0
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_confusions_are_numbers_for_every_head(run: Path, tmp_path: Path) -> None:
+    from sklearn.metrics import confusion_matrix
+
+    write_report([run], tmp_path / "out")
+    p = read_run(run).arrays
+    for name, probs in p.probs.items():
+        path = tmp_path / "out" / "tables" / f"confusion-{name.replace('/', '-')}.csv"
+        with path.open(encoding="utf-8", newline="") as file:
+            rows = list(csv.DictReader(file))
+        assert [(row["rated"], row["predicted"]) for row in rows] == list(itertools.product(p.emotions, p.emotions))
+        label = [int(np.flatnonzero(y > y.max() - 1e-6)[0]) for y in p.target]
+        expected = sum(confusion_matrix(label, of_seed.argmax(-1), labels=range(4)) for of_seed in probs)
+        np.testing.assert_array_equal([int(row["count"]) for row in rows], expected.ravel())
+        shares = expected / expected.sum(1, keepdims=True)
+        np.testing.assert_allclose([float(row["share"]) for row in rows], shares.ravel())
+        votes = p.target.astype(float).T @ probs.astype(float).mean(0) / p.target.astype(float).sum(0)[:, None]
+        np.testing.assert_allclose([float(row["vote_share"]) for row in rows], votes.ravel(), rtol=1e-6)
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_the_head_that_was_asked_for_is_compared_across_runs(run: Path, tmp_path: Path) -> None:
+    other = write_run(tmp_path / "other", Sketch(seed=1, systems=("amber2",)))
+    report = write_report([run, other], tmp_path / "out", Options(head="audio", draws=200))
+    (chapter,) = report.chapters
+    labels = ["run: amber2 audio", "other: amber2 audio", "run: cb-ce audio"]
+    assert [entry.label for entry in chapter.group.mains] == labels
+    assert [line.split(" in run, other")[0] for line in chapter.headline[:2]] == [
+        f"{labels[0]} against {label}" for label in labels[1:]
+    ]
+    assert chapter.tables["systems-distribution"].frame["entry"].tolist() == labels
+    assert "Systems are told by their head audio, as was asked for." in chapter.tables["systems-distribution"].notes
+    done = call(run, "--output", tmp_path / "none", "--head", "video", "--quiet")
+    assert done.exit_code == 1
+    assert done.output == "error: Bad head 'video', expected one of ['audio', 'text', 'fusion'] in run\n"
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_a_head_that_predicts_the_same_for_all_is_told(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run")
+    p = read_run(run).arrays
+    probs = {name: values.copy() for name, values in p.probs.items()}
+    probs["cb-ce/text"][:] = probs["cb-ce/text"][:, :1]
+    probs["amber2/audio"][1, p.fold == 2] = p.target[0]
+    write_predictions(run / "predictions.npz", replace(p, probs=probs))
+    rows = read_results(run)
+    for row in rows:
+        system, head, fold, seed = (row[name] for name in ("system", "head", "fold", "seed"))
+        if row["split"] == "test" and (system, head) in {("cb-ce", "text"), ("amber2", "audio")}:
+            own = p.fold == fold
+            row.update(
+                {name: float(m(p.target[own], probs[f"{system}/{head}"][seed, own])) for name, m in METRICS.items()}
+            )
+    write_results(run / "results.csv", rows)
+    done = call(run, "--output", tmp_path / "out")
+    warned = [line for line in done.output.splitlines() if "predicts the same for every utterance" in line]
+    assert [line.partition(", in some")[0] for line in warned] == [
+        "warning: run: amber2 audio predicts the same for every utterance of fold 2",
+        "warning: run: cb-ce text predicts the same for every utterance of any fold",
+    ]
+    assert "cb-ce text predicts the same" in (tmp_path / "out" / "tables" / "all-metrics.md").read_text(
+        encoding="utf-8"
+    )
+
+
+@pytest.mark.usefixtures("undrawn")
+@pytest.mark.parametrize(
+    ("metric", "emotions", "why"),
+    [
+        ("accuracy_untied", ("a", "b", "c"), "no test utterance has one largest share"),
+        ("ece", ("a", "b", "c"), "it tells nothing of these emotions and test folds"),
+        ("r2", ("a", "b"), "two shares always lie on one line, so that it would be 1 whatever is predicted"),
+    ],
+)
+def test_a_metric_without_a_value_anywhere_is_blank_and_its_reason_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, metric: str, emotions: tuple[str, ...], why: str
+) -> None:
+    blank = lambda target, probs: np.full(np.shape(probs)[:-2], np.nan)  # noqa: E731
+    monkeypatch.setitem(METRICS, metric, blank)  # type: ignore[arg-type]
+    run = write_run(tmp_path / "run", Sketch(emotions=emotions))
+    (chapter,) = write_report([run], tmp_path / "out", Options(draws=20)).chapters
+    table = chapter.tables["all-metrics"]
+    at = [column.name for column in table.columns].index(metric)
+    assert {row[at].text for row in table.rows} == {"–"}
+    assert [note.partition(" is blank: ")[2] for note in table.notes if "is blank" in note] == [f"{why}."]
+    shown = chapter.tables["systems-classification"].notes
+    assert not any("is blank" in note for note in shown)
 
 
 SETTINGS = ("command", "corpus", "cache", "features", "policy", "emotions", "folds", "utterances", "systems", "axes",
