@@ -86,7 +86,7 @@ SETTING_TYPES: Mapping[str, type] = {
     "utterances": dict, "systems": list, "axes": list, "metrics": list, "digest": str, "digests": dict,
     "features.*": dict, "folds.sizes": dict, "policy.emotions": list, "digests.*": str,
 }  # fmt: skip
-JSON_WORDS = {list: "a list", str: "text", dict: "an object"}
+JSON_WORDS: Mapping[type, str] = {list: "a list", str: "text", dict: "an object"}
 
 Row = Mapping[str, Any]  # one row of a table
 Floats = npt.NDArray[np.float64]
