@@ -101,7 +101,8 @@ class Group:
 
     @property
     def corpus(self) -> str:
-        return str(self.runs[0].settings.get("corpus", ""))
+        corpus: str = self.runs[0].settings.get("corpus", "")
+        return corpus.encode("utf-8", "replace").decode()  # settings.json can hold what is no text
 
     @property
     def metrics(self) -> list[str]:

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from amber2_core.run_folder import RunFolder
+from amber2_core.utterance import STIMULI
 
 from .runs import TOLERANCE
 
@@ -60,7 +61,8 @@ def data_notes(runs: Sequence[RunFolder]) -> list[str]:
 
 def stimulus(run: RunFolder) -> str:
     """What the raters of a run's votes saw or heard, "" where its folder does not tell."""
-    return str(run.settings.get("policy", {}).get("stimulus") or "")
+    found = run.settings.get("policy", {}).get("stimulus")
+    return found if found in STIMULI else ""
 
 
 def stimulus_was_chosen(run: RunFolder) -> bool:

@@ -7,6 +7,7 @@ import json
 import logging
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -170,13 +171,15 @@ def read_recordings(root: Path, paths: Sequence[str]) -> Recordings:
     uris: dict[str, str] = {}
     inside = root.resolve()
     for path in wanted:
-        file = (inside / path).resolve()
-        mime = MIME.get(file.suffix.lower())
-        if mime and file.is_relative_to(inside) and file.is_file() and file.stat().st_size <= LARGEST_RECORDING:
-            uris[path] = f"data:{mime};base64,{base64.b64encode(file.read_bytes()).decode()}"
+        with suppress(OSError, ValueError):  # it may not be read, or has a name that no file can have
+            file = (inside / path).resolve()
+            mime = MIME.get(file.suffix.lower())
+            if mime and file.is_relative_to(inside) and file.is_file() and file.stat().st_size <= LARGEST_RECORDING:
+                uris[path] = f"data:{mime};base64,{base64.b64encode(file.read_bytes()).decode()}"
     note = f"{len(uris)} recordings are part of this page, those of the first rows of each preset."
     if len(uris) < len(wanted):
-        note += f" {len(wanted) - len(uris)} more were not found under {root}, or are too long or of no playable kind."
+        left = len(wanted) - len(uris)
+        note += f" {left} more were not found under {root}, cannot be read, or are too long or of no playable kind."
     return Recordings(uris, note)
 
 

@@ -238,14 +238,16 @@ def test_recordings_are_embedded_only_when_asked_for_and_only_from_the_root(tmp_
     (tmp_path / "corpus").mkdir()
     (tmp_path / "corpus" / "a.wav").write_bytes(b"RIFF of a")
     (tmp_path / "secret.wav").write_bytes(b"not of the corpus")
-    sketch = Sketch(audio=("a.wav", "../secret.wav", "gone.wav", ""))
+    (tmp_path / "corpus" / "folder.wav").mkdir()
+    no_name = f"{'n' * 300}.wav"  # longer than any file's
+    sketch = Sketch(audio=("a.wav", "../secret.wav", "gone.wav", "folder.wav", no_name, ""))
     run = write_run(tmp_path / "run", sketch, cache=tmp_path / "c.h5")
     silent = write_report([run], tmp_path / "silent").page.read_text(encoding="utf-8")
     assert "data:audio" not in silent
     loud = write_report([run], tmp_path / "loud", Options(recordings=100, root=tmp_path / "corpus"))
     text = loud.page.read_text(encoding="utf-8")
     assert re.findall(r"data:audio/[^\"]*", text) == ["data:audio/wav;base64,UklGRiBvZiBh"]
-    assert "2 more were not found" in text
+    assert "4 more were not found" in text
 
 
 @pytest.mark.usefixtures("undrawn")
@@ -522,7 +524,17 @@ def test_a_metric_without_a_value_anywhere_is_blank_and_its_reason_is_told(
 
 SETTINGS = ("command", "corpus", "cache", "features", "policy", "emotions", "folds", "utterances", "systems", "axes",
             "metrics", "digest", "digests", "seeds", "grid", "versions")  # fmt: skip
-ODD = (None, "speaker", 3, [["x"]], {"a": 1}, {"sizes": 1}, {"emotions": [1, [2]], "merge": ["a"]})
+ODD = (
+    None,
+    "speaker",
+    "a\0b",
+    "\ud800" * 300,
+    3,
+    [["x"]],
+    {"a": 1},
+    {"sizes": 1},
+    {"emotions": [1, [2]], "merge": ["a"]},
+)
 
 
 @pytest.mark.usefixtures("undrawn")
@@ -533,7 +545,7 @@ def test_settings_of_any_kind_make_a_page_or_one_line(tmp_path: Path, name: str)
     refused = []
     for k, value in enumerate([..., *ODD]):
         odd = {**settings, name: value} if value is not ... else {key: settings[key] for key in settings if key != name}
-        write_json(run / "settings.json", odd)
+        (run / "settings.json").write_text(json.dumps(odd), encoding="utf-8")
         try:
             read_settings(run)
         except RunFolderError as problem:
