@@ -25,6 +25,7 @@ from uuid import uuid4
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP)
 _NO_SYNC = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP)
 _ATTEMPTS = 100
+_LONGEST = 230  # bytes of a name that leave room for what marks a file that is being written; 255 are allowed
 
 _log = logging.getLogger(__name__)
 
@@ -180,7 +181,8 @@ class Sink(io.FileIO):
 
 
 def _beside(path: Path) -> Path:
-    return path.with_name(f".{path.name}.{uuid4().hex[:8]}.writing")
+    name = os.fsdecode(os.fsencode(path.name)[:_LONGEST])
+    return path.with_name(f".{name}.{uuid4().hex[:8]}.writing")
 
 
 def _permit(file: Path, mode: int) -> None:

@@ -1,10 +1,10 @@
 """The run folder: what one call of `train-heads` leaves behind, so that anyone can recompute every number of it.
 
 ```
-settings.json     `format_version`, the command, corpus and cache (path, feature sets with fingerprints, what of them
-                  was read), label policy, utterances kept and dropped by reason, folds with their sizes,
-                  `heard_before`, how many are tested on though train or dev holds the same recording, grid, seeds,
-                  versions; and what the other files hold: `axes`, the columns of results.csv that are settings, and
+settings.json     `format_version`, 1 where it is not said; the command, corpus and cache (path, feature sets with
+                  fingerprints, what of them was read), label policy, utterances kept and dropped by reason, folds with
+                  their sizes, `heard_before`, how many are tested on though train or dev holds the same recording,
+                  grid, seeds, versions; and what the other files hold: `axes`, the columns of results.csv that are settings, and
                   `metrics`, those that are scores, both in order; `digest`, one sha256 over the ids, inputs and raw
                   votes that the run was trained and tested on, and `digests`, its parts: ids, each modality's inputs,
                   votes
@@ -41,8 +41,8 @@ tensorboard/      with --track tensorboard: event files, made from the files abo
 CSV is UTF-8 with a header; numbers stand in full, so that they read back as the same, and an empty cell is missing.
 A run folder stands under its name only when it is complete. What is not lies beside it, as NAME.unfinished.
 
-Folders of every earlier version are read; those of the first tell no `format_version`. Where `axes` is not declared it
-is `EARLIER_AXES`; curves.csv, utterances.csv and `digest` may be missing; a metric that is younger than the folder is
+Folders of every earlier version are read, those of a later one are refused. Where `axes` is not declared it is
+`EARLIER_AXES`; curves.csv, utterances.csv and `digest` may be missing; a metric that is younger than the folder is
 computed from predictions.npz (`load`).
 """
 
@@ -53,6 +53,7 @@ import io
 import itertools
 import json
 import math
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -72,21 +73,23 @@ from .tables import Texts
 if TYPE_CHECKING:  # it takes half a second to load, for which no command should wait that does not need it
     from pandas import DataFrame, Series
 
+FORMAT_VERSION = 2  # 1: folders that do not declare what they hold
 KEY_COLUMNS = ("system", "head", "split", "fold", "seed", "selected")
 EXPERT_COLUMNS = ("system", "fold", "seed", "by", "group", "n", "disagreement")
 CURVE_COLUMNS = ("system", "head", "fold", "seed", "epoch", "dev_js")
 UTTERANCE_COLUMNS = ("id", "fold", "speaker", "session", "dialogue", "split", "language")
-FORMAT_VERSION = 1  # of run folders; those of version 0 do not tell theirs
-# what kind of value settings.json has under a name, where it has any
-_KINDS: Mapping[type, Sequence[str]] = {
-    dict: ("features", "policy", "utterances", "ratings", "folds", "versions", "digests", "grid"),
-    list: ("command", "emotions", "systems", "axes", "metrics"),
-}
 # the settings of folders that do not declare theirs
 EARLIER_AXES = (
     "lambda_rai", "lambda_mai", "lambda_expert", "kappa", "student", "loss", "weight_gradient", "expert_gradient",
     "labels", "fusion", "hidden", "dropout", "lr", "weight_decay", "batch_size",
 )  # fmt: skip
+# what readers look into must be of these types, a whole before its parts; null is as good as nothing
+SETTING_TYPES: Mapping[str, type] = {
+    "command": list, "corpus": str, "cache": str, "features": dict, "policy": dict, "emotions": list, "folds": dict,
+    "utterances": dict, "systems": list, "axes": list, "metrics": list, "digest": str, "digests": dict,
+    "features.*": dict, "folds.sizes": dict, "policy.emotions": list, "digests.*": str,
+}  # fmt: skip
+JSON_WORDS: Mapping[type, str] = {list: "a list", str: "text", dict: "an object"}
 
 Row = Mapping[str, Any]  # one row of a table
 Floats = npt.NDArray[np.float64]
@@ -208,26 +211,36 @@ def write_predictions(path: Path, predictions: Predictions) -> None:
     np.savez_compressed(path, **arrays)
 
 
+def shown_name(folder: Path) -> str:
+    """The name of a folder as it can be written anywhere: bytes of it that are no UTF-8 are shown as �."""
+    return os.fsencode(folder.resolve().name).decode("utf-8", "replace")
+
+
 def read_settings(folder: Path) -> dict[str, Any]:
     """settings.json of a run folder; a fold protocol that stands there as a word is made a record of it.
 
     Raises:
-        RunFolderError: not a run folder, damaged, or of a newer format than this version knows.
+        RunFolderError: not a run folder, or one of a later version, or damaged: what readers look into is not of its
+            type.
     """
     path = folder / "settings.json"
     settings = _read_json(path)
-    version = settings.get("format_version", 0)
-    if type(version) is not int or version > FORMAT_VERSION:
+    version = settings.get("format_version", 1)
+    if type(version) is int and version > FORMAT_VERSION:
         raise RunFolderError(
-            f"{folder} has format {version}, this amber2 reads up to {FORMAT_VERSION}: update amber2, or train again"
+            f"{folder} is a run folder of version {version}, and this amber2 reads up to version {FORMAT_VERSION}: "
+            "install a newer one"
         )
-    if isinstance(settings.get("folds"), str):
-        settings["folds"] = {"protocol": settings["folds"]}
-    for kind, names in _KINDS.items():
-        for name in names:
-            if not isinstance(settings.get(name), kind | None):
-                what = {dict: "an object", list: "a list"}[kind]
-                raise RunFolderError(f"{path} is damaged ({name} is not {what}): train again")
+    if type(version) is not int or version < 1:
+        raise RunFolderError(_odd(path, "format_version", version, "a whole number from 1"))
+    settings = {name: value for name, value in settings.items() if value is not None or name not in SETTING_TYPES}
+    for name, kind in SETTING_TYPES.items():
+        whole, _, part = name.partition(".")
+        values = settings if not part else settings.get(whole, {})
+        for key in values if part == "*" else {part or whole} & values.keys():
+            if not isinstance(value := values[key], kind):
+                where = f"{whole}.{key}" if part else key
+                raise RunFolderError(_odd(path, where, value, JSON_WORDS[kind]))
     return settings
 
 
@@ -307,7 +320,7 @@ def read_utterances(folder: Path) -> DataFrame | None:
 def axes_of(settings: Mapping[str, Any], columns: Sequence[str]) -> tuple[str, ...]:
     """Which columns of results.csv are settings: those that settings.json declares, else those of earlier versions."""
     declared = settings.get("axes")
-    declared = declared if isinstance(declared, list) else EARLIER_AXES
+    declared = EARLIER_AXES if declared is None else declared
     return tuple(name for name in columns if name in declared and name not in KEY_COLUMNS)
 
 
@@ -334,7 +347,7 @@ def load(folder: Path | str) -> RunFolder:
     if "r2" in results and len(arrays.emotions) < R2_CLASSES:
         results["r2"] = math.nan
     run = RunFolder(
-        name=folder.resolve().name,
+        name=shown_name(folder),
         path=folder,
         settings=settings,
         axes=axes_of(settings, list(results.columns)),
@@ -493,11 +506,15 @@ def _column(values: Sequence[Any]) -> Series[Any]:
 def _read_json(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(_file(path).read_text(encoding="utf-8"))
-    except ValueError as problem:
+    except (ValueError, RecursionError) as problem:
         raise RunFolderError(f"{path} is damaged ({problem}): train again") from None
     if not isinstance(value, dict):
         raise RunFolderError(f"{path} is damaged (not a JSON object): train again")
     return value
+
+
+def _odd(path: Path, name: str, value: Any, expected: str) -> str:
+    return f"{path}: {name} is {json.dumps(value)[:60]}, expected {expected}: it was changed by hand, train again"
 
 
 def _file(path: Path) -> Path:

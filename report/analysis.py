@@ -51,9 +51,14 @@ def scores_by_bin(group: Group, entry: Entry, bins: Bins) -> Mapping[str, Floats
     return found
 
 
+def confusion_counts(group: Group, entry: Entry) -> Floats:
+    """Utterances with label c whose predicted class is k, over all seeds → (C, C)."""
+    return np.asarray(confusion(group.predictions.target[entry.rows], entry.probs[:, entry.rows]).sum(0))
+
+
 def confusion_shares(group: Group, entry: Entry) -> Floats:
     """Share of the utterances with label c whose predicted class is k, over all seeds → (C, C); NaN for no label."""
-    return _by_row(confusion(group.predictions.target[entry.rows], entry.probs[:, entry.rows]).sum(0))
+    return _by_row(confusion_counts(group, entry))
 
 
 def vote_shares(group: Group, entry: Entry) -> Floats:

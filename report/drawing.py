@@ -202,9 +202,10 @@ def group_means(
 def _render(figure: Figure, kind: str, text: str) -> bytes:
     out = io.BytesIO()
     with matplotlib.rc_context({"svg.fonttype": text}), warnings.catch_warnings():
-        warnings.filterwarnings(
-            "ignore", "Glyph .* missing from font"
-        )  # a box stands for it; the page has its own fonts
+        # a box stands for it; the page has its own fonts
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")
+        # names of hundreds of letters leave no room for anything else
+        warnings.filterwarnings("ignore", "constrained_layout not applied")
         undated = {"Date": None} if kind == "svg" else {"CreationDate": None}
         figure.savefig(out, format=kind, metadata=undated, transparent=text == "none")
     figure.set_layout_engine("none")  # the places are found; finding them takes as long as drawing

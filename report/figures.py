@@ -31,7 +31,7 @@ from .drawing import (
     legend,
     series,
 )
-from .groups import Group, slug
+from .groups import Group, slugs
 from .runs import Floats
 from .table import title_of
 
@@ -97,7 +97,7 @@ def confusion_figures(group: Group) -> list[Drawing]:
             heat_map(axes, shares, emotions, emotions, [[f"{x:.0%}"[:-1] for x in row] for row in shares], (0, 1))
             axes.set(xlabel=f"{axis}, %", ylabel="label" if kind == "confusion" else "votes for")
             axes.tick_params(axis="x", rotation=45)
-            name = f"{kind}-{slug(entry.label)}"
+            name = f"{kind}-{group.slugs[entry.label]}"
             drawings.append(drawing(figure, name, f"{entry.label}: {title}"))
     return drawings
 
@@ -177,7 +177,7 @@ def grid_figures(group: Group) -> list[Drawing]:
         figure, (axes,) = canvas(size=(0.9 * len(kappas) + 1.2, 0.55 * len(lambdas) + 0.9))
         heat_map(axes, js, kappas, lambdas, words, (float(np.nanmin(js)), float(np.nanmax(js))))
         axes.set(xlabel="κ", ylabel="λ_MAI")
-        drawings.append(drawing(figure, f"grid-{slug(main.label)}", f"{main.label}: JS on dev, bits"))
+        drawings.append(drawing(figure, f"grid-{group.slugs[main.label]}", f"{main.label}: JS on dev, bits"))
     return drawings
 
 
@@ -185,10 +185,11 @@ def training_figures(group: Group) -> list[Drawing]:
     """Dev JS by epoch: the main heads overlaid, then all heads of each system; none for runs without curves."""
     drawings: list[Drawing] = []
     plots = [("training", "JS on dev by epoch", {entry.label: entry for entry in group.mains[:OVERLAID]})]
+    names = slugs(main.label.removesuffix(f" {main.head}") for main in group.mains)
     for main in group.mains[:CURVES]:
         if len(own := group.heads(main)) > 1:
             system = main.label.removesuffix(f" {main.head}")
-            plots.append((f"training-{slug(system)}", f"{system}: JS on dev by epoch, every head", own))
+            plots.append((f"training-{names[system]}", f"{system}: JS on dev by epoch, every head", own))
     for name, title, entries in plots:
         found = {label: analysis.training_curve(entry) for label, entry in entries.items()}
         curves = {label: some for label, some in found.items() if some is not None}

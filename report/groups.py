@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from amber2_core.errors import RunFolderError, bad_choice
 from amber2_core.metrics import METRICS
-from amber2_core.run_folder import Predictions, RunFolder, fold_means
+from amber2_core.run_folder import Predictions, RunFolder, fold_means, shown_name
 
-from .runs import TOLERANCE, Floats
+from .provenance import same_test_set
+from .runs import Floats
+
+LONGEST_NAME = 80  # characters of a part of a file's name, of which file systems allow 255 in all
+DEEPEST = 100  # folders
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,6 +92,7 @@ class Group:
 
     runs: Sequence[RunFolder]
     entries: Sequence[Entry]
+    head: str | None = None  # the head that every system is told by; None: each by its own `main_head`
 
     @property
     def predictions(self) -> Predictions:
@@ -93,7 +101,8 @@ class Group:
 
     @property
     def corpus(self) -> str:
-        return str(self.runs[0].settings.get("corpus", ""))
+        corpus: str = self.runs[0].settings.get("corpus", "")
+        return corpus.encode("utf-8", "replace").decode()  # settings.json can hold what is no text
 
     @property
     def metrics(self) -> list[str]:
@@ -102,12 +111,17 @@ class Group:
 
     @cached_property
     def mains(self) -> list[Entry]:
-        """Of every system the head that counts: the student, else fusion, else the only one; AmbER² comes first."""
+        """Of every system the head that counts: that which was asked for, else its main one; AmbER² comes first."""
         systems: dict[tuple[int, str], list[Entry]] = {}
         for entry in self.entries:
             systems.setdefault((id(entry.run), entry.system), []).append(entry)
-        mains = [next(e for e in heads if e.head == main_head(heads)) for heads in systems.values()]
+        mains = [e for heads in systems.values() for e in heads if e.head == (self.head or main_head(heads))]
         return sorted(mains, key=lambda entry: entry.system != "amber2")
+
+    @cached_property
+    def slugs(self) -> dict[str, str]:
+        """What each entry is called in names of files, by its label."""
+        return slugs(entry.label for entry in self.entries)
 
     def heads(self, main: Entry) -> dict[str, Entry]:
         """All heads of an entry's system in its run, by name."""
@@ -124,31 +138,28 @@ class Group:
         return {name: values for name, values in words.items() if len(set(values)) > 1}
 
 
-def grouped(runs: Sequence[RunFolder]) -> list[Group]:
-    """Runs by test set, in their order. Labels name the run only where a group holds several."""
+def grouped(runs: Sequence[RunFolder], head: str | None = None) -> list[Group]:
+    """Runs by test set, in their order. Labels name the run only where a group holds several.
+
+    Raises:
+        RunFolderError: no system of some group has a head of that name.
+    """
     alike: list[list[RunFolder]] = []
     for run in _named_apart(runs):
         home = next((some for some in alike if same_test_set(some[0], run)), None)
         if home is None:
             alike.append(home := [])
         home.append(run)
-    return [Group(some, _entries(some)) for some in alike]
-
-
-def same_test_set(first: RunFolder, second: RunFolder) -> bool:
-    """Whether two runs were tested on the same utterances, in the same folds, with the same targets."""
-    a, b = first.arrays, second.arrays
-    return (
-        first.settings.get("corpus") == second.settings.get("corpus")
-        and a.emotions == b.emotions
-        and np.array_equal(a.id, b.id)
-        and np.array_equal(a.fold, b.fold)
-        and np.allclose(a.target, b.target, atol=TOLERANCE)
-    )
+    groups = [Group(some, _entries(some), head) for some in alike]
+    for group in groups:
+        if not group.mains:
+            names = ", ".join(run.name for run in group.runs)
+            raise RunFolderError(f"{bad_choice('head', head, dict.fromkeys(e.head for e in group.entries))} in {names}")
+    return groups
 
 
 def main_head(heads: Sequence[Entry]) -> str:
-    """The head of a system that its tables are about."""
+    """The head of a system that its tables are about: the student, else fusion, else the only one."""
     names = [entry.head for entry in heads]
     students = heads[0].settings.get("student", pd.Series()).unique()  # dev may have chosen another one in each fold
     wanted = [*students, "fusion"] if len(students) == 1 else ["fusion"]
@@ -156,8 +167,18 @@ def main_head(heads: Sequence[Entry]) -> str:
 
 
 def slug(label: str) -> str:
-    """A label as part of a file's name."""
-    return "-".join("".join(c if c.isalnum() and c.isascii() else " " for c in label).split()).lower() or "unnamed"
+    """A label as part of a file's name, of 80 characters at most."""
+    words = "".join(c if c.isalnum() and c.isascii() else " " for c in label).split()
+    return "-".join(words).lower()[:LONGEST_NAME].rstrip("-") or "unnamed"
+
+
+def slugs(labels: Iterable[str]) -> dict[str, str]:
+    """Labels, each with a `slug` of its own: λ fusion and κ fusion are fusion and fusion-2."""
+    found: dict[str, str] = {}
+    for label in labels:
+        names = (slug(label) if number == 1 else f"{slug(label)}-{number}" for number in itertools.count(1))
+        found[label] = next(name for name in names if name not in found.values())
+    return found
 
 
 def _words(values: pd.Series) -> list[str]:
@@ -176,9 +197,18 @@ def _entries(runs: Sequence[RunFolder]) -> list[Entry]:
 
 
 def _named_apart(runs: Sequence[RunFolder]) -> list[RunFolder]:
-    """Runs with different names: folders of the same name get their parent's in front."""
-    names = [run.name for run in runs]
-    return [
-        run if names.count(run.name) == 1 else replace(run, name=f"{run.path.resolve().parent.name}/{run.name}")
-        for run in runs
-    ]
+    """Runs with different names: folders of the same name get as many of their parents' in front as it takes."""
+    named, depth = list(runs), 1
+    while (again := _repeated([run.name for run in named])) and depth < DEEPEST:
+        named = [replace(run, name=_with_parents(run.path, depth)) if run.name in again else run for run in named]
+        depth += 1
+    return named
+
+
+def _repeated(names: Sequence[str]) -> set[str]:
+    return {name for name in names if names.count(name) > 1}
+
+
+def _with_parents(folder: Path, count: int) -> str:
+    path = folder.resolve()
+    return "/".join(shown_name(one) for one in (*reversed(path.parents[:count]), path) if one.name)

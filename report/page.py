@@ -7,7 +7,6 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import jinja2
 import pandas as pd
@@ -18,13 +17,15 @@ from amber2_core.run_folder import new_run_folder
 from .drawing import Drawing
 from .figures import OVERLAID, figures
 from .groups import Group, grouped, slug
+from .provenance import data_notes, differences, stimulus, stimulus_was_chosen
 from .runs import read_run
-from .significance import DRAWS, compare, method_in_words, speaker_clusters
-from .table import Table, csv_text, latex_text, markdown_text, number_text, p_text
-from .tables import all_tables
+from .significance import DRAWS, compare, headlines, method_in_words, speaker_clusters
+from .table import Table, csv_text, latex_text, markdown_text
+from .tables import all_tables, confusion_frame, constant_notes, side_by_side
 from .utterances import (
     CorpusFacts,
     Recordings,
+    column_of,
     corpus_facts,
     interesting_rows,
     read_recordings,
@@ -34,7 +35,6 @@ from .utterances import (
 )
 
 HERE = Path(__file__).parent
-HEADLINES = 4
 # of settings.json, what the page tells of a run beside its features and folds
 TOLD = (
     "created", "corpus", "cache", "digest", "emotions", "systems", "seeds", "epochs", "inputs", "missing", "device",
@@ -50,6 +50,8 @@ class Options:
     caches: Sequence[Path] = ()  # where caches lie now, if not where the runs remember
     recordings: int = 0  # how many of the first rows of each preset the page is to play
     root: Path | None = None  # of the recordings; None: AMBER2_<CORPUS>_ROOT, else ./corpora/<corpus>
+    head: str | None = None  # the head that every system is told by; None: its own main one
+    by: Sequence[str] = ()  # columns of utterances.csv to group scores by
     draws: int = DRAWS
 
 
@@ -61,10 +63,23 @@ class Chapter:
     group: Group
     facts: CorpusFacts
     comparisons: pd.DataFrame  # of `significance.compare`
+    drawn: str  # what its bootstrap draws
     tables: Mapping[str, Table]  # by name
     figures: Mapping[str, Sequence[Drawing]]  # by the part of the page
     utterances: str  # JSON for a script element
     notes: Sequence[str] = ()
+
+    @property
+    def data_notes(self) -> list[str]:
+        """What must be known of the runs' data before their numbers are."""
+        first = self.group.runs[0]
+        notes = data_notes(self.group.runs)
+        if stimulus(first) and first.settings.get("command") and not stimulus_was_chosen(first):
+            notes.append(
+                f"Targets are {stimulus(first)} votes: nobody chose these, the corpus has them by default (train-heads "
+                "--stimulus)."
+            )
+        return notes
 
     @property
     def settings(self) -> list[Table]:
@@ -72,20 +87,16 @@ class Chapter:
         return [table for name, table in self.tables.items() if name.startswith("settings-")]
 
     @property
+    def by(self) -> list[Table]:
+        """The tables of groups that were asked for."""
+        return [table for name, table in self.tables.items() if name.startswith("by-")]
+
+    @property
     def headline(self) -> list[str]:
-        """The first system against the others, or else against its own other heads, in words."""
-        lines = []
-        systems = {entry.label for entry in self.group.mains}
-        found: list[Any] = [*self.comparisons[self.comparisons["metric"] == "js"].itertuples()]
-        for c in ([c for c in found if c.second in systems] or found)[:HEADLINES]:
-            verdict = "lower" if c.difference < 0 else "higher"
-            sure = "" if c.p_holm < 0.05 else "; the difference could be chance"
-            lines.append(
-                f"JS of {c.first} is {number_text(abs(c.difference), 4)} {verdict} than that of {c.second} "
-                f"(95 % interval {number_text(c.low, 4, True)} to {number_text(c.high, 4, True)}, "
-                f"p\N{NO-BREAK SPACE}{_equals(p_text(c.p_holm))}{sure})."
-            )
-        return lines
+        """The first system against the others, or else against its own other heads: `headlines`."""
+        names = ", ".join(run.name for run in self.group.runs)
+        lines = headlines(self.comparisons, {entry.label for entry in self.group.mains}, names, self.drawn)
+        return [*lines, *self.data_notes]
 
 
 @dataclass(frozen=True)
@@ -111,21 +122,18 @@ def write_report(runs: Sequence[Path], output: Path, options: Options | None = N
     twice = [run for k, run in enumerate(runs) if run.resolve() in {other.resolve() for other in runs[:k]}]
     if twice:
         raise RunFolderError(f"{twice[0]} is named twice: name each run folder once")
-    groups = grouped([read_run(run) for run in runs])
+    groups = grouped([read_run(run) for run in runs], options.head)
     with new_run_folder(output) as folder:
         chapters = [chapter(group, options) for group in groups]
         for kind in ("tables", "figures"):
             (folder / kind).mkdir()
         for k, one in enumerate(chapters):
             _write_files(folder, one, "" if len(chapters) == 1 else f"{k + 1}-{slug(one.title)}-")
-        notes = []
-        if len(groups) > 1:
-            notes.append(
-                "These runs were not tested on the same utterances with the same targets and folds: each test set has "
-                "a chapter of its own, and nothing is compared across them."
-            )
+        notes, beside = _apart(groups), side_by_side(groups) if len(groups) > 1 else None
+        if beside:
+            _write_table(folder, beside, "")
         title = "Emotion recognition: " + ", ".join(dict.fromkeys(one.group.corpus or "?" for one in chapters))
-        (folder / "report.html").write_text(page(chapters, title, notes), encoding="utf-8")
+        _write(folder / "report.html", page(chapters, title, notes, beside))
     return Report(output, chapters)
 
 
@@ -135,6 +143,9 @@ def chapter(group: Group, options: Options) -> Chapter:
     facts = corpus_facts(group, options.caches)
     if facts.missing:
         _log.warning("%s: %s", names, facts.missing)
+    for note in constant_notes(group, group.entries):
+        _log.warning("%s: %s", names, note)
+    by = {name: column_of(group, name, facts.speaker) for name in options.by}
     clusters = speaker_clusters(group.predictions.fold, facts.speaker)
     comparisons = compare(group, clusters, draws=options.draws)
     _log.info("%s: %d comparisons, drawing figures", names, len(comparisons))
@@ -144,14 +155,15 @@ def chapter(group: Group, options: Options) -> Chapter:
         group=group,
         facts=facts,
         comparisons=comparisons,
-        tables=all_tables(group, comparisons, method_in_words(clusters, options.draws)),
+        drawn="speakers" if clusters.by_speaker else "utterances",
+        tables=all_tables(group, comparisons, method_in_words(clusters, options.draws), by),
         figures=figures(group, facts.speaker),
         utterances=script_json(utterance_record(group, facts, recordings)),
         notes=_notes(group, recordings),
     )
 
 
-def page(chapters: Sequence[Chapter], title: str, notes: Sequence[str] = ()) -> str:
+def page(chapters: Sequence[Chapter], title: str, notes: Sequence[str] = (), beside: Table | None = None) -> str:
     """The page as HTML; every text of a corpus or a run is escaped."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(HERE), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True,
@@ -161,11 +173,27 @@ def page(chapters: Sequence[Chapter], title: str, notes: Sequence[str] = ()) -> 
         chapters=chapters,
         title=title,
         notes=notes,
+        beside=beside,
         overlaid=OVERLAID,
         told=TOLD,
         style=(HERE / "page.css").read_text(encoding="utf-8"),
         script=(HERE / "page.js").read_text(encoding="utf-8"),
     )
+
+
+def _apart(groups: Sequence[Group]) -> list[str]:
+    """Why there are several chapters; told to the log too."""
+    if len(groups) == 1:
+        return []
+    first, *others = (group.runs[0] for group in groups)
+    notes = [f"Beside {first.name}, {run.name} has {'; '.join(differences(first, run))}." for run in others]
+    for note in notes:
+        _log.warning("not compared: %s", note)
+    return [
+        "These runs were not tested on the same utterances with the same targets and folds: each test set has a "
+        "chapter of its own, and nothing is compared across them.",
+        *notes,
+    ]
 
 
 def _notes(group: Group, recordings: Recordings | None) -> list[str]:
@@ -191,16 +219,23 @@ def _recordings(group: Group, facts: CorpusFacts, options: Options) -> Recording
 
 def _write_files(folder: Path, one: Chapter, prefix: str) -> None:
     for table in one.tables.values():
-        path = folder / "tables" / f"{prefix}{table.name}"
-        path.with_suffix(".csv").write_text(csv_text(table), encoding="utf-8")
-        path.with_suffix(".md").write_text(markdown_text(table), encoding="utf-8")
-        path.with_suffix(".tex").write_text(latex_text(table), encoding="utf-8")
+        _write_table(folder, table, prefix)
+    for entry in one.group.entries:
+        confusion = confusion_frame(one.group, entry).to_csv(index=False, lineterminator="\n")
+        _write(folder / "tables" / f"{prefix}confusion-{one.group.slugs[entry.label]}.csv", confusion)
     for drawing in (some for part in one.figures.values() for some in part if some.pdf):
         path = folder / "figures" / f"{prefix}{drawing.name}"
-        path.with_suffix(".svg").write_text(drawing.svg_file, encoding="utf-8")
+        _write(path.with_suffix(".svg"), drawing.svg_file)
         path.with_suffix(".pdf").write_bytes(drawing.pdf)
 
 
-def _equals(p: str) -> str:
-    """`< 0.001` as it is, `0.041` as `= 0.041`, never at the end of a line."""
-    return (p if p.startswith("<") else f"= {p}").replace(" ", "\N{NO-BREAK SPACE}")
+def _write_table(folder: Path, table: Table, prefix: str) -> None:
+    path = folder / "tables" / f"{prefix}{table.name}"
+    _write(path.with_suffix(".csv"), csv_text(table))
+    _write(path.with_suffix(".md"), markdown_text(table))
+    _write(path.with_suffix(".tex"), latex_text(table, prefix))
+
+
+def _write(path: Path, text: str) -> None:
+    """As UTF-8; what of a path is none has become lone surrogates, and is written as a question mark."""
+    path.write_bytes(text.encode("utf-8", "replace"))

@@ -12,7 +12,7 @@ speakers neither matters.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,9 +27,12 @@ from amber2_core.votes import codes
 
 from .groups import Entry, Group
 from .runs import Floats
+from .table import LOWER_IS_BETTER, METRIC_TITLES, number_text, p_text
 
 DRAWS = 10_000
 LEVEL = 0.95
+SURE = 0.05  # a corrected p below it is told as a difference
+HEADLINES = 4  # comparisons that are told in words
 # draws × clusters of weights that are held at once
 CHUNK = 4_000_000
 Finish = Callable[[Floats], Floats]  # sums over drawn clusters (…, K) → scores (…, scores)
@@ -122,6 +125,31 @@ def method_in_words(clusters: Clusters, draws: int) -> str:
     if clusters.by_speaker and clusters.freedom < 15:
         text += f" With {count} speakers intervals are wide, and no p can fall below {smallest_p(clusters, draws):.3f}."
     return text if clusters.by_speaker else text.replace("other speakers like these", "other utterances like these")
+
+
+def headlines(comparisons: pd.DataFrame, systems: Set[str], names: str, drawn: str) -> list[str]:
+    """Of `compare`, in one line for each rival: in what the first is better, in what it is worse, and what is open.
+
+    Args:
+        comparisons: of `compare`.
+        systems: labels of the main heads; where there are others than the first, heads of its own are not told.
+        names: of the runs.
+        drawn: speakers or utterances.
+    """
+    rivals = list(dict.fromkeys(comparisons["second"]))
+    lines = []
+    for rival in ([one for one in rivals if one in systems] or rivals)[:HEADLINES]:
+        own = comparisons[comparisons["second"] == rival]
+        sure = own["p_holm"] < SURE
+        better = (own["difference"] < 0) == own["metric"].isin(LOWER_IS_BETTER)
+        parts = (("better", own[sure & better]), ("worse", own[sure & ~better]), ("may be chance", own[~sure]))
+        told = "; ".join(f"{word} {', '.join(map(_change, some.itertuples()))}" for word, some in parts if len(some))
+        tests = f"{len(rivals)} comparison{'s' * (len(rivals) > 1)}"
+        lines.append(
+            f"{own['first'].iloc[0]} against {rival} in {names}: {told} (differences on test; p by a bootstrap over "
+            f"{drawn}, after Holm's correction over the {tests} of each metric, not over metrics)."
+        )
+    return lines
 
 
 def drawn_scores(sums: Sequence[Floats], finish: Finish, *, draws: int, seed: int) -> list[Floats]:
@@ -261,6 +289,14 @@ def _weights(rng: np.random.Generator, size: int, draws: int) -> Iterator[Floats
     for first in range(0, draws, step):
         count = min(step, draws - first)
         yield rng.multinomial(size, np.full(size, 1 / size), size=count).astype(np.float64)
+
+
+def _change(row: Any) -> str:
+    """A row of `compare`: what changed, by how much, and its p; not to be broken at the end of a line."""
+    p = p_text(row.p_holm)
+    name = METRIC_TITLES.get(row.metric, row.metric).rstrip(" ↓↑")
+    text = f"{name} {number_text(row.difference, 4, True)} (p {p if p.startswith('<') else f'= {p}'})"
+    return text.replace(" ", "\N{NO-BREAK SPACE}")
 
 
 def _p_value(beyond: int, draws: int, freedom: int) -> float:

@@ -135,8 +135,8 @@ def markdown_text(table: Table) -> str:
     return f"**{_markdown(table.caption)}**\n\n{body}" + "".join(f"\n{_markdown(note)}\n" for note in table.notes)
 
 
-def latex_text(table: Table) -> str:
-    """A LaTeX table for the package booktabs."""
+def latex_text(table: Table, prefix: str = "") -> str:
+    """A LaTeX table for the package booktabs; its label is its name, with a prefix where several chapters have one."""
     titles = [_latex(column.title) for column in table.columns]
     words = pd.DataFrame([[_latex_cell(cell) for cell in row] for row in table.rows], columns=titles)
     text = words.style.hide(axis="index").to_latex(
@@ -144,7 +144,7 @@ def latex_text(table: Table) -> str:
         position_float="centering",
         hrules=True,
         caption=_latex(table.caption),
-        label=f"tab:{table.name}",
+        label=f"tab:{prefix}{table.name}",
     )
     notes = "".join(rf"\par\smallskip\footnotesize {_latex(note)}" + "\n" for note in table.notes)
     return "% needs \\usepackage{booktabs}\n" + text.replace(r"\end{table}", notes + r"\end{table}")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import itertools
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,11 @@ import pandas as pd
 
 from amber2_core.metrics import METRICS
 from amber2_core.run_folder import Floats, fold_means, mean_and_sd
+from amber2_core.tables import Texts
 
-from .analysis import bins_of, scores_by_bin
-from .groups import Entry, Group, slug
+from .analysis import bins_of, confusion_counts, confusion_shares, scores_by_bin, vote_shares
+from .groups import Entry, Group, slugs
+from .provenance import stimulus
 from .table import Column, Table, title_of
 
 # Numbers that others have printed, each under the metric that it measures: NAME, and NAME_sd where a spread was printed
@@ -25,15 +28,26 @@ SHOWN = (*DISTRIBUTION, *CLASSIFICATION)
 # SHOWN metrics first, then what was said under other names
 AGAINST_PUBLISHED = (*DISTRIBUTION, "js_distance_nats", *CLASSIFICATION, "uar", "macro_f1_threshold")
 SPREAD = "Mean ± sd over {seeds} seeds of the mean over {folds} test folds; bold is the best of its column."
+CONSTANT = 1e-6  # probabilities that differ by less are the same
 ENTRY = Column("entry", "system, head")
 Row = dict[Any, Any]
 
 
-def all_tables(group: Group, comparisons: pd.DataFrame, method: str) -> dict[str, Table]:
-    """Every table that a group has, by name."""
+def all_tables(
+    group: Group, comparisons: pd.DataFrame, method: str, by: Mapping[str, Texts] | None = None
+) -> dict[str, Table]:
+    """Every table that a group has, by name; `by`: columns to group the test utterances by."""
     tables = [*result_tables(group), published_table(group)]
     if len(comparisons):
         tables.append(significance_table(comparisons, method))
+    tables += (
+        [
+            by_table(group, column, name, values)
+            for (column, values), name in zip(by.items(), slugs(by).values(), strict=True)
+        ]
+        if by
+        else []
+    )
     tables += [*ablation_tables(group), fold_table(group), ambiguity_table(group), *setting_tables(group)]
     return {table.name: table for table in tables}
 
@@ -50,7 +64,8 @@ def result_tables(group: Group) -> list[Table]:
         ("all-metrics", "Every head, every metric", heads, group.metrics, ""),
     ):
         rows = [{"entry": entry.label, **_scores(entry.tested, metrics)} for entry in entries]
-        notes = [_spread(group), *_expert_notes(group), *coverage_notes(group, entries)]
+        notes = [_spread(group), *_head_notes(group), *_expert_notes(group), *coverage_notes(group, entries)]
+        notes += blank_notes(group, metrics)
         tables.append(_table(name, caption, [ENTRY, *_metric_columns(group, metrics)], rows, notes, like=like))
     return tables
 
@@ -71,6 +86,26 @@ def published_table(group: Group) -> Table:
     columns = [ENTRY, *(Column(name, title_of(name), "score") for name in AGAINST_PUBLISHED)]
     rows: list[Row] = [*ours, *theirs.to_dict("records")]
     return _table("published", "Beside published numbers", columns, rows, notes, like="Table 5", bold=False)
+
+
+def side_by_side(groups: Sequence[Group]) -> Table:
+    """The systems of several test sets, which no row of can be compared with another's."""
+    rows = []
+    for group in groups:
+        for entry in group.mains:
+            votes = stimulus(entry.run)
+            tested_on = f"{group.corpus}, {votes} votes" if votes else group.corpus
+            n = len(group.predictions.id)
+            label = f"{entry.run.name}: {entry.system} {entry.head}"
+            rows.append({"entry": label, "tested_on": tested_on, "n": n, **_scores(entry.tested, SHOWN)})
+    columns = [ENTRY, Column("tested_on", "tested on"), Column("n", "n")]
+    columns += [Column(name, title_of(name), "score") for name in SHOWN]
+    notes = [
+        "Not comparable row by row: rows of different test sets have other utterances, folds or targets. A difference "
+        "between them is one of what was asked, not of who answered better.",
+        "Mean ± sd over seeds of the mean over test folds.",
+    ]
+    return _table("side-by-side", "Different test sets side by side", columns, rows, notes, bold=False)
 
 
 def fold_table(group: Group) -> Table:
@@ -99,6 +134,41 @@ def ambiguity_table(group: Group) -> Table:
     note = "Mean ± sd over seeds of the metric over the test utterances of all folds in the bin."
     notes = [note, *coverage_notes(group, group.mains)]
     return _table("ambiguity", "Scores by ambiguity of the raters", columns, rows, notes, bold=False)
+
+
+def by_table(group: Group, column: str, name: str, values: Texts) -> Table:
+    """Scores of the test utterances by what a column (N,) says of each, such as the gender of who speaks."""
+    metrics = [metric for metric in (*SHOWN, "uar") if metric in group.metrics]
+    target, rows = group.predictions.target, []
+    for entry, value in itertools.product(group.mains, sorted(set(values), key=_natural)):
+        own = np.flatnonzero((values == value) & entry.there)
+        scores = [METRICS[metric](target[own], entry.probs[:, own]) for metric in metrics]
+        place = {"entry": entry.label, "group": value or None, "n": len(own)}
+        rows.append({**place, **_means_and_sds(metrics, scores)})
+    columns = [ENTRY, Column("group", column), Column("n", "n"), *_metric_columns(group, metrics)]
+    notes = [
+        "Mean ± sd over seeds of the metric over the n test utterances of all folds that are of the group. Few "
+        "utterances make noisy scores, and whether groups differ is not tested.",
+        *coverage_notes(group, group.mains),
+    ]
+    return _table(f"by-{name}", f"Scores by {column}", columns, rows, notes, bold=False)
+
+
+def confusion_frame(group: Group, entry: Entry) -> pd.DataFrame:
+    """The numbers behind the confusion figures: a row for each pair of emotions, of those that `entry` predicts.
+
+    Returns:
+        `rated` and `predicted`; `count`, of the utterances with that label those that are predicted so, over all seeds;
+        `share`, of the label's utterances; `vote_share`, of a vote for `rated` the probability of `predicted`.
+    """
+    emotions = group.predictions.emotions
+    pairs = pd.MultiIndex.from_product([emotions, emotions], names=["rated", "predicted"])
+    parts = {
+        "count": confusion_counts(group, entry).astype(np.int64),
+        "share": confusion_shares(group, entry),
+        "vote_share": vote_shares(group, entry),
+    }
+    return pd.DataFrame({name: part.ravel() for name, part in parts.items()}, index=pairs).reset_index()
 
 
 def ablation_tables(group: Group) -> list[Table]:
@@ -139,7 +209,7 @@ def setting_tables(group: Group) -> list[Table]:
         columns = [*(Column(name, name.replace("_", " ")) for name in varied), *_metric_columns(group, SHOWN)]
         columns.append(Column("folds_that_chose_it", "chosen in folds"))
         caption = f"Every setting of {main.label}, on dev"
-        tables.append(_table(f"settings-{slug(main.label)}", caption, columns, rows, [note]))
+        tables.append(_table(f"settings-{group.slugs[main.label]}", caption, columns, rows, [note]))
     return tables
 
 
@@ -181,12 +251,49 @@ def coverage_notes(group: Group, entries: Sequence[Entry]) -> list[str]:
             )
         if entry.diverged:
             notes.append(f"{entry.label} diverged at once in some run, and has no mean.")
+    notes += constant_notes(group, entries)
     if fewer:
         notes.insert(
             0,
             f"Some utterances lack a modality, and a head is scored on those that have it: {', '.join(fewer)}. Scores "
             "on different utterances do not compare; the differences on test are on common ones.",
         )
+    return notes
+
+
+def constant_notes(group: Group, entries: Sequence[Entry]) -> list[str]:
+    """In words, which heads predict one and the same for all utterances of a test fold, whatever these are."""
+    notes = []
+    for entry in entries:
+        same = []
+        for fold, rows in group.predictions.folds.items():
+            probs = entry.probs[:, rows[entry.there[rows]]]  # (seeds, n, C)
+            if probs.shape[1] > 1 and (np.ptp(probs, axis=1) < CONSTANT).all(axis=-1).any():
+                same.append(fold)
+        if same:
+            where = "any fold" if len(same) == len(group.predictions.folds) else f"fold {', '.join(map(str, same))}"
+            notes.append(
+                f"{entry.label} predicts the same for every utterance of {where}, in some run at least: it learnt "
+                "nothing that tells them apart, as where features are equal (empty transcripts, constant vectors)."
+            )
+    return notes
+
+
+def blank_notes(group: Group, metrics: Iterable[str]) -> list[str]:
+    """Why metrics are blank in every row."""
+    tested = pd.concat([run.tested for run in group.runs])
+    scored = tested[(tested["n"] > 0) & (tested["epoch"] != 0)]
+    notes = []
+    for name in metrics:
+        if name not in scored or not len(scored) or scored[name].notna().any():
+            continue
+        if name == "r2" and len(group.predictions.emotions) == 2:
+            why = "two shares always lie on one line, so that it would be 1 whatever is predicted"
+        elif name == "accuracy_untied":
+            why = "no test utterance has one largest share"
+        else:
+            why = "it tells nothing of these emotions and test folds"
+        notes.append(f"{title_of(name).rstrip(' ↓↑')} is blank: {why}.")
     return notes
 
 
@@ -218,6 +325,28 @@ def _means_and_sds(metrics: Iterable[str], of_seeds: Iterable[Floats]) -> Row:
         found = mean_and_sd(values)
         row |= {name: found["mean"], f"{name}_sd": found["sd"]}
     return row
+
+
+def _head_notes(group: Group) -> list[str]:
+    """That a head was asked for, and which systems have none of that name."""
+    if group.head is None:
+        return []
+    told = {(id(entry.run), entry.system) for entry in group.mains}
+    without = [
+        entry.label.removesuffix(f" {entry.head}")
+        for entry in group.entries
+        if (id(entry.run), entry.system) not in told
+    ]
+    lacking = f"; left out, having none: {', '.join(dict.fromkeys(without))}" if without else ""
+    return [f"Systems are told by their head {group.head}, as was asked for{lacking}."]
+
+
+def _natural(text: str) -> tuple[bool, float, str]:
+    """What numbers are sorted by as numbers, before words."""
+    try:
+        return False, float(text), text
+    except ValueError:
+        return True, 0.0, text
 
 
 def _expert_notes(group: Group) -> list[str]:

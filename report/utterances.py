@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import base64
 import json
+import logging
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,7 @@ import numpy.typing as npt
 
 from amber2_core.cache import read_cache
 from amber2_core.distributions import entropy
-from amber2_core.errors import CacheError, LabelError
+from amber2_core.errors import CacheError, LabelError, RunFolderError, bad_choice
 from amber2_core.metrics import utterance_js
 from amber2_core.run_folder import RunFolder
 from amber2_core.tables import Texts
@@ -31,6 +33,7 @@ MIME = {".wav": "audio/wav", ".mp3": "audio/mpeg", ".flac": "audio/flac", ".ogg"
 # utterances in the page; a browser still searches that many in the wink of an eye, and the file stays small
 LARGEST_TABLE = 20_000
 LARGEST_RECORDING = 8_000_000  # bytes
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,12 +66,33 @@ def corpus_facts(group: Group, caches: Sequence[Path] = ()) -> CorpusFacts:
     for path in [*caches, *_remembered(run)]:
         try:
             facts = _looked_up(path, run)
+            if path not in (*caches, Path(run.settings["cache"])):
+                _log.warning("%s: transcripts and votes are those of %s, beside the run", run.name, path)
             break
         except CacheError as error:
             problem = str(error)
     facts = facts or _nothing(len(run.arrays.id), problem)
     known = [some.utterances["speaker"].to_numpy(object) for some in group.runs if "speaker" in some.utterances]
-    return replace(facts, speaker=known[0]) if known else facts
+    if known:
+        return replace(facts, speaker=known[0])
+    drawn = "" if any(facts.speaker) else "; nor are speakers known, so that every p is that of drawn utterances"
+    return replace(facts, missing=facts.missing and facts.missing + drawn)
+
+
+def column_of(group: Group, name: str, speaker: Texts) -> Texts:
+    """What a column of utterances.csv says of each test utterance (N,), "" where it is unknown.
+
+    Raises:
+        RunFolderError: none of the runs has it.
+    """
+    rated = {f"rated_{emotion}" for emotion in group.predictions.emotions}
+    known = {column: run for run in reversed(group.runs) for column in run.utterances if column not in rated}
+    if name in known:
+        return known[name].utterances[name].astype(str).to_numpy(object)
+    if name == "speaker" and any(speaker):
+        return speaker
+    names = ", ".join(run.name for run in group.runs)
+    raise RunFolderError(f"{bad_choice('column', name, known)}, which are those of utterances.csv in {names}")
 
 
 @dataclass(frozen=True)
@@ -147,13 +171,15 @@ def read_recordings(root: Path, paths: Sequence[str]) -> Recordings:
     uris: dict[str, str] = {}
     inside = root.resolve()
     for path in wanted:
-        file = (inside / path).resolve()
-        mime = MIME.get(file.suffix.lower())
-        if mime and file.is_relative_to(inside) and file.is_file() and file.stat().st_size <= LARGEST_RECORDING:
-            uris[path] = f"data:{mime};base64,{base64.b64encode(file.read_bytes()).decode()}"
+        with suppress(OSError, ValueError):  # it may not be read, or has a name that no file can have
+            file = (inside / path).resolve()
+            mime = MIME.get(file.suffix.lower())
+            if mime and file.is_relative_to(inside) and file.is_file() and file.stat().st_size <= LARGEST_RECORDING:
+                uris[path] = f"data:{mime};base64,{base64.b64encode(file.read_bytes()).decode()}"
     note = f"{len(uris)} recordings are part of this page, those of the first rows of each preset."
     if len(uris) < len(wanted):
-        note += f" {len(wanted) - len(uris)} more were not found under {root}, or are too long or of no playable kind."
+        left = len(wanted) - len(uris)
+        note += f" {left} more were not found under {root}, cannot be read, or are too long or of no playable kind."
     return Recordings(uris, note)
 
 
@@ -168,6 +194,8 @@ def _remembered(run: RunFolder) -> list[Path]:
 
 def _looked_up(path: Path, run: RunFolder) -> CorpusFacts:
     cache = read_cache(path, only=[])
+    if cache.corpus != run.settings.get("corpus", cache.corpus):
+        raise CacheError(f"{path} holds the corpus {cache.corpus!r}: it is another one")
     place = {name: row for row, name in enumerate(cache.utterances.id)}
     rows = np.array([place.get(name, -1) for name in run.arrays.id], dtype=np.intp)
     if (rows < 0).any():
@@ -188,7 +216,7 @@ def _looked_up(path: Path, run: RunFolder) -> CorpusFacts:
             votes = found
         else:
             missing = f"the votes in {path} are not those that the run was trained on"
-    except (LabelError, TypeError, KeyError) as error:
+    except (LabelError, TypeError, KeyError, ValueError) as error:
         missing = f"the votes cannot be read from {path}: {error}"
     return CorpusFacts(
         speaker=table.speaker[rows],

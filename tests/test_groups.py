@@ -9,7 +9,7 @@ import pytest
 from run_folders import GRID, Sketch, write_run
 
 from amber2_core.run_folder import RunFolder
-from amber2_report.groups import grouped, slug
+from amber2_report.groups import grouped, slug, slugs
 from amber2_report.runs import read_run
 
 
@@ -47,6 +47,17 @@ def test_labels_name_the_run_only_where_they_must(tmp_path: Path) -> None:
 )
 def test_a_label_becomes_a_name_that_any_file_may_have(label: str, name: str) -> None:
     assert slug(label) == name
+
+
+def test_labels_that_look_alike_have_names_of_files_of_their_own() -> None:
+    names = slugs(["run_a: fusion", "run-a: fusion", "run-a-fusion-2", "n" * 300, "n" * 301])
+    assert list(names.values()) == ["run-a-fusion", "run-a-fusion-2", "run-a-fusion-2-2", "n" * 80, "n" * 80 + "-2"]
+
+
+def test_folders_of_one_name_are_told_apart_by_as_many_parents_as_it_takes(tmp_path: Path) -> None:
+    places = [tmp_path / "a" / "x" / "run", tmp_path / "b" / "x" / "run", tmp_path / "b" / "y" / "run"]
+    (group,) = grouped([read_run(write_run(place, Sketch(count=30, seeds=1))) for place in places])
+    assert [run.name for run in group.runs] == ["a/x/run", "b/x/run", "y/run"]
 
 
 # --- settings ---

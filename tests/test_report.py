@@ -2,29 +2,44 @@
 
 from __future__ import annotations
 
+import csv
+import html
+import itertools
 import json
+import os
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import reference
 from click.testing import CliRunner, Result
 from house import ROOT
 from run_folders import GRID, Sketch, write_run
 from synthetic_data import write_small_cache
 
+from amber2_core.errors import RunFolderError
 from amber2_core.metrics import METRICS
-from amber2_core.run_folder import read_experts, read_results, write_results
+from amber2_core.run_folder import (
+    read_experts,
+    read_results,
+    read_settings,
+    write_json,
+    write_predictions,
+    write_results,
+)
 from amber2_report.analysis import expert_weights
-from amber2_report.cli import report_runs
+from amber2_report.cli import free_name, report_runs
 from amber2_report.drawing import Drawing
 from amber2_report.figures import modality_figures
 from amber2_report.groups import grouped
 from amber2_report.page import Options, write_report
 from amber2_report.runs import read_run
+from amber2_report.significance import headlines
 from amber2_report.tables import AGAINST_PUBLISHED, PUBLISHED, published_table
 from amber2_train.cli import train_heads
 
@@ -49,12 +64,36 @@ def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("undrawn")
-def test_what_was_found_is_said_and_where_it_stands(run: Path, tmp_path: Path) -> None:
-    done = call(run, "--output", tmp_path / "out")
-    assert done.exit_code == 0, done.output
-    said = r"JS of amber2 fusion is 0\.\d{4} (lower|higher) than that of cb-ce fusion \(95 % interval"
-    assert re.search(said, done.output)
-    assert f"report: {tmp_path / 'out' / 'report.html'}" in done.output
+def test_what_is_better_and_what_is_worse_is_said_in_one_breath(run: Path, tmp_path: Path) -> None:
+    done = call(run, "--output", tmp_path / "out", "--json", "--quiet")
+    rows = {one["metric"]: one for one in json.loads(done.stdout)["comparisons"] if one["second"] == "cb-ce fusion"}
+    assert {one["runs"] for one in rows.values()} == {"run"}
+    said = call(run, "--output", tmp_path / "again").stdout.replace("\N{NO-BREAK SPACE}", " ")
+    assert f"report: {tmp_path / 'again' / 'report.html'}" in said
+    line = said.splitlines()[0]
+    assert line.startswith("amber2 fusion against cb-ce fusion in run: ")
+    assert line.endswith("after Holm's correction over the 3 comparisons of each metric, not over metrics).")
+    assert "p by a bootstrap over speakers" in line
+    titles = {"js": "JS", "bc": "BC", "r2": "R²", "accuracy": "ACC", "uar": "UAR", "macro_f1": "F1"}
+    for metric, title in titles.items():
+        change = f"{rows[metric]['difference']:+.4f}".replace("-", "−")
+        p = rows[metric]["p_holm"]
+        assert f" {title} {change} (p {'< 0.001' if p < 0.001 else f'= {p:.3f}'})" in line
+
+
+def test_a_lower_divergence_is_better_and_a_lower_recall_is_worse() -> None:
+    import pandas as pd
+
+    changes = {"js": (-0.02, 0.001), "bc": (-0.01, 0.04), "uar": (-0.05, 0.0002), "accuracy": (0.1, 0.049),
+               "r2": (0.3, 0.05), "macro_f1": (-0.2, 1.0)}  # fmt: skip
+    rows = [("a", "b", metric, change, p) for metric, (change, p) in changes.items()]
+    frame = pd.DataFrame(rows, columns=["first", "second", "metric", "difference", "p_holm"])
+    (line,) = headlines(frame, {"a", "b"}, "x", "utterances")
+    assert line.replace("\N{NO-BREAK SPACE}", " ") == (
+        "a against b in x: better JS −0.0200 (p = 0.001), ACC +0.1000 (p = 0.049); worse BC −0.0100 (p = 0.040), UAR "
+        "−0.0500 (p < 0.001); may be chance R² +0.3000 (p = 0.050), F1 −0.2000 (p = 1.000) (differences on test; p by "
+        "a bootstrap over utterances, after Holm's correction over the 1 comparison of each metric, not over metrics)."
+    )
 
 
 def test_r2_of_two_classes_is_blank_and_not_tested_in_runs_of_before_too(tmp_path: Path) -> None:
@@ -101,6 +140,47 @@ def test_runs_of_different_test_sets_have_chapters_and_are_not_compared(run: Pat
     ids = re.findall(r' id="([^"]+)"', re.sub(r"<svg.*?</svg>", "", page, flags=re.DOTALL))
     assert len(set(ids)) == len(ids)
     assert (tmp_path / "out" / "tables" / "2-another-other-folds.csv").is_file()
+    labels = [
+        re.findall(r"\\label\{(.*?)\}", path.read_text(encoding="utf-8"))
+        for path in (tmp_path / "out" / "tables").glob("*.tex")
+    ]
+    assert len({label for (label,) in labels}) == len(labels)
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_two_kinds_of_votes_stand_side_by_side_and_are_told_not_to_compare(run: Path, tmp_path: Path) -> None:
+    seen = write_run(tmp_path / "seen", Sketch(votes_seed=1))
+    settings = read_settings(seen)
+    settings |= {"command": ["train-heads", "--stimulus=audiovisual"]}
+    write_json(seen / "settings.json", {**settings, "policy": {**settings["policy"], "stimulus": "audiovisual"}})
+    done = call(run, seen, "--output", tmp_path / "out")
+    assert "warning: not compared: Beside run, seen has other targets for" in done.output
+    assert "audiovisual votes, not audio ones" in done.output
+    assert done.output.count("Targets are audio votes: nobody chose these") == 1
+    assert "Targets are audiovisual votes" not in done.output
+    tables = tmp_path / "out" / "tables"
+    lines = (tables / "side-by-side.csv").read_text(encoding="utf-8").splitlines()
+    assert [line.split(",")[:3] for line in lines[1:]] == [
+        [f"{name}: {system} fusion", '"made-up', f' {votes} votes"']
+        for name, votes in (("run", "audio"), ("seen", "audiovisual"))
+        for system in ("amber2", "cb-ce")
+    ]  # fmt: skip
+    summary = json.loads((seen / "summary.json").read_text(encoding="utf-8"))["table"]
+    assert f",{summary['cb-ce']['fusion']['js']['mean']}," in lines[4]
+    assert "Not comparable row by row" in (tables / "side-by-side.md").read_text(encoding="utf-8")
+    assert "Not comparable row by row" in (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_runs_of_other_data_are_compared_with_a_word(run: Path, tmp_path: Path) -> None:
+    other = write_run(tmp_path / "other", Sketch(seed=1))
+    for folder, text in ((run, "1"), (other, "2")):
+        settings = read_settings(folder)
+        write_json(folder / "settings.json", {**settings, "digests": {"ids": "0", "text": text, "votes": "0"}})
+    done = call(run, other, "--output", tmp_path / "out")
+    words = "other was not trained on the data of run: inputs of the text features differ."
+    assert words in done.stdout
+    assert words in (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
 
 
 @pytest.mark.usefixtures("undrawn")
@@ -173,14 +253,16 @@ def test_recordings_are_embedded_only_when_asked_for_and_only_from_the_root(tmp_
     (tmp_path / "corpus").mkdir()
     (tmp_path / "corpus" / "a.wav").write_bytes(b"RIFF of a")
     (tmp_path / "secret.wav").write_bytes(b"not of the corpus")
-    sketch = Sketch(audio=("a.wav", "../secret.wav", "gone.wav", ""))
+    (tmp_path / "corpus" / "folder.wav").mkdir()
+    no_name = f"{'n' * 300}.wav"  # longer than any file's
+    sketch = Sketch(audio=("a.wav", "../secret.wav", "gone.wav", "folder.wav", no_name, ""))
     run = write_run(tmp_path / "run", sketch, cache=tmp_path / "c.h5")
     silent = write_report([run], tmp_path / "silent").page.read_text(encoding="utf-8")
     assert "data:audio" not in silent
     loud = write_report([run], tmp_path / "loud", Options(recordings=100, root=tmp_path / "corpus"))
     text = loud.page.read_text(encoding="utf-8")
     assert re.findall(r"data:audio/[^\"]*", text) == ["data:audio/wav;base64,UklGRiBvZiBh"]
-    assert "2 more were not found" in text
+    assert "4 more were not found" in text
 
 
 @pytest.mark.usefixtures("undrawn")
@@ -260,7 +342,7 @@ def test_what_train_heads_writes_is_what_the_report_reads(tmp_path: Path) -> Non
 def test_the_example_of_the_page_on_reports_runs(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "report.md").read_text(encoding="utf-8"), re.DOTALL)
+    code = "".join(re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "report.md").read_text("utf-8"), re.DOTALL))
     monkeypatch.chdir(tmp_path)
     (tmp_path / "runs").mkdir()
     run.rename(tmp_path / "runs" / "iemocap")
@@ -270,6 +352,12 @@ def test_the_example_of_the_page_on_reports_runs(
     for system in ("amber2", "cb-ce"):
         assert [system, str(round(summary[system]["fusion"]["js"]["mean"], 4))] in lines
     assert [line[0] for line in lines if line[0].isdecimal()] == ["1", "2", "3"]
+    report = write_report([tmp_path / "runs" / "iemocap"], tmp_path / "out", Options(by=["speaker"]))
+    scores = report.chapters[0].tables["by-speaker"].frame.set_index(["entry", "group"])["js"]
+    shown = {(line[0], line[1]): float(line[-1]) for line in lines if len(line) == 4 and line[0] in summary}
+    assert len(shown) == 2 * 9  # systems and speakers
+    for (system, speaker), js in shown.items():
+        assert js == pytest.approx(scores[f"{system} fusion", speaker], abs=0.00051)
 
 
 @pytest.mark.usefixtures("undrawn")
@@ -319,3 +407,226 @@ def test_a_head_that_diverged_is_a_dash_with_its_reason_and_stops_no_report(tmp_
     assert all(cell.values for cell in lines["amber2 audio"])
     assert "cb-ce audio diverged at once in some run, and has no mean." in table.notes
     assert set(chapter.comparisons["second"]) == {"cb-ce fusion", "amber2 audio", "amber2 text"}
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_scores_by_a_column_are_those_of_its_utterances_with_their_number(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", Sketch(lacking={"fusion": [3]}), cache=tmp_path / "c.h5")
+    done = call(run, "--output", tmp_path / "out", "--by", "style", "--by", "speaker", "--by", "session")
+    assert done.exit_code == 0, done.output
+    with (run / "utterances.csv").open(encoding="utf-8", newline="") as file:
+        styles = [row["style"] for row in csv.DictReader(file)]
+    with (tmp_path / "out" / "tables" / "by-style.csv").open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["entry"], row["group"]) for row in rows] == [
+        (f"{system} fusion", style) for system in ("amber2", "cb-ce") for style in ("free", "read")
+    ]
+    p = read_run(run).arrays
+    for row in rows:
+        own = [k for k, style in enumerate(styles) if style == row["group"] and k != 3]
+        probs = p.probs[row["entry"].replace(" ", "/")]
+        js = [np.mean([reference.js(p.target[k].tolist(), of_seed[k].tolist()) for k in own]) for of_seed in probs]
+        assert int(row["n"]) == len(own)
+        assert float(row["js"]) == pytest.approx(np.mean(js))
+        assert float(row["js_sd"]) == pytest.approx(np.std(js, ddof=1))
+        hits = probs[:, own].argmax(-1) == [int(np.flatnonzero(p.target[k] > p.target[k].max() - 1e-6)[0]) for k in own]
+        assert float(row["accuracy"]) == pytest.approx(hits.mean())
+    page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    assert all(f'data-table="by-{name}"' in page for name in ("style", "speaker", "session"))
+    sessions = (tmp_path / "out" / "tables" / "by-session.md").read_text(encoding="utf-8")
+    assert "| amber2 fusion | – | 59 |" in sessions  # nobody knows
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_a_column_that_is_not_there_names_those_that_are(run: Path, tmp_path: Path) -> None:
+    done = call(run, "--output", tmp_path / "out", "--by", "gender", "--quiet")
+    assert done.exit_code == 1
+    assert done.output.startswith("error: Bad column 'gender', expected one of ['id', 'fold', 'speaker', 'session'")
+    assert "'style'" in done.output
+    assert "rated_" not in done.output
+    earlier = write_run(tmp_path / "earlier", Sketch(earlier=True), cache=tmp_path / "e.h5")
+    assert call(earlier, "--output", tmp_path / "out", "--by", "speaker").exit_code == 0
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_confusions_are_numbers_for_every_head(run: Path, tmp_path: Path) -> None:
+    from sklearn.metrics import confusion_matrix
+
+    write_report([run], tmp_path / "out")
+    p = read_run(run).arrays
+    for name, probs in p.probs.items():
+        path = tmp_path / "out" / "tables" / f"confusion-{name.replace('/', '-')}.csv"
+        with path.open(encoding="utf-8", newline="") as file:
+            rows = list(csv.DictReader(file))
+        assert [(row["rated"], row["predicted"]) for row in rows] == list(itertools.product(p.emotions, p.emotions))
+        label = [int(np.flatnonzero(y > y.max() - 1e-6)[0]) for y in p.target]
+        expected = sum(confusion_matrix(label, of_seed.argmax(-1), labels=range(4)) for of_seed in probs)
+        np.testing.assert_array_equal([int(row["count"]) for row in rows], expected.ravel())
+        shares = expected / expected.sum(1, keepdims=True)
+        np.testing.assert_allclose([float(row["share"]) for row in rows], shares.ravel())
+        votes = p.target.astype(float).T @ probs.astype(float).mean(0) / p.target.astype(float).sum(0)[:, None]
+        np.testing.assert_allclose([float(row["vote_share"]) for row in rows], votes.ravel(), rtol=1e-6)
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_the_head_that_was_asked_for_is_compared_across_runs(run: Path, tmp_path: Path) -> None:
+    other = write_run(tmp_path / "other", Sketch(seed=1, systems=("amber2",)))
+    report = write_report([run, other], tmp_path / "out", Options(head="audio", draws=200))
+    (chapter,) = report.chapters
+    labels = ["run: amber2 audio", "other: amber2 audio", "run: cb-ce audio"]
+    assert [entry.label for entry in chapter.group.mains] == labels
+    assert [line.split(" in run, other")[0] for line in chapter.headline[:2]] == [
+        f"{labels[0]} against {label}" for label in labels[1:]
+    ]
+    assert chapter.tables["systems-distribution"].frame["entry"].tolist() == labels
+    assert "Systems are told by their head audio, as was asked for." in chapter.tables["systems-distribution"].notes
+    done = call(run, "--output", tmp_path / "none", "--head", "video", "--quiet")
+    assert done.exit_code == 1
+    assert done.output == "error: Bad head 'video', expected one of ['audio', 'text', 'fusion'] in run\n"
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_a_head_that_predicts_the_same_for_all_is_told(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run")
+    p = read_run(run).arrays
+    probs = {name: values.copy() for name, values in p.probs.items()}
+    probs["cb-ce/text"][:] = probs["cb-ce/text"][:, :1]
+    probs["amber2/audio"][1, p.fold == 2] = p.target[0]
+    write_predictions(run / "predictions.npz", replace(p, probs=probs))
+    rows = read_results(run)
+    for row in rows:
+        system, head, fold, seed = (row[name] for name in ("system", "head", "fold", "seed"))
+        if row["split"] == "test" and (system, head) in {("cb-ce", "text"), ("amber2", "audio")}:
+            own = p.fold == fold
+            row.update(
+                {name: float(m(p.target[own], probs[f"{system}/{head}"][seed, own])) for name, m in METRICS.items()}
+            )
+    write_results(run / "results.csv", rows)
+    done = call(run, "--output", tmp_path / "out")
+    warned = [line for line in done.output.splitlines() if "predicts the same for every utterance" in line]
+    assert [line.partition(", in some")[0] for line in warned] == [
+        "warning: run: amber2 audio predicts the same for every utterance of fold 2",
+        "warning: run: cb-ce text predicts the same for every utterance of any fold",
+    ]
+    assert "cb-ce text predicts the same" in (tmp_path / "out" / "tables" / "all-metrics.md").read_text(
+        encoding="utf-8"
+    )
+
+
+@pytest.mark.usefixtures("undrawn")
+@pytest.mark.parametrize(
+    ("metric", "emotions", "why"),
+    [
+        ("accuracy_untied", ("a", "b", "c"), "no test utterance has one largest share"),
+        ("ece", ("a", "b", "c"), "it tells nothing of these emotions and test folds"),
+        ("r2", ("a", "b"), "two shares always lie on one line, so that it would be 1 whatever is predicted"),
+    ],
+)
+def test_a_metric_without_a_value_anywhere_is_blank_and_its_reason_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, metric: str, emotions: tuple[str, ...], why: str
+) -> None:
+    blank = lambda target, probs: np.full(np.shape(probs)[:-2], np.nan)  # noqa: E731
+    monkeypatch.setitem(METRICS, metric, blank)  # type: ignore[arg-type]
+    run = write_run(tmp_path / "run", Sketch(emotions=emotions))
+    (chapter,) = write_report([run], tmp_path / "out", Options(draws=20)).chapters
+    table = chapter.tables["all-metrics"]
+    at = [column.name for column in table.columns].index(metric)
+    assert {row[at].text for row in table.rows} == {"–"}
+    assert [note.partition(" is blank: ")[2] for note in table.notes if "is blank" in note] == [f"{why}."]
+    shown = chapter.tables["systems-classification"].notes
+    assert not any("is blank" in note for note in shown)
+
+
+SETTINGS = ("command", "corpus", "cache", "features", "policy", "emotions", "folds", "utterances", "systems", "axes",
+            "metrics", "digest", "digests", "seeds", "grid", "versions")  # fmt: skip
+ODD = (
+    None,
+    "speaker",
+    "a\0b",
+    "\ud800" * 300,
+    3,
+    [["x"]],
+    {"a": 1},
+    {"sizes": 1},
+    {"emotions": [1, [2]], "merge": ["a"]},
+)
+
+
+@pytest.mark.usefixtures("undrawn")
+@pytest.mark.parametrize("name", SETTINGS)
+def test_settings_of_any_kind_make_a_page_or_one_line(tmp_path: Path, name: str) -> None:
+    run = write_run(tmp_path / "run", Sketch(count=20, seeds=1), cache=tmp_path / "c.h5")
+    settings = read_settings(run)
+    refused = []
+    for k, value in enumerate([..., *ODD]):
+        odd = {**settings, name: value} if value is not ... else {key: settings[key] for key in settings if key != name}
+        (run / "settings.json").write_text(json.dumps(odd), encoding="utf-8")
+        try:
+            read_settings(run)
+        except RunFolderError as problem:
+            refused.append(str(problem))
+        else:
+            assert write_report([run], tmp_path / str(k), Options(draws=20)).page.is_file()
+    assert all(f"settings.json: {name}" in line and "\n" not in line for line in refused)
+    assert len(refused) < len(ODD)
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_reports_of_one_second_have_names_of_their_own(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("time.strftime", lambda form: "20260101-120000")
+    assert call(run.parent / "nowhere").exit_code == 1
+    assert not (tmp_path / "reports").exists()
+    with free_name(Path("reports"), "20260101-120000-run"):  # by a command that is still at work
+        assert call(run).exit_code == call(run).exit_code == 0
+    assert call(run).exit_code == 0
+    assert sorted(path.name for path in (tmp_path / "reports").iterdir()) == [
+        f"20260101-120000-run{end}" for end in ("", "-2", "-3")
+    ]
+
+
+@pytest.mark.usefixtures("undrawn")
+@pytest.mark.parametrize(
+    "name", ["a b", ".hidden", "--x", "r.html", "über/日本", "n" * 250, "back\\slash", "100%", "x/"]
+)
+def test_a_report_may_have_any_name(run: Path, tmp_path: Path, name: str) -> None:
+    report = write_report([run], tmp_path / name, Options(draws=20))
+    assert report.page.is_file()
+    assert [path for path in report.folder.parent.iterdir() if path.suffix == ".writing"] == []
+
+
+@pytest.mark.parametrize("name", [b"caf\xe9", b"n" * 250, "日本 <b>$x_1$ ½".encode()])
+def test_a_run_may_have_any_name_even_of_bytes_that_are_no_text(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: bytes
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    run, other = Path(os.fsdecode(name)), Path("other")
+    write_run(run, Sketch(count=30, seeds=1, grid=GRID), cache=tmp_path / "c.h5")
+    write_run(other, Sketch(count=30, seeds=1, seed=1))
+    done = CliRunner().invoke(report_runs, [os.fsdecode(name), "other"])
+    assert done.exit_code == 0, done.output
+    (folder,) = Path("reports").iterdir()
+    shown = html.escape(name.decode("utf-8", "replace"))
+    assert f"<bdi>{shown}</bdi>" in (folder / "report.html").read_text(encoding="utf-8")
+    assert all(path.read_bytes().decode() for path in (folder / "tables").iterdir())
+
+
+FULL = """
+import resource, sys
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv.pop(1)),) * 2)  # bytes of one file, as of a disk that is full
+from amber2_report.cli import free_name, report_runs
+report_runs()
+"""
+
+
+@pytest.mark.parametrize("size", [0, 4_000, 60_000])
+def test_a_full_disk_is_one_line_and_leaves_nothing(run: Path, tmp_path: Path, size: int) -> None:
+    output = tmp_path / "place" / "out"
+    command = [sys.executable, "-c", FULL, str(size), str(run), "--output", str(output), "--quiet"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr.count("\n") == 1, done.stderr
+    assert done.stderr.startswith(f"error: Cannot write {output}: File too large")
+    assert [*output.parent.iterdir()] == []

@@ -18,6 +18,7 @@ from amber2_core.errors import RunFolderError
 from amber2_core.metrics import METRICS
 from amber2_core.run_folder import (
     EXPERT_COLUMNS,
+    FORMAT_VERSION,
     KEY_COLUMNS,
     UTTERANCE_COLUMNS,
     Predictions,
@@ -177,28 +178,41 @@ def test_json_holds_every_letter_and_no_nan(tmp_path: Path) -> None:
         write_json(tmp_path / "settings.json", {"js": math.nan})
 
 
-def test_a_fold_protocol_that_is_a_word_is_one(tmp_path: Path) -> None:
-    write_json(tmp_path / "settings.json", {"folds": "speaker", "policy": None})
-    assert read_settings(tmp_path) == {"folds": {"protocol": "speaker"}, "policy": None}
-
-
 @pytest.mark.parametrize(
-    ("changes", "line"),
+    ("settings", "words"),
     [
-        ({"folds": ["speaker"]}, r"settings.json is damaged \(folds is not an object\): train again"),
-        ({"policy": "keep"}, r"settings.json is damaged \(policy is not an object\): train again"),
-        ({"features": [1]}, r"settings.json is damaged \(features is not an object\): train again"),
-        ({"axes": "kappa"}, r"settings.json is damaged \(axes is not a list\): train again"),
-        ({"emotions": 3}, r"settings.json is damaged \(emotions is not a list\): train again"),
-        ({"format_version": 2}, r"has format 2, this amber2 reads up to 1: update amber2, or train again"),
-        ({"format_version": "one"}, r"has format one, this amber2 reads up to 1"),
+        ({"folds": "speaker"}, 'folds is "speaker", expected an object'),
+        ({"folds": {"sizes": 5}}, "folds.sizes is 5, expected an object"),
+        ({"features": {"audio": "hubert"}}, 'features.audio is "hubert", expected an object'),
+        ({"axes": "kappa"}, 'axes is "kappa", expected a list'),
+        ({"corpus": ["iemocap"]}, r'corpus is \["iemocap"\], expected text'),
+        ({"format_version": "new"}, 'format_version is "new", expected a whole number from 1'),
+        ({"format_version": 0}, "format_version is 0, expected a whole number from 1"),
     ],
 )
-def test_settings_of_another_kind_or_of_a_newer_format_are_one_line(
-    tmp_path: Path, changes: dict[str, Any], line: str
-) -> None:
-    write_json(tmp_path / "settings.json", {"format_version": 1, "corpus": "made-up", **changes})
-    with pytest.raises(RunFolderError, match=line):
+def test_a_setting_of_another_type_is_named(tmp_path: Path, settings: dict[str, Any], words: str) -> None:
+    write_json(tmp_path / "settings.json", settings)
+    with pytest.raises(RunFolderError, match=f"settings.json: {words}: it was changed by hand, train again$"):
+        read_settings(tmp_path)
+
+
+def test_a_setting_that_is_null_is_as_good_as_none(tmp_path: Path) -> None:
+    write_json(tmp_path / "settings.json", {"folds": None, "patience": None, "policy": {"emotions": []}})
+    assert read_settings(tmp_path) == {"patience": None, "policy": {"emotions": []}}
+
+
+def test_json_of_any_depth_is_damaged_at_worst(tmp_path: Path) -> None:
+    (tmp_path / "settings.json").write_text('{"a":' + "[" * 100_000)
+    with pytest.raises(RunFolderError, match="is damaged"):
+        read_settings(tmp_path)
+
+
+def test_run_folders_of_this_version_and_of_before_are_read_and_of_later_ones_refused(tmp_path: Path) -> None:
+    for version in range(1, FORMAT_VERSION + 1):
+        write_json(tmp_path / "settings.json", {"format_version": version})
+        assert read_settings(tmp_path) == {"format_version": version}
+    write_json(tmp_path / "settings.json", {"format_version": FORMAT_VERSION + 1, "folds": "of another type"})
+    with pytest.raises(RunFolderError, match=f"of version {FORMAT_VERSION + 1}, .* up to version {FORMAT_VERSION}: "):
         read_settings(tmp_path)
 
 

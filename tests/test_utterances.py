@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -124,9 +125,34 @@ def test_a_cache_that_is_gone_is_no_error_and_one_that_was_moved_is_found(tmp_pa
     assert all(found.speaker)
 
 
-def test_a_cache_named_from_the_runs_own_neighbourhood_is_found(tmp_path: Path) -> None:
-    run = write_run(tmp_path / "runs" / "one", Sketch(extra={"cache": "cache/c.h5"}), cache=tmp_path / "cache" / "c.h5")
+def test_a_cache_named_from_the_runs_own_neighbourhood_is_found_and_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    cache = tmp_path / "cache" / "c.h5"
+    run = write_run(tmp_path / "runs" / "one", Sketch(extra={"cache": "cache/c.h5"}), cache=cache)
     assert corpus_facts(group_of(run)).missing == ""
+    assert f"transcripts and votes are those of {cache}, beside the run" in caplog.text
+    caplog.clear()
+    assert corpus_facts(group_of(run), [cache]).missing == ""
+    assert caplog.text == ""
+
+
+def test_what_becomes_of_the_cache_does_not_change_who_speaks_in_a_run(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", cache=tmp_path / "c.h5")
+    before = corpus_facts(group_of(run)).speaker
+    for sketch in (Sketch(speakers=7), Sketch(count=59), Sketch(corpus="another")):
+        shutil.rmtree(tmp_path / "other", ignore_errors=True)
+        write_run(tmp_path / "other", sketch, cache=tmp_path / "c.h5")
+        np.testing.assert_array_equal(corpus_facts(group_of(run)).speaker, before)
+    assert "holds the corpus 'another': it is another one" in corpus_facts(group_of(run)).missing
+
+
+def test_of_a_run_of_before_whose_cache_moved_on_it_is_told_that_utterances_are_drawn(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", Sketch(earlier=True), cache=tmp_path / "c.h5")
+    write_run(tmp_path / "other", Sketch(count=59), cache=tmp_path / "c.h5")
+    facts = corpus_facts(group_of(run))
+    assert not any(facts.speaker)
+    assert "nor are speakers known, so that every p is that of drawn utterances" in facts.missing
 
 
 def test_a_cache_of_other_utterances_is_told_from_the_runs_own(tmp_path: Path) -> None:
