@@ -4,7 +4,8 @@
 settings.json     `format_version`, 1 where it is not said; the command, corpus and cache (path, feature sets with
                   fingerprints, what of them was read), label policy, utterances kept and dropped by reason, folds with
                   their sizes, `heard_before`, how many are tested on though train or dev holds the same recording,
-                  grid, seeds, versions; and what the other files hold: `axes`, the columns of results.csv that are settings, and
+                  grid, seeds, versions; and what the other files hold: `axes`, the columns of results.csv that are
+                  settings, and
                   `metrics`, those that are scores, both in order; `digest`, one sha256 over the ids, inputs and raw
                   votes that the run was trained and tested on, and `digests`, its parts: ids, each modality's inputs,
                   votes
