@@ -21,6 +21,8 @@ from amber2_core.tables import attribute_columns, rating_table, utterance_table
 from amber2_core.utterance import Corpus, Problem, Utterance
 from amber2_core.votes import LabelPolicy, Targets, label_distributions
 
+from .transcripts import transcript_problems
+
 Record = dict[str, Any]  # JSON values
 ENTROPY_BINS = 5
 # Reading leaves the interpreter free, and network folders answer slowly.
@@ -121,7 +123,7 @@ def check(corpus: Corpus, policy: LabelPolicy, recordings: RecordingCheck) -> Re
     table = utterance_table(corpus)
     known = [seconds for seconds in recordings.seconds if seconds is not None]
     raters = _raters(corpus, policy)
-    problems = [*corpus.problems, *recordings.problems]
+    problems = [*corpus.problems, *recordings.problems, *transcript_problems(utterances)]
     return {
         "corpus": corpus.name,
         "version": corpus.version,

@@ -78,6 +78,13 @@ _log = logging.getLogger(__name__)
     "--max-seconds", type=click.FloatRange(min=0, min_open=True), help="Cut longer utterances. [default: no cut]"
 )
 @click.option(
+    "--repair-text",
+    type=click.Choice(["none", "cp1252"]),
+    default="none",
+    show_default=True,
+    help="Undo damage of transcripts: cp1252 that was read as Latin-1, which left C1 control characters.",
+)
+@click.option(
     "--output",
     type=click.Path(path_type=Path, dir_okay=False),
     help="The feature cache to write or to go on with. [default: <corpus>.h5 in the cache folder]",
@@ -113,6 +120,7 @@ def extract_features(
     audio_name: str | None,
     text_name: str | None,
     max_seconds: float | None,
+    repair_text: Literal["none", "cp1252"],
     output: Path | None,
     cache_dir: Path | None,
     device: str,
@@ -145,6 +153,7 @@ def extract_features(
             frames=frames,
             precision=precision,
             max_seconds=max_seconds,
+            repair=None if repair_text == "none" else repair_text,
             effort=effort,
             force=force,
             strict=strict,

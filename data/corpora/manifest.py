@@ -57,6 +57,7 @@ from ..label_forms import (
 )
 from ..manifest_columns import Columns, manifest_columns
 from ..release import Row, Table, read_json_lines, read_table
+from ..transcripts import trimmed
 
 ORIGIN = (
     "The root is a CSV or .jsonl file with the columns id, audio, text, and votes.<emotion> (counts), "
@@ -158,7 +159,7 @@ def _utterance(row: Row, columns: Columns, labels: Labels, folder: Path) -> Utte
     return Utterance(
         id=id_,
         audio=recording,
-        transcript=cell("text"),
+        transcript=trimmed(row.cells[columns.role["text"]]) if "text" in columns.role else "",
         ratings=labels(row.cells),
         speaker="" if columns.is_emo_superb and cell("speaker") == "Unknown" else cell("speaker"),
         session=cell("session"),

@@ -24,6 +24,7 @@ from amber2_core.utterance import Corpus, LabelDefaults, Problem, Rating, Uttera
 from amber2_core.votes import CONSENSUS
 
 from ..release import Row, first_of, read_table
+from ..transcripts import trimmed
 
 ORIGIN = "The root is the folder of MELD's CSV files, see https://github.com/declare-lab/MELD."
 
@@ -111,7 +112,7 @@ def _utterance(row: Row, split: str, recordings: Mapping[str, str]) -> Utterance
     return Utterance(
         id=f"{split}_{name}",
         audio=None if f"{split}_{name}" in BROKEN else recordings.get(name),
-        transcript=cells["Utterance"],
+        transcript=trimmed(row.cells["Utterance"]),
         ratings=(Rating("consensus", cells["Emotion"]),),
         speaker=cells["Speaker"],
         dialogue=f"{split}_dia{int(dialogue)}",
