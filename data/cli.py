@@ -49,16 +49,18 @@ BLUE = "#3465a4"
     "--merge", metavar="LIST", help="Count a word for an emotion, as excited=happy; none. [default: the corpus's own]"
 )
 @click.option("--keep", help="Utterances: consensus, plurality, majority, any-vote. [default: the corpus's own]")
+@click.option("--decode", is_flag=True, help="Read all recordings to their end, as encoding them does.")
 @click.option("--figure", type=click.Path(path_type=Path), help="Draw it, too: a .png, .pdf or .svg file.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @command_body
 def check_corpus(
-    corpus: str, root: str | None, figure: Path | None, as_json: bool, **options: str | None
+    corpus: str, root: str | None, decode: bool, figure: Path | None, as_json: bool, **options: str | None
 ) -> int | None:
     """Look at a corpus before encoding it: utterances, hours, speakers, raters, labels, and all that is wrong with it.
 
-    The headers of all recordings are read. The exit code is 3 when recordings are missing or cannot be read, or when
-    no utterance has a label under the policy that the options name.
+    What would fail in extract-features fails here, for the same reason: headers and sizes of all recordings are read,
+    with --decode all that is in them. The exit code is 3 when recordings are missing or of no use, or when no utterance
+    has a label under the policy that the options name.
     """
     from amber2_core.label_spaces import policy_of
 
@@ -69,12 +71,12 @@ def check_corpus(
         check_figure_path(figure)
     found = read_corpus(corpus, corpus_root(corpus, root))
     policy = policy_of(found.defaults, options)
-    recordings = check_recordings(found)
+    recordings = check_recordings(found, decoded=decode)
     record = check(found, policy, recordings)
     click.echo(json.dumps(record, indent=2, ensure_ascii=False) if as_json else describe(record))
     if figure is not None:
         draw(record, [seconds for seconds in recordings.seconds if seconds is not None], figure)
-    return INCOMPLETE if "labels_error" in record or recordings.missing or recordings.unreadable else None
+    return INCOMPLETE if "labels_error" in record or recordings.failures else None
 
 
 def describe(record: Mapping[str, Any]) -> str:
@@ -97,6 +99,7 @@ def _lines(record: Mapping[str, Any]) -> Iterator[str]:
     yield (
         f"audio       {audio['missing']:,} missing, {audio['unreadable']:,} unreadable, "
         f"{audio['duplicated']:,} duplicated"
+        + (f", {record['across_splits']:,} in two splits" if record["across_splits"] else "")
     )
     yield f"transcripts {record['transcripts_missing']:,} missing"
     yield f"raters      {record['raters_per_utterance']:.2f} per rated utterance; {record['ratings']:,} ratings in all"
