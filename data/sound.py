@@ -100,6 +100,15 @@ def check_excerpt(
         return float(count / rate)
 
 
+def can_be_read(path: Path) -> bool:
+    """Whether a recording is of use as a whole; all of it is decoded."""
+    try:
+        check_excerpt(Excerpt(path), decoded=True)
+    except AudioError:
+        return False
+    return True
+
+
 def decode(excerpt: Excerpt, *, max_seconds: float | None = None) -> tuple[Waveform, int]:
     """Mono samples of an excerpt, and their rate in Hz.
 
