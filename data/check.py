@@ -159,10 +159,16 @@ def _sha256(path: Path) -> str:
         return ""
 
 
-def check(corpus: Corpus, policy: LabelPolicy, recordings: RecordingCheck) -> Record:
+def check(corpus: Corpus, policy: LabelPolicy, recordings: RecordingCheck, *, only_word: str = "") -> Record:
     """Counts of a corpus, its labels under a policy, and everything that is wrong with it.
 
     Where the policy gives no label at all, `kept` is 0 and `labels_error` says why.
+
+    Args:
+        corpus: what is counted.
+        policy: how ratings become labels.
+        recordings: what its recordings are.
+        only_word: the one word that all raters say, if it is one: then no policy makes a label of it.
 
     Raises:
         CorpusError: ids are not unique, or a name cannot be stored.
@@ -177,7 +183,7 @@ def check(corpus: Corpus, policy: LabelPolicy, recordings: RecordingCheck) -> Re
         "version": corpus.version,
         "root": str(corpus.root),
         "utterances": len(utterances),
-        **_labels(corpus, policy),
+        **(_one_word(corpus, policy, only_word) if only_word else _labels(corpus, policy)),
         "speakers": len(set(table.speaker) - {""}),
         "sessions": len(set(table.session) - {""}),
         "dialogues": len(set(table.dialogue) - {""}),
@@ -199,8 +205,8 @@ def check(corpus: Corpus, policy: LabelPolicy, recordings: RecordingCheck) -> Re
     }
 
 
-def _labels(corpus: Corpus, policy: LabelPolicy) -> Record:
-    settings = {
+def _settings(policy: LabelPolicy) -> Record:
+    return {
         "stimulus": policy.stimulus,
         "raters": policy.raters,
         "multi_label": policy.multi_label,
@@ -208,6 +214,21 @@ def _labels(corpus: Corpus, policy: LabelPolicy) -> Record:
         "merge": [list(pair) for pair in policy.merge],
         "keep": policy.keep,
     }
+
+
+def _one_word(corpus: Corpus, policy: LabelPolicy, word: str) -> Record:
+    rated = sum(bool(u.ratings) for u in corpus.utterances)
+    return {
+        "policy": _settings(policy),
+        "kept": 0,
+        "dropped": {"no label under the policy": len(corpus.utterances)},
+        "emotions": {word: rated},
+        "labels_error": f"{word!r} is all that raters say, of {rated:,} utterances: there is nothing to tell apart",
+    }
+
+
+def _labels(corpus: Corpus, policy: LabelPolicy) -> Record:
+    settings = _settings(policy)
     try:
         targets = label_distributions(rating_table(corpus), attribute_columns(corpus), len(corpus.utterances), policy)
     except LabelError as error:

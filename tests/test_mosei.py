@@ -146,7 +146,7 @@ def test_arrays_of_the_corpus_are_read_without_recordings(tmp_path: Path) -> Non
             {"id": ["a", "b"], "labels": np.ones((2, 7)), "raw_text": ["one"]},
             r"raw_text of .* is \(1,\), expected \(2,\), one text for each id",
         ),
-        ({"id": ["a", "b"], "labels": np.full((2, 7), "x")}, r"labels of .* are \(2, 7\) object, expected"),
+        ({"id": ["a", "b"], "labels": np.full((2, 7), "x")}, r"labels of .* are 2 rows of object, expected"),
         ({"id": ["a", "a"], "labels": np.ones((2, 7))}, "id 'a' of row 1 is empty or stands there already"),
         ({"id": ["a", "b"], "labels": -np.ones((2, 7))}, "labels of 'a' are not finite, or intensities below 0"),
     ],
