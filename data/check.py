@@ -52,19 +52,22 @@ class RecordingCheck:
     problems: tuple[Problem, ...]
 
 
-def check_recordings(corpus: Corpus, *, decoded: bool = False) -> RecordingCheck:
+def check_recordings(corpus: Corpus, *, decoded: bool = False, max_seconds: float | None = None) -> RecordingCheck:
     """Ask of every recording what stage 1 asks, in parallel; and read the bytes of those that are of equal size.
 
     Args:
         corpus: whose recordings are asked.
         decoded: decode them all; else their headers and sizes are read.
+        max_seconds: to which longer utterances would be cut.
     """
     excerpts = [_excerpt(corpus.root, u) for u in corpus.utterances]
     asked = list(dict.fromkeys(excerpt for excerpt in excerpts if excerpt is not None))
-    found = _mapped(lambda excerpt: _asked(excerpt, decoded=decoded), asked)
+    found = _mapped(lambda excerpt: _asked(excerpt, decoded=decoded, max_seconds=max_seconds), asked)
     failures: dict[str, str] = {}
     told: dict[tuple[str, str], None] = {}
-    gone, broken, missing = set(), set(), 0
+    gone: set[str] = set()
+    broken: set[str] = set()
+    missing = 0
     for u, excerpt in zip(corpus.utterances, excerpts, strict=True):
         outcome = AudioError("has no recording") if excerpt is None or u.audio is None else found[excerpt]
         if isinstance(outcome, float):
@@ -105,10 +108,10 @@ def _excerpt(root: Path, utterance: Utterance) -> Excerpt | None:
     return Excerpt(root / utterance.audio, utterance.start, utterance.duration)
 
 
-def _asked(excerpt: Excerpt, *, decoded: bool) -> float | AudioError:
+def _asked(excerpt: Excerpt, *, decoded: bool, max_seconds: float | None) -> float | AudioError:
     """Seconds of an excerpt, or why it is of no use."""
     try:
-        return check_excerpt(excerpt, decoded=decoded)
+        return check_excerpt(excerpt, decoded=decoded, max_seconds=max_seconds)
     except AudioError as problem:
         return problem
 
@@ -145,7 +148,7 @@ def _across_splits(corpus: Corpus, digests: Mapping[str, str]) -> Iterator[tuple
     """Pairs of utterances of the same sound in different splits: the first of that sound, and each later one."""
     first: dict[tuple[str, float | None, float | None], Utterance] = {}
     for u in corpus.utterances:
-        if u.audio in digests and u.split:
+        if u.audio is not None and u.audio in digests and u.split:
             earlier = first.setdefault((digests[u.audio], u.start, u.duration), u)
             if earlier.split != u.split:
                 yield earlier, u
@@ -177,7 +180,8 @@ def check(corpus: Corpus, policy: LabelPolicy, recordings: RecordingCheck, *, on
     table = utterance_table(corpus)
     known = [seconds for seconds in recordings.seconds if seconds is not None]
     raters = _raters(corpus, policy)
-    problems = [*corpus.problems, *recordings.problems, *transcript_problems(utterances)]
+    # those of recordings may be many, and come last
+    problems = [*transcript_problems(utterances), *corpus.problems, *recordings.problems]
     return {
         "corpus": corpus.name,
         "version": corpus.version,

@@ -71,6 +71,11 @@ def table_options(command: Callable[..., Any]) -> Callable[..., Any]:
 )
 @click.option("--keep", help="Utterances: consensus, plurality, majority, any-vote. [default: the corpus's own]")
 @click.option("--decode", is_flag=True, help="Read all recordings to their end, as encoding them does.")
+@click.option(
+    "--max-seconds",
+    type=click.FloatRange(min=0, min_open=True),
+    help="As in extract-features, which cuts longer utterances. [default: no cut]",
+)
 @click.option("--figure", type=click.Path(path_type=Path), help="Draw it, too: a .png, .pdf or .svg file.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @command_body
@@ -80,6 +85,7 @@ def check_corpus(
     audio_root: Path | None,
     columns: tuple[str, ...],
     decode: bool,
+    max_seconds: float | None,
     figure: Path | None,
     as_json: bool,
     **options: str | None,
@@ -101,7 +107,7 @@ def check_corpus(
     found = read_corpus(corpus, corpus_root(corpus, root), audio_root=audio_root, columns=columns)
     only_word = found.defaults.emotions[0] if len(found.defaults.emotions) == 1 and not options["emotions"] else ""
     defaults = replace(found.defaults, emotions=(only_word, OTHER)) if only_word else found.defaults
-    recordings = check_recordings(found, decoded=decode)
+    recordings = check_recordings(found, decoded=decode, max_seconds=max_seconds)
     record = check(found, policy_of(defaults, options), recordings, only_word=only_word)
     click.echo(json.dumps(record, indent=2, ensure_ascii=False) if as_json else describe(record))
     if figure is not None:

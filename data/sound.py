@@ -73,31 +73,36 @@ def seconds_of(excerpt: Excerpt) -> float:
 
 
 def check_excerpt(
-    excerpt: Excerpt, *, decoded: bool, sampling_rate: int = ENCODER_RATE, least_samples: int = LEAST_SAMPLES
+    excerpt: Excerpt,
+    *,
+    decoded: bool,
+    max_seconds: float | None = None,
+    sampling_rate: int = ENCODER_RATE,
+    least_samples: int = LEAST_SAMPLES,
 ) -> float:
     """Ask of an excerpt all that stage 1 asks before an encoder gets it.
 
     Args:
         excerpt: what would be encoded.
         decoded: read all of it, too; else the file's header and size alone.
+        max_seconds: what is longer would be cut off at the end.
         sampling_rate: of the encoder, in Hz.
         least_samples: that make a frame of the encoder's.
 
     Returns:
-        Its length in seconds.
+        Its length in seconds, uncut.
 
     Raises:
         AudioError: with the reason why it is of no use; the line begins with the file's name.
     """
     with _opened(excerpt.path) as recording:
         rate = recording.samplerate
-        first, count = _stretch(recording, excerpt)
-        _check_length(count, rate)
-        check_rates(rate, sampling_rate)
-        check_samples(-(-count * sampling_rate // rate), least_samples, sampling_rate)
+        first, count = _wanted(recording, excerpt, max_seconds)
         if decoded:
             _read(recording, first, count)
-        return float(count / rate)
+        check_rates(rate, sampling_rate)
+        check_samples(-(-count * sampling_rate // rate), least_samples, sampling_rate)
+        return float(_stretch(recording, excerpt)[1] / rate)
 
 
 def can_be_read(path: Path) -> bool:
@@ -121,12 +126,7 @@ def decode(excerpt: Excerpt, *, max_seconds: float | None = None) -> tuple[Wavef
             what the system said, where it is the system that cannot read the file.
     """
     with _opened(excerpt.path) as recording:
-        rate = recording.samplerate
-        first, count = _stretch(recording, excerpt)
-        if max_seconds is not None:
-            count = min(count, round(max_seconds * rate))
-        _check_length(count, rate)
-        return _read(recording, first, count), rate
+        return _read(recording, *_wanted(recording, excerpt, max_seconds)), recording.samplerate
 
 
 def check_rates(old_rate: int, new_rate: int) -> None:
@@ -220,12 +220,18 @@ def _stretch(recording: soundfile.SoundFile, excerpt: Excerpt) -> tuple[int, int
     return first, min(end, total) - first
 
 
-def _check_length(count: int, rate: int) -> None:
+def _wanted(recording: soundfile.SoundFile, excerpt: Excerpt, max_seconds: float | None) -> tuple[int, int]:
+    """First sample and number of samples of what is to be encoded of an excerpt."""
+    rate = recording.samplerate
+    first, count = _stretch(recording, excerpt)
+    if max_seconds is not None:
+        count = min(count, round(max_seconds * rate))
     if count > LONGEST_SECONDS * rate:
         raise AudioError(
             f"is {count / rate:,.0f} s long, more than {LONGEST_SECONDS:,.0f} s: cut it into utterances, "
             "or use --max-seconds"
         )
+    return first, count
 
 
 def _read(recording: soundfile.SoundFile, first: int, count: int) -> Waveform:

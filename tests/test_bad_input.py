@@ -278,6 +278,8 @@ def test_check_corpus_fails_what_extraction_fails_in_the_same_words(heard: Heard
     for utterance, seconds in zip(corpus.utterances, check.seconds, strict=True):
         assert (seconds is None) == (utterance.id in failures)
         assert seconds is None or seconds == pytest.approx(lengths[utterance.id])
+    cut = check_recordings(corpus, max_seconds=1).failures
+    assert "ten hours" in failures.keys() - cut.keys()
     # what headers, sizes and first bytes do not tell is in the samples alone
     unheard = failures.keys() - check_recordings(corpus).failures.keys()
     assert unheard == {"all zero", "not a number", "truncated flac", "of the silent half"}
