@@ -73,6 +73,7 @@ def policy_changes(options: Mapping[str, str | None]) -> dict[str, Any]:
 def policy_with(defaults: LabelDefaults, changes: Mapping[str, Any]) -> LabelPolicy:
     """A corpus's own policy with some fields changed.
 
+    A word that the changes merge leaves the corpus's own emotions; emotions that they name stand as they are.
     The corpus's own merges stand unless the changes name others, as far as they fit the emotions: a word that is one
     of the emotions is not merged away, and none is merged into an emotion that is not there.
 
@@ -86,6 +87,9 @@ def policy_with(defaults: LabelDefaults, changes: Mapping[str, Any]) -> LabelPol
         "keep": defaults.keep,
         **changes,
     }
+    if "merge" in changes and "emotions" not in changes:
+        gone = {canonical(word) for word, emotion in changes["merge"] if canonical(word) != canonical(emotion)}
+        fields["emotions"] = tuple(emotion for emotion in defaults.emotions if canonical(emotion) not in gone)
     if "merge" not in changes:
         space = {canonical(emotion) for emotion in fields["emotions"]}
         fields["merge"] = tuple(

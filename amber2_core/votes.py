@@ -52,7 +52,7 @@ class LabelPolicy:
     # a rater who ticks k labels gives k votes (pooled), 1/k of a vote to each (split), or the first tick alone (first);
     # words outside the space are among the k, and may be the first
     multi_label: MultiLabel = "pooled"
-    # a vote for a word outside the space is dropped, or counts for an extra class "other"
+    # a vote for a word outside the space is dropped, or counts for "other", an extra class
     out_of_space: OutOfSpace = "drop"
     # pairs (word, emotion): votes for the word count for the emotion
     merge: tuple[tuple[str, str], ...] = ()
@@ -75,8 +75,6 @@ class LabelPolicy:
             raise LabelError(f"Bad emotions {list(self.emotions)}: {repeated[0]!r} is named twice")
         if len(self.emotions) < 2:
             raise LabelError(f"Bad emotions {list(self.emotions)}, expected at least two")
-        if self.out_of_space == "other" and OTHER in map(canonical, self.emotions):
-            raise LabelError(f"Bad out-of-space 'other': {OTHER!r} is already one of the emotions")
         for word, emotion in self.merge:
             if canonical(emotion) not in map(canonical, self.emotions):
                 raise LabelError(bad_choice(f"merge {word!r} into", emotion, self.emotions))
@@ -92,7 +90,12 @@ class LabelPolicy:
     @property
     def classes(self) -> tuple[str, ...]:
         """The names of the C columns of a target."""
-        return (*self.emotions, OTHER) if self.out_of_space == "other" else self.emotions
+        return (*self.emotions, OTHER) if self.out_of_space == "other" and not self.has_other else self.emotions
+
+    @property
+    def has_other(self) -> bool:
+        """Whether "other" is one of the emotions, which votes outside the space then join."""
+        return OTHER in map(canonical, self.emotions)
 
 
 @dataclass(frozen=True, eq=False)
@@ -185,7 +188,7 @@ def _classes(labels: npt.NDArray[np.object_], policy: LabelPolicy) -> npt.NDArra
     """(R,) the class that each rating votes for, -1 where it votes for none."""
     merged = {canonical(word): canonical(emotion) for word, emotion in policy.merge}
     place = {canonical(emotion): index for index, emotion in enumerate(policy.emotions)}
-    outside = len(policy.emotions) if policy.out_of_space == "other" else -1
+    outside = place.get(OTHER, len(policy.emotions)) if policy.out_of_space == "other" else -1
     numbers, words = codes(labels)
     class_of_word = [place.get(merged.get(canonical(word), canonical(word)), outside) for word in words]
     return np.array(class_of_word, dtype=np.int64)[numbers] if words else numbers

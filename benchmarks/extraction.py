@@ -33,7 +33,8 @@ import transformers
 from transformers import BertConfig, Wav2Vec2Config
 
 from amber2_core.utterance import Corpus, LabelDefaults, Rating, Utterance
-from amber2_extract.audio import Excerpt, read_waveform
+from amber2_data.sound import Excerpt
+from amber2_extract.audio import read_waveform
 from amber2_extract.batches import Effort
 from amber2_extract.checkpoint import find_checkpoint
 from amber2_extract.encoders.text import TextEncoder

@@ -31,7 +31,8 @@ from transformers import Wav2Vec2Config
 
 from amber2_core.devices import choose_device
 from amber2_core.utterance import Corpus
-from amber2_extract.audio import Excerpt, Waveform, read_waveform
+from amber2_data.sound import Excerpt, Waveform
+from amber2_extract.audio import read_waveform
 from amber2_extract.batches import Effort, plan_batches
 from amber2_extract.checkpoint import find_checkpoint
 from amber2_extract.encoders.waveform import SpeechEncoder

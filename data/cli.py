@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import itertools
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +14,7 @@ import click
 
 from amber2_core.command import INCOMPLETE, Command, command_body
 from amber2_core.errors import SettingError, bad_choice
+from amber2_core.files import written_whole
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -22,12 +25,30 @@ SUFFIXES = (".png", ".pdf", ".svg")
 BLUE = "#3465a4"
 
 
+def table_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Decorate a command with the options that say how a table of the user's own is to be read."""
+    command = click.option(
+        "--column",
+        "columns",
+        metavar="ROLE=COLUMN",
+        multiple=True,
+        help="Role of a column of a manifest, as id=filename or rater.ann=Ann's label; may be repeated.",
+    )(command)
+    folder = click.Path(path_type=Path, exists=True, file_okay=False)
+    return click.option(
+        "--audio-root",
+        type=folder,
+        help="Where the recordings of a manifest lie; of longer paths in it the end counts. [default: in its folder]",
+    )(command)
+
+
 @click.command(cls=Command)
 @click.option("--corpus", required=True, help="Name of a corpus, such as iemocap, msp_podcast, crema_d or manifest.")
 @click.option(
     "--root",
     help="Where the corpus lies (a manifest: its file). [default: AMBER2_<CORPUS>_ROOT, else ./corpora/<corpus>]",
 )
+@table_options
 @click.option(
     "--emotions",
     metavar="LIST",
@@ -49,32 +70,49 @@ BLUE = "#3465a4"
     "--merge", metavar="LIST", help="Count a word for an emotion, as excited=happy; none. [default: the corpus's own]"
 )
 @click.option("--keep", help="Utterances: consensus, plurality, majority, any-vote. [default: the corpus's own]")
+@click.option("--decode", is_flag=True, help="Read all recordings to their end, as encoding them does.")
+@click.option(
+    "--max-seconds",
+    type=click.FloatRange(min=0, min_open=True),
+    help="As in extract-features, which cuts longer utterances. [default: no cut]",
+)
 @click.option("--figure", type=click.Path(path_type=Path), help="Draw it, too: a .png, .pdf or .svg file.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @command_body
 def check_corpus(
-    corpus: str, root: str | None, figure: Path | None, as_json: bool, **options: str | None
+    corpus: str,
+    root: str | None,
+    audio_root: Path | None,
+    columns: tuple[str, ...],
+    decode: bool,
+    max_seconds: float | None,
+    figure: Path | None,
+    as_json: bool,
+    **options: str | None,
 ) -> int | None:
     """Look at a corpus before encoding it: utterances, hours, speakers, raters, labels, and all that is wrong with it.
 
-    The headers of all recordings are read. The exit code is 3 when recordings are missing or cannot be read, or when
-    no utterance has a label under the policy that the options name.
+    What would fail in extract-features fails here, for the same reason: headers and sizes of all recordings are read,
+    with --decode all that is in them. The exit code is 3 when recordings are missing or of no use, or when no utterance
+    has a label under the policy that the options name.
     """
     from amber2_core.label_spaces import policy_of
+    from amber2_core.votes import OTHER
 
     from .check import check, check_recordings
     from .corpora.registry import corpus_root, read_corpus
 
     if figure is not None:
         check_figure_path(figure)
-    found = read_corpus(corpus, corpus_root(corpus, root))
-    policy = policy_of(found.defaults, options)
-    recordings = check_recordings(found)
-    record = check(found, policy, recordings)
+    found = read_corpus(corpus, corpus_root(corpus, root), audio_root=audio_root, columns=columns)
+    only_word = found.defaults.emotions[0] if len(found.defaults.emotions) == 1 and not options["emotions"] else ""
+    defaults = replace(found.defaults, emotions=(only_word, OTHER)) if only_word else found.defaults
+    recordings = check_recordings(found, decoded=decode, max_seconds=max_seconds)
+    record = check(found, policy_of(defaults, options), recordings, only_word=only_word)
     click.echo(json.dumps(record, indent=2, ensure_ascii=False) if as_json else describe(record))
     if figure is not None:
         draw(record, [seconds for seconds in recordings.seconds if seconds is not None], figure)
-    return INCOMPLETE if "labels_error" in record or recordings.missing or recordings.unreadable else None
+    return INCOMPLETE if "labels_error" in record or recordings.failures else None
 
 
 def describe(record: Mapping[str, Any]) -> str:
@@ -97,6 +135,7 @@ def _lines(record: Mapping[str, Any]) -> Iterator[str]:
     yield (
         f"audio       {audio['missing']:,} missing, {audio['unreadable']:,} unreadable, "
         f"{audio['duplicated']:,} duplicated"
+        + (f", {record['across_splits']:,} in two splits" if record["across_splits"] else "")
     )
     yield f"transcripts {record['transcripts_missing']:,} missing"
     yield f"raters      {record['raters_per_utterance']:.2f} per rated utterance; {record['ratings']:,} ratings in all"
@@ -179,8 +218,12 @@ def draw(record: Mapping[str, Any], seconds: Sequence[float], path: Path) -> Non
     _bars(axes[1, 0], list(raters), list(raters.values()), "raters per utterance")
     axes[1, 1].hist(seconds, bins=50, color=BLUE)
     _name(axes[1, 1], "length (s)")
+    # in memory first: where the disk is full, writers of formats fail in ways of their own
+    drawn = io.BytesIO()
+    figure.savefig(drawn, dpi=150, format=path.suffix[1:].lower())
     try:
-        figure.savefig(path, dpi=150)
+        with written_whole(path) as writing:
+            writing.write_bytes(drawn.getvalue())
     except OSError as error:
         raise SettingError(f"Cannot write {path}: {error.strerror or error}") from None
 

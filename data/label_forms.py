@@ -11,13 +11,16 @@ import math
 import re
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
-from amber2_core.utterance import Rating, Stimulus
+from amber2_core.utterance import STIMULI, Rating, Stimulus
 
 # more raters than any corpus has: a larger count is a mistake, and would be as many ratings in memory
 MAX_VOTES = 10_000
+RATING_FIELDS = {"rater", "label", "weight", "stimulus"}
+NOBODY = {"", "-", "n/a", "na", "nan"}  # cells in which a rater said nothing
 SUM_ROUNDING = 1e-2  # of a score of shares that were written with three digits
 EMO_SUPERB_EPSILON = 0.05
 ROUNDING = 5e-4  # of shares that were written with three digits; one vote of a hundred is far more
@@ -65,8 +68,39 @@ def distributed_votes(cells: Mapping[str, str], *, raters: str = "", is_smoothed
     )
 
 
+def rater_votes(words: Mapping[str, str], weights: Mapping[str, str]) -> tuple[Rating, ...]:
+    """What each rater said: a word, or several between semicolons, commas or bars; nobody votes with an empty cell.
+
+    Args:
+        words: rater → cell.
+        weights: rater → what a tick of that rater weighs, 1 where the cell is empty or missing.
+    """
+    ratings = []
+    for rater, text in words.items():
+        ticks = dict.fromkeys(part.strip() for part in re.split("[;,|]", text))
+        weight = _weight(f"the weight of {rater!r}", weights.get(rater, "").strip() or "1")
+        ratings += [_rated(rater, tick, weight) for tick in ticks if tick.casefold() not in NOBODY]
+    return tuple(ratings)
+
+
+@lru_cache(maxsize=65_536)
+def _rated(rater: str, label: str, weight: float) -> Rating:
+    return Rating(rater, label, weight=weight)
+
+
+@lru_cache(maxsize=65_536)
+def of_stimulus(rating: Rating, stimulus: str) -> Rating:
+    """The rating as one that was given to the voice (audio), the face (video) or both (audiovisual)."""
+    if stimulus not in STIMULI:
+        raise ValueError(f"stimulus {stimulus!r} is not one of {[*STIMULI]}")
+    return replace(rating, stimulus=stimulus)
+
+
 def listed_ratings(text: str) -> tuple[Rating, ...]:
-    """A JSON list of labels, each by another anonymous rater, or of objects with rater and label."""
+    """A JSON list of labels, each by another anonymous rater, or of objects with rater and label.
+
+    An object may have a weight and a stimulus, too.
+    """
     try:
         ticks = json.loads(text or "[]")
     except (ValueError, RecursionError):
@@ -141,10 +175,21 @@ def _share(emotion: str, text: str) -> float:
 
 def _rating(tick: Any, number: int) -> Rating:
     fields = {"rater": f"anonymous{number}", "label": tick} if isinstance(tick, str) else tick
-    if not isinstance(fields, dict) or fields.keys() != {"rater", "label"}:
-        raise ValueError(f"rating {number} is neither a label nor an object with rater and label")
-    for name, value in fields.items():
+    if not isinstance(fields, dict) or not {"rater", "label"} <= fields.keys() <= RATING_FIELDS:
+        raise ValueError(
+            f"rating {number} is neither a label nor an object with rater and label, and perhaps weight and stimulus"
+        )
+    for name, value in ((name, fields[name]) for name in ("rater", "label")):
         # HDF5 stores neither a NUL nor half a surrogate pair
         if not isinstance(value, str) or not value.strip() or re.search("[\0\ud800-\udfff]", value):
             raise ValueError(f"the {name} of rating {number} is no text: {value!r}")
-    return Rating(rater=fields["rater"].strip(), label=fields["label"].strip())
+    weight = _weight(f"the weight of rating {number}", json.dumps(fields.get("weight", 1)))
+    rating = Rating(rater=fields["rater"].strip(), label=fields["label"].strip(), weight=weight)
+    return of_stimulus(rating, str(fields["stimulus"])) if "stimulus" in fields else rating
+
+
+def _weight(what: str, text: str) -> float:
+    number = finite_number(text)
+    if number is None or not 0 <= number <= MAX_VOTES:
+        raise ValueError(f"{what} is {text!r}, expected a number from 0 to {MAX_VOTES:,}")
+    return number

@@ -1,13 +1,14 @@
 """The text files of a release: lines, delimited tables, JSON lines and large JSON objects, and what is wrong with them.
 
-All are UTF-8 with or without byte order mark, and read as streams. What cannot be such a file is refused with its name
-and line.
+All are UTF-8 with or without byte order mark, or UTF-16 with one, and read as streams. What cannot be such a file is
+refused with its name and line.
 """
 
 from __future__ import annotations
 
 import codecs
 import csv
+import io
 import json
 import re
 from collections import Counter
@@ -67,17 +68,45 @@ def _opened(path: Path) -> Iterator[BinaryIO]:
 
 def _decoded(path: Path, file: BinaryIO) -> Iterator[str]:
     """The lines of an open file, with their endings."""
+    if _codec(file) == "utf-16":
+        yield from _decoded_wide(path, file)
+        return
     number = 0
     while raw := file.readline(MAX_LINE_BYTES + 1):
         number += 1
         if len(raw) > MAX_LINE_BYTES:
             raise CorpusError(parse_problem(path, number, f"longer than {MAX_LINE_BYTES:,} bytes"))
         if b"\0" in raw:
-            raise CorpusError(parse_problem(path, number, "a NUL byte: not a text file"))
+            raise CorpusError(parse_problem(path, number, "a NUL byte: not a text file, or UTF-16 without its mark"))
         try:
             yield raw.decode("utf-8-sig" if number == 1 else "utf-8")
         except UnicodeDecodeError as error:
             raise CorpusError(parse_problem(path, number, f"byte {error.start + 1} is not UTF-8: save it so")) from None
+
+
+def _codec(file: BinaryIO) -> str:
+    """How an open file is encoded, by its first bytes: spreadsheets save "Unicode text" as UTF-16."""
+    mark = file.read(2)
+    file.seek(0)
+    return "utf-16" if mark in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else "utf-8-sig"
+
+
+def _decoded_wide(path: Path, file: BinaryIO) -> Iterator[str]:
+    number = 1
+    lines = io.TextIOWrapper(file, encoding="utf-16", newline="\n")
+    try:
+        while line := lines.readline(MAX_LINE_BYTES // 2 + 1):
+            if len(line) > MAX_LINE_BYTES // 2:
+                raise CorpusError(parse_problem(path, number, f"longer than {MAX_LINE_BYTES:,} bytes"))
+            if "\0" in line:
+                raise CorpusError(parse_problem(path, number, "a NUL byte: not a text file"))
+            yield line
+            number += 1
+    except UnicodeError as error:
+        reason = getattr(error, "reason", None) or str(error)
+        raise CorpusError(parse_problem(path, number, f"not UTF-16, as it begins: {reason}")) from None
+    finally:
+        lines.detach()
 
 
 # --- delimited tables, quoted as in RFC 4180, a header first ---
@@ -231,7 +260,7 @@ def json_members(path: Path) -> Iterator[tuple[int, str, Any]]:
 
 def _members(path: Path, file: BinaryIO) -> Iterator[tuple[int, str, Any]]:
     scan = json.JSONDecoder(object_pairs_hook=_unique, parse_constant=_refuse).raw_decode
-    utf8 = codecs.getincrementaldecoder("utf-8-sig")()
+    utf8 = codecs.getincrementaldecoder(_codec(file))()
     text, at, line, mark, ended = "", 0, 1, "", False  # what is not given on begins at `at`, after that mark
     while mark != "}":
         try:

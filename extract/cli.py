@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import click
 
 from amber2_core.command import INCOMPLETE, Command, command_body
+from amber2_data.cli import table_options
 
 from .encoders import POOLINGS
 
@@ -36,6 +37,7 @@ _log = logging.getLogger(__name__)
     "--root",
     help="Where the corpus lies (a manifest: its file). [default: AMBER2_<CORPUS>_ROOT, else ./corpora/<corpus>]",
 )
+@table_options
 @click.option(
     "--audio-model",
     default="facebook/wav2vec2-base",
@@ -87,6 +89,13 @@ _log = logging.getLogger(__name__)
     "--max-seconds", type=click.FloatRange(min=0, min_open=True), help="Cut longer utterances. [default: no cut]"
 )
 @click.option(
+    "--repair-text",
+    type=click.Choice(["none", "cp1252"]),
+    default="none",
+    show_default=True,
+    help="Undo damage of transcripts: cp1252 that was read as Latin-1, which left C1 control characters.",
+)
+@click.option(
     "--output",
     type=click.Path(path_type=Path, dir_okay=False),
     help="The feature cache to write or to go on with. [default: <corpus>.h5 in the cache folder]",
@@ -113,6 +122,8 @@ _log = logging.getLogger(__name__)
 def extract_features(
     corpus: str,
     root: str | None,
+    audio_root: Path | None,
+    columns: tuple[str, ...],
     audio_model: str,
     text_model: str,
     modality: Literal["both", "audio", "text"],
@@ -123,6 +134,7 @@ def extract_features(
     audio_name: str | None,
     text_name: str | None,
     max_seconds: float | None,
+    repair_text: Literal["none", "cp1252"],
     output: Path | None,
     cache_dir: Path | None,
     device: str,
@@ -145,7 +157,7 @@ def extract_features(
     folder = cache_dir or Path(os.environ.get("AMBER2_CACHE_DIR") or "cache")
     with _progress_shown() as on_progress:
         summary = pipeline.extract_features(
-            read_corpus(corpus, corpus_root(corpus, root)),
+            read_corpus(corpus, corpus_root(corpus, root), audio_root=audio_root, columns=columns),
             output or folder / f"{corpus}.h5",
             audio_model=None if modality == "text" else audio_model,
             text_model=None if modality == "audio" else text_model,
@@ -156,6 +168,7 @@ def extract_features(
             pooling=pooling,
             precision=precision,
             max_seconds=max_seconds,
+            repair=None if repair_text == "none" else repair_text,
             effort=effort,
             force=force,
             strict=strict,
@@ -211,6 +224,7 @@ def inspect_cache(cache: Path, verify: bool, other: Path | None, as_json: bool) 
 @click.option("--origin", default="", help="What made the vectors: model, layer, pooling; kept in the recipe.")
 @click.option("--corpus", help="Corpus whose utterances and votes FILE has vectors for, such as iemocap.")
 @click.option("--root", help="Where the corpus lies. [default: AMBER2_<CORPUS>_ROOT, else ./corpora/<corpus>]")
+@table_options
 @click.option("--force", is_flag=True, help="Replace the cache at --output, or a feature set of the same name.")
 @command_body
 def import_features(
@@ -225,6 +239,8 @@ def import_features(
     origin: str,
     corpus: str | None,
     root: str | None,
+    audio_root: Path | None,
+    columns: tuple[str, ...],
     force: bool,
 ) -> int | None:
     """Make vectors from elsewhere in FILE (.npy, .npz, HDF5 or safetensors) a feature set of a cache.
@@ -254,7 +270,7 @@ def import_features(
         ids=ids,
         origin=origin,
         force=force,
-        **_target(corpus, root, file, cache),
+        **_target(corpus, root, file, cache, audio_root=audio_root, columns=columns),
     )
     for name, (rows, shape) in done.features.items():
         click.echo(f"{name}: {rows:,} of {done.utterances:,} utterances, {' × '.join(map(str, shape))} numbers each")
@@ -347,7 +363,7 @@ def _duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
 
 
-def _target(corpus: str | None, root: str | None, file: Path, cache: Path | None) -> dict[str, Any]:
+def _target(corpus: str | None, root: str | None, file: Path, cache: Path | None, **table: Any) -> dict[str, Any]:
     """What else `imported.import_features` is to know of the corpus."""
     from amber2_core.errors import SettingError
     from amber2_data.arrays import open_arrays
@@ -361,7 +377,7 @@ def _target(corpus: str | None, root: str | None, file: Path, cache: Path | None
         return {}
     if root is None and holds_votes(open_arrays(file)):
         return {"name": corpus, "defaults": label_defaults(corpus)}
-    return {"corpus": read_corpus(corpus, corpus_root(corpus, root))}
+    return {"corpus": read_corpus(corpus, corpus_root(corpus, root), **table)}
 
 
 def _wanted(modality: str, given: str, file: Path) -> Wanted:

@@ -20,6 +20,7 @@ from amber2_core.errors import AudioError, CacheError, ModelError
 from amber2_core.features import StoredFeatures
 from amber2_core.tables import UtteranceTable
 from amber2_core.utterance import Corpus
+from amber2_data.transcripts import Repair, transcript_problems
 
 from . import worker
 from .batches import Effort, padding_waste, plan_batches, portions
@@ -124,6 +125,7 @@ def extract_features(
     pooling: str = "mean",
     precision: Precision = "fp32",
     max_seconds: float | None = None,
+    repair: Repair | None = None,
     effort: Effort | None = None,
     force: bool = False,
     strict: bool = False,
@@ -146,6 +148,7 @@ def extract_features(
         frames: beside the mean, the last hidden state pooled to at most so many bins.
         precision: of products and convolutions; what is stored is fp32.
         max_seconds: longer utterances are cut off at the end.
+        repair: damage of transcripts that is undone before they are encoded; the cache keeps them as they are.
         effort: device and size of batches; they do not change the numbers.
         force: encode again what stands at `output` already; a cache that cannot be read is replaced.
         strict: write nothing under `output` if an utterance fails; what is encoded is kept beside it.
@@ -173,12 +176,16 @@ def extract_features(
         pooling=pooling,
         precision=precision,
         max_seconds=max_seconds,
+        repair=repair,
     )
+    if text_model is not None:
+        for problem in transcript_problems(corpus.utterances, repair):
+            _log.warning("%s: %s", problem.file, problem.what)
     with _told(output), work_folder(output) as folder, read_previous(output, corpus.name, force=force) as before:
         if before is None:
             # There will be something to encode: while the corpus is scanned, workers' libraries are loaded.
             engine.prepare(*worker.PRELOADED)
-        scan = _scan(corpus, blank.utterances, before, audio=audio_model is not None)
+        scan = _scan(corpus, blank.utterances, before, repair, audio=audio_model is not None)
         if strict:
             for job in jobs:
                 _refuse(scan.failures(job, {}), output)
@@ -206,6 +213,13 @@ class _Scan:
     # by modality
     inputs: Mapping[str, Inputs]
     before: Previous | None
+    corpus: Corpus
+
+    def inputs_of(self, features: StoredFeatures) -> Inputs | None:
+        """What a feature set of before would be encoded from now, under its own recipe."""
+        if features.modality == "text":
+            return transcript_inputs(self.corpus, features.recipe.get("repair"))
+        return self.inputs.get(features.modality)
 
     def failures(self, job: Job, failed: Mapping[str, str]) -> list[Failure]:
         """Of reading what a job encodes, and, by digest, of encoding it."""
@@ -224,13 +238,15 @@ class _Done:
     summary: FeatureSummary
 
 
-def _scan(corpus: Corpus, table: UtteranceTable, before: Previous | None, *, audio: bool) -> _Scan:
-    inputs = {"text": transcript_inputs(corpus)}
+def _scan(
+    corpus: Corpus, table: UtteranceTable, before: Previous | None, repair: Repair | None, *, audio: bool
+) -> _Scan:
+    inputs = {"text": transcript_inputs(corpus, repair)}
     if audio:
         _log.info("reading %d recordings of %s", sum(path != "" for path in table.audio), corpus.name)
         inputs["audio"] = scan_recordings(corpus, known=known_lengths(before))
     earlier = None if before is None else before.cache.utterances
-    return _Scan(with_recordings(table, inputs.get("audio"), earlier), inputs, before)
+    return _Scan(with_recordings(table, inputs.get("audio"), earlier), inputs, before, corpus)
 
 
 def _complete(
@@ -341,7 +357,7 @@ def _assembled(blank: FeatureCache, scan: _Scan, done: Sequence[_Done]) -> tuple
         cache, ids = scan.before.cache, set(scan.table.id)
         for others in scan.before.features:
             if stage_of(others.modality, others.name) not in stages:
-                kept = kept_features(others, cache.utterances.id, scan.table.id, scan.inputs.get(others.modality))
+                kept = kept_features(others, cache.utterances.id, scan.table.id, scan.inputs_of(others))
                 sets += [] if kept is None else [kept]
         failures += [f for f in cache.failures if f.stage not in stages and f.utterance in ids]
         work = dict(cache.summary.get("features", {}))

@@ -7,6 +7,7 @@ from typing import Any
 
 from amber2_core.errors import SettingError, bad_choice
 from amber2_core.tables import is_storable_name
+from amber2_data.transcripts import REPAIRS, Repair
 
 from .checkpoint import Checkpoint, find_checkpoint
 from .encoders import POOLINGS
@@ -38,6 +39,7 @@ def plan_jobs(
     pooling: str = "mean",
     precision: Precision = "fp32",
     max_seconds: float | None = None,
+    repair: Repair | None = None,
 ) -> list[Job]:
     """The feature sets that are asked for; text first, as it takes minutes where audio takes hours.
 
@@ -53,6 +55,8 @@ def plan_jobs(
         raise SettingError(bad_choice("precision", precision, PRECISIONS))
     if pooling not in POOLINGS:
         raise SettingError(bad_choice("pooling", pooling, POOLINGS))
+    if repair is not None and repair not in REPAIRS:
+        raise SettingError(bad_choice("repair", repair, REPAIRS))
     for modality, name in (("audio", audio_name), ("text", text_name)):
         if name is not None and not is_storable_name(name):
             raise SettingError(f"Bad {modality} name {name!r}, expected one without '/'")
@@ -67,7 +71,9 @@ def plan_jobs(
     jobs = []
     if text_model is not None:
         checkpoint = find_checkpoint(text_model, modality="text")
-        text = TextRecipe(**checkpoint.identity(), tokenizer_digest=checkpoint.input_digest(), **settings)
+        text = TextRecipe(
+            **checkpoint.identity(), tokenizer_digest=checkpoint.input_digest(), repair=repair, **settings
+        )
         jobs.append(Job(text_name or checkpoint.short_name + ending, checkpoint, text))
     if audio_model is not None:
         checkpoint = find_checkpoint(audio_model, modality="audio")

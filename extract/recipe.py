@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, ClassVar, Literal, get_args
 
 from amber2_core.cache import fingerprint
+from amber2_data.transcripts import Repair
 
 Modality = Literal["audio", "text"]
 Layers = Literal["last", "all"]
@@ -92,6 +93,8 @@ class TextRecipe(_EncoderRecipe):
     modality: ClassVar[Modality] = "text"
 
     tokenizer_digest: str
+    # damage of the transcripts that is undone before they are encoded; None: they are encoded as they are
+    repair: Repair | None = None
 
 
 EncoderRecipe = AudioRecipe | TextRecipe

@@ -18,8 +18,9 @@ from amber2_core.cache import FeatureCache
 from amber2_core.errors import AudioError, CorpusError
 from amber2_core.tables import attribute_columns, rating_table, texts, utterance_table
 from amber2_core.utterance import Corpus, Utterance
+from amber2_data.sound import Excerpt, seconds_of
+from amber2_data.transcripts import Repair, repaired
 
-from .audio import Excerpt, seconds_of
 from .checkpoint import sha256_of
 
 # Files are read ahead in this many threads: hashing leaves the interpreter free, and network folders answer slowly.
@@ -134,19 +135,20 @@ def scan_recordings(corpus: Corpus, *, known: Mapping[str, float] = MappingProxy
     )
 
 
-def transcript_inputs(corpus: Corpus) -> Inputs:
-    """The transcripts of a corpus as they are; an empty one is encoded like any other."""
+def transcript_inputs(corpus: Corpus, repair: Repair | None = None) -> Inputs:
+    """The transcripts of a corpus, with one kind of damage undone; an empty one is encoded like any other."""
     digests: list[str] = []
     works: dict[str, Work] = {}
     failures: dict[int, str] = {}
     for row, utterance in enumerate(corpus.utterances):
+        transcript = repaired(utterance.transcript, repair)
         try:
-            digest = hashlib.sha256(utterance.transcript.encode()).hexdigest()
+            digest = hashlib.sha256(transcript.encode()).hexdigest()
         except UnicodeEncodeError:
             failures[row] = "its transcript is not valid Unicode"
             digest = ""
         else:
-            works.setdefault(digest, Work(digest, utterance.transcript))
+            works.setdefault(digest, Work(digest, transcript))
         digests.append(digest)
     return Inputs(tuple(digests), works, failures)
 

@@ -21,8 +21,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from amber2_core.errors import AudioError, ModelError
+from amber2_data.sound import Excerpt
 
-from .audio import Excerpt, read_waveform
+from .audio import read_waveform
 from .encoders import ENCODERS
 from .plan import Job
 from .recipe import AudioRecipe
@@ -202,10 +203,13 @@ def _waveform(encoder: Any, recipe: AudioRecipe, work: Work) -> Any:
             max_seconds=recipe.max_seconds,
             resampler=recipe.resampler,
         )
-        encoder.check(waveform)
     except AudioError as problem:
         check_reach(work.source.path.parent, problem)
         return str(problem)
+    try:
+        encoder.check(waveform)
+    except AudioError as problem:
+        return f"{work.source.path.name}: {problem}"
     return encoder.prepare(waveform)
 
 

@@ -14,7 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from amber2_core.errors import AudioError
-from amber2_extract.audio import Excerpt, read_waveform, resample, seconds_of
+from amber2_data.sound import Excerpt, seconds_of
+from amber2_extract.audio import read_waveform, resample
 from amber2_extract.checkpoint import sha256_of
 from amber2_extract.recipe import Resampler
 
@@ -85,12 +86,23 @@ def test_channels_are_averaged(channels: int, speech: npt.NDArray[np.float32], t
 def test_an_excerpt_is_a_stretch_of_the_recording(speech: npt.NDArray[np.float32], tmp_path: Path) -> None:
     path = _write(tmp_path / "a.wav", speech, 16_000, subtype="FLOAT")
     np.testing.assert_array_equal(_read(path, start=0.25, duration=0.5), speech[4_000:12_000])
-    np.testing.assert_array_equal(_read(path, start=0.9, duration=0.5), speech[14_400:])
+    np.testing.assert_array_equal(_read(path, start=0.9, duration=0.19), speech[14_400:])
     np.testing.assert_array_equal(_read(path, max_seconds=0.1), speech[:1_600])
     np.testing.assert_array_equal(_read(path, start=0.5, max_seconds=0.1), speech[8_000:9_600])
     assert seconds_of(Excerpt(path)) == 1
     assert seconds_of(Excerpt(path, 0.25)) == 0.75
-    assert seconds_of(Excerpt(path, 0.75, 5.0)) == 0.25
+    assert seconds_of(Excerpt(path, 0.75, 0.3)) == 0.25
+
+
+@pytest.mark.parametrize(("start", "duration"), [(0.9, 0.21), (0.5, 8.0), (None, 1.2)])
+def test_an_excerpt_that_reaches_beyond_the_recording_is_refused(
+    start: float | None, duration: float, speech: npt.NDArray[np.float32], tmp_path: Path
+) -> None:
+    path = _write(tmp_path / "a.wav", speech, 16_000)
+    with pytest.raises(AudioError, match=r"^a\.wav: ends at 1\.00 s, within the segment from "):
+        _read(path, start=start, duration=duration)
+    with pytest.raises(AudioError, match="within the segment"):
+        seconds_of(Excerpt(path, start, duration))
 
 
 @pytest.mark.parametrize(("start", "duration"), [(1.0, None), (2.5, 1.0), (-0.5, None), (0.5, 0.0)])
@@ -113,6 +125,10 @@ def _nothing(path: Path, speech: Samples) -> None:
 
 def _prose(path: Path, speech: Samples) -> None:
     path.write_text("This is not a recording. " * 50)
+
+
+def _beginning(head: bytes) -> Any:
+    return lambda path, speech: path.write_bytes(head.ljust(1000, b" "))
 
 
 def _truncated(path: Path, speech: Samples) -> None:
@@ -164,6 +180,16 @@ def _ten_hours(path: Path, speech: Samples) -> None:
     [
         (_nothing, r"is empty \(0 bytes\)"),
         (_prose, r"cannot be decoded \(.*[Ff]ormat.*\)"),
+        (
+            _beginning(b"version https://git-lfs.github.com/spec/v1\noid sha256:"),
+            "is a Git LFS pointer, .* `git lfs pull`.*",
+        ),
+        (_beginning(b"../.git/annex/objects/x/y"), "is a git-annex pointer, not sound: .*"),
+        (_beginning(b"\xef\xbb\xbf\n<!DOCTYPE html><html>"), "is an HTML or XML page, not sound: .*"),
+        (_beginning(b"<?xml version='1.0'?><Error>"), "is an HTML or XML page, not sound: .*"),
+        (_beginning(b"\0\x05\x16\x07\0\x02\0\0Mac OS X"), "is an AppleDouble file, .*"),
+        (_beginning(b"PK\x03\x04"), "is a packed archive, not sound: unpack it"),
+        (_beginning(b"\0\0\0\x20ftypisom"), "is a video or MPEG-4 file: convert its sound to .wav"),
         (_truncated, "is truncated: its header promises 32,000 bytes of sound, it holds 15,956"),
         (_truncated_flac, r"cannot be decoded \(.*flac.*\)"),
         (_header_only, "holds no sample"),

@@ -26,6 +26,8 @@ from tokenizers.trainers import BpeTrainer
 
 from amber2_core.cache import FeatureCache, read_cache
 from amber2_core.utterance import Corpus, LabelDefaults, Utterance
+from amber2_data.check import check_recordings
+from amber2_data.corpora.registry import read_corpus
 from amber2_extract.cli import extract_features as command
 from amber2_extract.encoders.encoder import silence
 from amber2_extract.pipeline import extract_features
@@ -62,6 +64,21 @@ def _spoilt(path: Path) -> None:
     samples = _speech()
     samples[100] = np.nan
     soundfile.write(path, samples, RATE, subtype="FLOAT")
+
+
+def _flac_cut_off(path: Path) -> None:
+    soundfile.write(path, _speech(seconds=2), RATE, format="FLAC")
+    path.write_bytes(path.read_bytes()[:9_000])
+
+
+def _beginning(head: bytes) -> Callable[[Path], object]:
+    return lambda path: path.write_bytes(head.ljust(500, b" "))
+
+
+def _half_silent(path: Path) -> None:
+    samples = _speech()
+    samples[: len(samples) // 2] = 0
+    soundfile.write(path, samples, RATE)
 
 
 def _in_channels(count: int) -> Callable[[Path], None]:
@@ -128,10 +145,42 @@ BAD: dict[str, tuple[Callable[[Path], None], str]] = {
         lambda path: soundfile.write(path, _speech()[2_000:2_399], RATE),
         "is too short: 399 samples at 16,000 Hz make no frame, 400 would",
     ),
+    "a header": (lambda path: soundfile.write(path, _speech()[:0], RATE), "holds no sample"),
+    "truncated flac": (
+        _flac_cut_off,
+        "cannot be decoded (Error : flac decoder lost sync)",
+    ),
+    "LFS pointer": (
+        _beginning(b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n"),
+        "is a Git LFS pointer, not sound: run `git lfs pull` in the clone",
+    ),
+    "annex pointer": (
+        _beginning(b"/annex/objects/SHA256E-s1--0.wav"),
+        "is a git-annex pointer, not sound: run `git annex get`",
+    ),
+    "HTML page": (
+        _beginning(b"\n<!DOCTYPE html><html><title>Log in</title>"),
+        "is an HTML or XML page, not sound: the download failed or asked for a login",
+    ),
+    "._float": (
+        _beginning(b"\0\x05\x16\x07\0\x02\0\0Mac OS X"),
+        "is an AppleDouble file, macOS's notes on another file, not sound",
+    ),
+    "zip": (_beginning(b"PK\x03\x04"), "is a packed archive, not sound: unpack it"),
+    "mp4": (_beginning(b"\0\0\0\x20ftypisom"), "is a video or MPEG-4 file: convert its sound to .wav"),
     "10,007 Hz": (
         lambda path: soundfile.write(path, _speech(10_007), 10_007),
         "has an odd sampling rate of 10,007 Hz: convert it to 16,000 Hz with an audio tool",
     ),
+}
+
+# name → the segment of a recording of 0.4 s, and why it is of no use, if it is
+SEGMENTS: dict[str, tuple[str, float, float, str]] = {
+    "in the middle": ("float", 0.1, 0.3, ""),
+    "a little beyond": ("float", 0.1, 0.49, ""),
+    "far beyond": ("float", 0.1, 5.0, "ends at 0.40 s, within the segment from 0.1 to 5 s"),
+    "behind it": ("float", 1.0, 2.0, "has no sample between 1 s and 2 s: it is 0.40 s long"),
+    "of the silent half": ("half silent", 0.0, 0.2, "is silent: every sample is zero"),
 }
 
 
@@ -150,11 +199,12 @@ def heard(tmp_path_factory: pytest.TempPathFactory) -> Heard:
     model = save_speech(folder / "wav2vec2", "wav2vec2-group")
     (folder / "wav").mkdir()
     written = {name: kind[0] for name, kind in (*GOOD.items(), *BAD.items())}
-    for name, write in {**written, "mislabelled mp3": _as_mp3}.items():
+    for name, write in {**written, "mislabelled mp3": _as_mp3, "half silent": _half_silent}.items():
         write(folder / f"wav/{name}.wav")
     names = [path.stem for path in sorted((folder / "wav").iterdir())]
-    rows = [f'"{name}","wav/{name}.wav",we know,1,2' for name in [*names, "missing"]]
-    (folder / "corpus.csv").write_text("\n".join(["id,audio,text,votes.neutral,votes.happy", *rows]))
+    rows = [f'"{name}","wav/{name}.wav",we know,1,2,,' for name in [*names, "missing"]]
+    rows += [f"{name},wav/{of}.wav,we know,1,2,{start},{end}" for name, (of, start, end, _) in SEGMENTS.items()]
+    (folder / "corpus.csv").write_text("\n".join(["id,audio,text,votes.neutral,votes.happy,start,end", *rows]))
     options = ["--corpus=manifest", f"--root={folder / 'corpus.csv'}", "--modality=audio", "--device=cpu"]
     options += [f"--audio-model={folder / 'wav2vec2'}", f"--output={folder / 'corpus.h5'}"]
     call = [sys.executable, "-c", "from amber2_extract.cli import extract_features; extract_features()", *options]
@@ -208,9 +258,37 @@ def test_a_recording_of_no_use_is_a_listed_failure_with_its_reason(name: str, he
     assert np.isnan(_row(cache, name)).all()
 
 
+@pytest.mark.parametrize("name", SEGMENTS)
+def test_a_segment_is_encoded_where_its_recording_has_it(name: str, heard: Heard) -> None:
+    of, start, end, reason = SEGMENTS[name]
+    reasons = {failure.utterance: failure.reason for failure in heard.cache.failures}
+    assert reasons.get(name, "") == (f"{of}.wav: {reason}" if reason else "")
+    if not reason:
+        samples = _speech()[round(start * RATE) : round(end * RATE)]
+        np.testing.assert_allclose(_row(heard.cache, name), _expected(heard.model, samples), rtol=0, atol=1e-5)
+
+
+def test_check_corpus_fails_what_extraction_fails_in_the_same_words(heard: Heard) -> None:
+    corpus = read_corpus("manifest", heard.folder.parent / "corpus.csv")
+    failures = {failure.utterance: failure.reason for failure in heard.cache.failures}
+    assert len(failures) >= 20
+    check = check_recordings(corpus, decoded=True)
+    assert check.failures == failures
+    lengths = dict(zip(heard.cache.utterances.id, heard.cache.utterances.duration, strict=True))
+    for utterance, seconds in zip(corpus.utterances, check.seconds, strict=True):
+        assert (seconds is None) == (utterance.id in failures)
+        assert seconds is None or seconds == pytest.approx(lengths[utterance.id])
+    cut = check_recordings(corpus, max_seconds=1).failures
+    assert "ten hours" in failures.keys() - cut.keys()
+    # what headers, sizes and first bytes do not tell is in the samples alone
+    unheard = failures.keys() - check_recordings(corpus).failures.keys()
+    assert unheard == {"all zero", "not a number", "truncated flac", "of the silent half"}
+
+
 def test_nothing_else_fails(heard: Heard) -> None:
     cache = heard.cache
-    assert {failure.utterance for failure in cache.failures} == {*BAD, "missing"}
+    segments = {name for name, (*_, reason) in SEGMENTS.items() if reason}
+    assert {failure.utterance for failure in cache.failures} == {*BAD, "missing", *segments}
     assert np.isfinite(cache.feature_set("audio").values[cache.feature_set("audio").encoded]).all()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from pathlib import Path
@@ -91,8 +92,8 @@ def test_every_problem_has_a_file_a_line_and_a_sentence(manifest: Path) -> None:
     assert all(problem.keys() == {"file", "line", "what"} for problem in problems)
     told = {problem["file"]: problem["what"] for problem in problems}
     assert told["d.wav"] == "no such recording"
-    assert told["e.wav"] == "cannot be read: it holds no sound"
-    assert told["f.wav"].startswith("cannot be read: ")
+    assert told["e.wav"] == "holds no sample"
+    assert told["f.wav"].startswith("cannot be decoded (")
     assert told["c.wav"] == "the same bytes as b.wav"
 
 
@@ -100,7 +101,7 @@ def test_a_pipe_in_place_of_a_recording_is_not_waited_for(manifest: Path) -> Non
     (manifest.parent / "g.wav").unlink()
     os.mkfifo(manifest.parent / "g.wav")
     told = {problem["file"]: problem["what"] for problem in record_of(manifest)["problems"]}
-    assert told["g.wav"] == "cannot be read: it is no ordinary file"
+    assert told["g.wav"] == "is a folder, a pipe or a device, not a file"
 
 
 def test_dropped_and_kept_are_all_utterances_under_any_policy(manifest: Path) -> None:
@@ -137,6 +138,81 @@ def test_a_release_without_faults_exits_with_0(manifest: Path, tmp_path: Path) -
     lines = manifest.read_text().splitlines()
     (tmp_path / "good.csv").write_text("\n".join([*lines[:4], lines[8]]) + "\n")
     assert call(tmp_path / "good.csv").exit_code == 0
+
+
+def test_a_corpus_of_one_word_is_shown_as_what_it_is(tmp_path: Path) -> None:
+    wav(tmp_path / "a.wav", 1.0)
+    (tmp_path / "one.csv").write_text("id,audio,text,label\n1,a.wav,Yes.,sad\n2,a.wav,No.,Sadness\n3,a.wav,Oh.,\n")
+    record = record_of(tmp_path / "one.csv")
+    assert (record["kept"], record["emotions"], record["utterances"]) == (0, {"sad": 2}, 3)
+    assert record["labels_error"] == "'sad' is all that raters say, of 2 utterances: there is nothing to tell apart"
+    assert "none: 'sad' is all that raters say" in describe(record)
+    assert call(tmp_path / "one.csv", "--figure", str(tmp_path / "one.svg")).exit_code == 3
+
+
+def test_the_same_sound_in_two_splits_is_told_once_for_each_copy(tmp_path: Path) -> None:
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        wav(tmp_path / f"{name}.wav", 2.0, seed=seed)
+    rows = [
+        "id,audio,text,label,split,start,end",
+        "1,a.wav,Yes.,sad,train,0,1",
+        "2,a.wav,No.,happy,test,1,2",  # another stretch of it
+        "3,b.wav,Yes.,sad,test,0,1",  # the bytes of a.wav
+        "4,c.wav,Oh.,happy,train,,",
+        "5,c.wav,Oh.,happy,train,,",  # of one split
+        "6,c.wav,Oh.,happy,dev,,",
+    ]
+    (tmp_path / "c.csv").write_text("\n".join(rows) + "\n")
+    record = record_of(tmp_path / "c.csv")
+    assert record["across_splits"] == 2
+    told = [problem["what"] for problem in record["problems"] if "the same sound" in problem["what"]]
+    assert told == ["'3' of test is the same sound as '1' of train", "'6' of dev is the same sound as '4' of train"]
+    assert ", 2 in two splits" in describe(record)
+
+
+def test_segments_pointers_and_text_are_looked_at_and_what_cannot_be_encoded_leads_to_3(manifest: Path) -> None:
+    wav(manifest.parent / "a.wav", 2.0, seed=1)
+    (manifest.parent / "c.wav").write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 9\n")
+    manifest.write_text(manifest.read_text().replace("No.", "Don\x92t.").replace("Well.", "b'Well.'"), "utf-8")
+    record = record_of(manifest)
+    assert record["failures"]["2"] == "a.wav: ends at 2.00 s, within the segment from 1.8 to 3.6 s"
+    assert record["failures"]["4"].startswith("c.wav: is a Git LFS pointer")
+    told = [problem["what"] for problem in record["problems"] if problem["file"] == "transcripts"]
+    assert [what.partition(",")[0] for what in told] == [
+        "1 of 8 hold C1 control characters",
+        "1 of 8 are bytes as Python prints them",
+    ]
+    header, first, second, *_ = manifest.read_text("utf-8").splitlines()
+    for rows, code in (([first], 0), ([first, second], 3)):
+        rated = "9,b.wav,Oh.,ann,s1,,,0,1,1"
+        (manifest.parent / "some.csv").write_text("\n".join([header, *rows, rated]), "utf-8")
+        assert call(manifest.parent / "some.csv").exit_code == code
+
+
+def test_only_decoding_hears_that_a_recording_is_silent(manifest: Path) -> None:
+    soundfile.write(manifest.parent / "g.wav", np.zeros(16_000), 16_000)
+    lines = manifest.read_text().splitlines()
+    manifest.write_text("\n".join([*lines[:4], lines[8]]) + "\n")
+    assert call(manifest).exit_code == 0
+    result = call(manifest, "--decode", "--json")
+    assert result.exit_code == 3
+    assert json.loads(result.stdout)["failures"] == {"8": "g.wav: is silent: every sample is zero"}
+
+
+@pytest.mark.parametrize("suffix", [".png", ".pdf", ".svg"])
+def test_a_picture_for_which_the_disk_has_no_room_is_one_line_and_no_file(
+    suffix: str, manifest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(path: Path, data: bytes) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    before = sorted(tmp_path.iterdir())
+    picture = tmp_path / f"corpus{suffix}"
+    result = call(manifest, "--figure", str(picture))
+    assert result.exit_code == 1
+    assert result.stderr.splitlines()[-1] == f"error: Cannot write {picture}: No space left on device"
+    assert sorted(tmp_path.iterdir()) == before
 
 
 @pytest.mark.parametrize("suffix", [".svg"])

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import soundfile
 
 from amber2_core.errors import CorpusError
 from amber2_core.utterance import Corpus, Problem
@@ -35,6 +36,11 @@ def release(root: Path, *, votes: str | bytes = HEADER + "".join(ROWS), clips: t
     for clip in ("1001_IEO_NEU_XX", "1002_TIE_ANG_HI", *clips):
         (root / "AudioWAV" / f"{clip}.wav").write_bytes(clip.encode() * 200)
     return root
+
+
+def wav(path: Path) -> None:
+    """A short recording of noise."""
+    soundfile.write(path, np.random.default_rng(0).normal(0, 0.1, 8_000), 16_000)
 
 
 @pytest.fixture(scope="module")
@@ -194,6 +200,10 @@ def test_the_recording_that_is_known_to_be_silent_is_left_out(tmp_path: Path) ->
     corpus = crema_d.read(release(tmp_path, votes=HEADER + "".join(ROWS) + row, clips=("1076_MTI_SAD_XX",)))
     assert len(corpus.utterances) == 2
     assert corpus.problems[0].file == "AudioWAV/1076_MTI_SAD_XX.wav"
+    wav(tmp_path / "AudioWAV/1076_MTI_SAD_XX.wav")
+    mended = crema_d.read(tmp_path)
+    assert [utterance.id for utterance in mended.utterances][-1] == "1076_MTI_SAD_XX"
+    assert mended.problems == ()
 
 
 @pytest.mark.parametrize("same", [True, False])
@@ -213,7 +223,8 @@ def test_a_clone_without_its_lfs_files_says_how_to_get_them(tmp_path: Path) -> N
     pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n"
     (root / "AudioWAV" / "1001_IEO_NEU_XX.wav").write_bytes(pointer)
     corpus = crema_d.read(root)
-    assert [utterance.id for utterance in corpus.utterances] == ["1002_TIE_ANG_HI"]
+    # extraction fails it by its name, and whoever pulls it later needs no other command
+    assert [utterance.id for utterance in corpus.utterances] == ["1001_IEO_NEU_XX", "1002_TIE_ANG_HI"]
     assert any("1 recordings are Git LFS pointers" in problem.what for problem in corpus.problems)
     (root / "AudioWAV" / "1002_TIE_ANG_HI.wav").write_bytes(pointer)
     with pytest.raises(CorpusError, match="git lfs pull"):

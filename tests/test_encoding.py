@@ -17,7 +17,7 @@ from small_corpus import write_corpus
 from small_models import save_speech, save_text
 
 from amber2_core.errors import CorpusError, ModelError, SettingError
-from amber2_extract.audio import Excerpt
+from amber2_data.sound import Excerpt
 from amber2_extract.encoders.text import Tokenizer
 from amber2_extract.encoders.waveform import SpeechEncoder
 from amber2_extract.plan import plan_jobs

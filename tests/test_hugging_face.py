@@ -5,9 +5,11 @@ Most of these need the extra amber2[hf]; they are skipped where it is not instal
 
 from __future__ import annotations
 
+import errno
 import importlib.util
 import io
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -100,6 +102,45 @@ def test_parquet_files_hold_votes_and_lists_of_ratings(name: str, tmp_path: Path
     write_parquet(tmp_path / "one.parquet", id=[*"abc"], ratings=[["sad", "happy"], ["sad"], []])
     one = hugging_face.read(tmp_path / "one.parquet")
     assert [[r.label for r in u.ratings] for u in one.utterances] == [["sad", "happy"], ["sad"], []]
+
+
+@needs_datasets
+@pytest.mark.parametrize(
+    ("happy", "sad", "expected"),
+    [
+        ([0.75, 1.0, 0.0], [0.25, 0.0, 1.0], [[("happy", 0.75), ("sad", 0.25)], [("happy", 1.0)], [("sad", 1.0)]]),
+        ([2.0, 1.0, 0.0], [1.0, 0.0, 1.0], [[("happy", 1.0)] * 2 + [("sad", 1.0)], [("happy", 1.0)], [("sad", 1.0)]]),
+    ],
+)
+def test_one_column_of_numbers_for_each_emotion_holds_shares_or_counts(
+    happy: list[float], sad: list[float], expected: list[list[tuple[str, float]]], tmp_path: Path
+) -> None:
+    """As in AbstractTTS/CREMA-D, which has a column of files beside that of sound, too."""
+    columns = {"file": [f"{k}.wav" for k in range(3)], "major_emotion": ["happy", "happy", "sad"], "rms": [0.1] * 3}
+    write_parquet(tmp_path / "train-0.parquet", happy=happy, sad=sad, **columns)
+    corpus = hugging_face.read(tmp_path / "train-0.parquet")
+    assert [[(r.label, r.weight) for r in u.ratings] for u in corpus.utterances] == expected
+    assert [u.id for u in corpus.utterances] == ["clip0", "clip1", "clip2"]
+    assert corpus.utterances[0].attributes == {"file": "0.wav", "major_emotion": "happy", "rms": 0.1}
+    assert corpus.defaults.emotions == ("happy", "sad")
+
+
+@needs_datasets
+def test_a_full_disk_while_sound_is_unpacked_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_parquet(tmp_path / "all.parquet", id=[*"abc"], label=[*"xyx"])
+    whole = Path.write_bytes
+
+    def full(path: Path, data: bytes) -> int:
+        whole(path, data[:100])
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(CorpusError, match=r"line 1: its recording cannot be unpacked: .*No space left"):
+        hugging_face.read(tmp_path / "all.parquet")
+    assert [path for path in (tmp_path / "cache").rglob("*") if path.is_file()] == []
+    monkeypatch.undo()
+    monkeypatch.setenv("AMBER2_CACHE_DIR", str(tmp_path / "cache"))
+    assert len(hugging_face.read(tmp_path / "all.parquet").utterances) == 3
 
 
 @needs_datasets

@@ -53,6 +53,8 @@ CASES: list[tuple[dict[str, str | None], tuple[tuple[str, str], ...], int]] = [
     ({"emotions": "Happiness,Anger"}, (("excited", "happy"),), 2),  # nouns are the same words
     ({"merge": "none"}, (), 4),
     ({"merge": "frustrated=angry"}, (("frustrated", "angry"),), 4),
+    ({"merge": "Sadness=angry"}, (("Sadness", "angry"),), 3),  # the merged word leaves the corpus's own space
+    ({"merge": "sad=sad"}, (("sad", "sad"),), 4),
     ({"emotions": "iemocap-9", "merge": "excited=happy"}, (("excited", "happy"),), 9),  # said, so done
     ({"emotions": None, "merge": None, "keep": None}, (("excited", "happy"),), 4),
 ]
@@ -64,6 +66,13 @@ def test_the_corpuss_merges_stand_as_far_as_they_fit(
 ) -> None:
     policy = policy_of(IEMOCAP, options)
     assert (policy.merge, len(policy.emotions), policy.keep) == (merge, size, "consensus")
+
+
+def test_a_merged_word_leaves_the_corpuss_own_space_and_its_votes_count_for_the_other() -> None:
+    policy = policy_of(LabelDefaults(("fear", "happy", "sad")), {"merge": "fear=sad"})
+    assert policy.emotions == ("happy", "sad")
+    with pytest.raises(LabelError, match=r"Bad merge 'sad' into 'fear', expected one of \['happy'\]|at least two"):
+        policy_of(LabelDefaults(("fear", "happy", "sad")), {"merge": "fear=sad,sad=fear"})
 
 
 def test_no_option_gives_the_corpuss_own_policy() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 import re
 from collections import Counter
 from pathlib import Path
@@ -13,8 +14,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from amber2_core.errors import CorpusError
+from amber2_core.errors import CorpusError, SettingError
 from amber2_core.utterance import Corpus, Utterance
+from amber2_core.votes import LabelPolicy
 from amber2_data.corpora import manifest
 from amber2_data.corpora.registry import read_corpus
 from amber2_data.label_forms import smoothed, unsmoothed
@@ -75,10 +77,21 @@ def test_the_vote_columns_are_the_label_space_in_their_order(tmp_path: Path) -> 
     assert (defaults.stimulus, defaults.keep, defaults.folds) == ("audiovisual", "any-vote", "session")
 
 
-def test_the_labels_are_the_label_space_in_the_order_of_their_appearance(tmp_path: Path) -> None:
-    corpus = read(tmp_path, "id,audio,text,label\n1,wav/a1.wav,x,sad\n2,b.wav,y,\n3,c.wav,z,angry\n4,d.wav,z,sad\n")
-    assert corpus.defaults.emotions == ("sad", "angry")
-    assert [votes(utterance) for utterance in corpus.utterances] == [{"sad": 1}, {}, {"angry": 1}, {"sad": 1}]
+def test_the_words_are_the_label_space_folded_and_in_an_order_that_no_row_decides(tmp_path: Path) -> None:
+    rows = ["1,wav/a1.wav,x,Sad", "2,b.wav,y,", "3,c.wav,z,ANGER", "4,d.wav,z,sad", "5,e.wav,z, sadness"]
+    for order in (rows, rows[::-1]):
+        corpus = read(tmp_path, "\n".join(["id,audio,text,label", *order]) + "\n")
+        assert corpus.defaults.emotions == ("angry", "sad")
+    by_id = {utterance.id: votes(utterance) for utterance in corpus.utterances}
+    # the votes themselves stay as they were given
+    assert by_id == {"1": {"Sad": 1}, "2": {}, "3": {"ANGER": 1}, "4": {"sad": 1}, "5": {"sadness": 1}}
+    LabelPolicy.of_corpus(corpus.defaults)
+
+
+def test_columns_of_one_emotion_in_two_spellings_are_one_class(tmp_path: Path) -> None:
+    corpus = read(tmp_path, "id,audio,text,votes.Sad,votes.happy,votes.sadness\n1,wav/a1.wav,x,1,1,2\n")
+    assert corpus.defaults.emotions == ("Sad", "happy")
+    LabelPolicy.of_corpus(corpus.defaults)
 
 
 @pytest.mark.parametrize("sessions", [("1", "2", "2"), ("1", "", "2")])
@@ -158,18 +171,186 @@ def test_a_recording_that_climbs_out_of_the_folder_is_refused(cell: str, tmp_pat
         read(tmp_path, f"id,audio,text,label\n1,wav/a1.wav,x,sad\n2,{cell},x,sad\n")
 
 
-@pytest.mark.parametrize("cell", ["/etc/passwd", "C:\\a.wav", "c:a.wav", "\\\\server\\a.wav", "//server/a.wav"])
-def test_an_absolute_recording_is_refused(cell: str, tmp_path: Path) -> None:
-    with pytest.raises(CorpusError, match=r"corpus\.csv, line 2: recording .* is absolute"):
+def test_absolute_recordings_are_kept_and_told_once(tmp_path: Path) -> None:
+    here = (tmp_path / "wav" / "a1.wav").as_posix()
+    corpus = read(tmp_path, f"id,audio,text,label\n1,{here},x,sad\n2,/gone/a2.wav,x,sad\n3,wav/a1.wav,x,sad\n")
+    assert [utterance.audio for utterance in corpus.utterances] == [here, "/gone/a2.wav", "wav/a1.wav"]
+    assert corpus.root / str(corpus.utterances[0].audio) == tmp_path / "wav/a1.wav"
+    (problem,) = corpus.problems
+    assert problem.what == f"2 recordings are absolute paths, for one {here}: they hold on this machine alone"
+
+
+@pytest.mark.skipif(os.name == "nt", reason="they are paths there")
+@pytest.mark.parametrize("cell", ["C:\\a.wav", "c:a.wav", "D:/lab/a.wav", "\\\\server\\a.wav"])
+def test_a_path_of_windows_asks_for_the_folder_here(cell: str, tmp_path: Path) -> None:
+    with pytest.raises(CorpusError, match=r"corpus\.csv, line 2: recording .* is a path of Windows: .* --audio-root"):
         read(tmp_path, f"id,audio,text,label\n1,{cell},x,sad\n")
+
+
+@pytest.mark.parametrize(
+    ("cell", "expected"),
+    [
+        ("a1.wav", "a1.wav"),
+        ("ann/a1.wav", "ann/a1.wav"),
+        ("/home/lab/clips/ann/a1.wav", "ann/a1.wav"),  # not the a1.wav that lies above
+        ("D:\\lab\\clips\\ann\\a1.wav", "ann/a1.wav"),
+        ("D:\\lab\\clips\\a1.wav", "a1.wav"),
+        ("..\\clips\\a1.wav", "a1.wav"),
+        ("\\\\server\\share\\ann\\a1.wav", "ann/a1.wav"),
+        ("/home/lab/gone.wav", "gone.wav"),
+        ("ben/gone.wav", "ben/gone.wav"),
+    ],
+)
+def test_below_an_audio_root_the_longest_end_of_a_path_counts_that_is_there(
+    cell: str, expected: str, tmp_path: Path
+) -> None:
+    for place in ("clips/a1.wav", "clips/ann/a1.wav"):
+        (tmp_path / place).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / place).touch()
+    (tmp_path / "corpus.csv").write_text(f"id,audio,text,label\n1,{cell},x,sad\n2,a1.wav,x,sad\n")
+    corpus = read_corpus("manifest", tmp_path / "corpus.csv", audio_root=tmp_path / "clips")
+    assert (corpus.utterances[0].audio, corpus.root) == (expected, tmp_path / "clips")
+    assert corpus.problems == ()
+
+
+def test_the_usual_table_of_a_lab_is_read_as_it_is(tmp_path: Path) -> None:
+    rows = [
+        "filename,Transcript,Speaker,rater1,Rater2,rater 3,gender",
+        "wav/a1.wav,Well.,ann,Sad,sad,Happy,f",
+        "wav/a2.wav,No.,ben,HAPPY,,Sad; Angry,m",
+        "wav/a3.wav,Oh.,ben,n/a,-,,m",
+    ]
+    corpus = read(tmp_path, "\n".join(rows) + "\n")
+    assert [u.id for u in corpus.utterances] == ["a1", "a2", "a3"]
+    assert [[(r.rater, r.label) for r in u.ratings] for u in corpus.utterances] == [
+        [("rater1", "Sad"), ("Rater2", "sad"), ("rater 3", "Happy")],
+        [("rater1", "HAPPY"), ("rater 3", "Sad"), ("rater 3", "Angry")],
+        [],
+    ]
+    assert corpus.defaults.emotions == ("angry", "happy", "sad")
+    assert corpus.utterances[0].attributes == {"gender": "f"}
+
+
+def test_raters_by_name_have_weights_and_a_label_beside_them_is_the_consensus(tmp_path: Path) -> None:
+    header = "id,audio,text,rater.ann,rater.ben,weight.ann,weight.cid,label"
+    first, second = read(tmp_path, f"{header}\n1,wav/a1.wav,x,sad,happy,2.5,7,sad\n2,b.wav,x,sad,,,,\n").utterances
+    assert [(r.rater, r.label, r.weight) for r in first.ratings] == [("ann", "sad", 2.5), ("ben", "happy", 1.0)]
+    assert [(r.rater, r.weight) for r in second.ratings] == [("ann", 1.0)]
+    assert first.attributes == {"weight.cid": 7.0, "consensus": "sad"}
+    with pytest.raises(CorpusError, match=r"line 2: the weight of 'ann' is '-1', expected a number from 0 to 10,000"):
+        read(tmp_path, f"{header}\n1,wav/a1.wav,x,sad,happy,-1,7,sad\n")
+
+
+@pytest.mark.parametrize("label", ["label", "votes.sad,votes.happy", "ratings"])
+def test_columns_of_raters_that_hold_no_words_or_stand_beside_votes_are_attributes(label: str, tmp_path: Path) -> None:
+    cell = {"label": "sad", "votes.sad,votes.happy": "1,2", "ratings": '"[""sad""]"'}[label]
+    number = "3.5" if label == "label" else "calm"
+    corpus = read(tmp_path, f"id,audio,text,{label},rater1,rater2\n1,wav/a1.wav,x,{cell},{number},\n")
+    assert only(corpus).attributes == {"rater1": 3.5 if label == "label" else "calm"}
+    assert votes(only(corpus))["sad"] == 1
+    with pytest.raises(CorpusError, match=r"line 1: no label: .* rater1, rater2"):
+        read(tmp_path, "id,audio,text,rater1\n1,wav/a1.wav,x,3.5\n")
+
+
+def test_a_rating_has_a_weight_and_a_stimulus_of_its_own(tmp_path: Path) -> None:
+    ratings = ["sad", {"rater": "r7", "label": "sad", "weight": 0.5, "stimulus": "audio"}]
+    utterance = only(json_lines(tmp_path, {"id": 1, "audio": "wav/a1.wav", "text": "x", "ratings": ratings}))
+    assert [(r.rater, r.weight, r.stimulus) for r in utterance.ratings] == [
+        ("anonymous1", 1.0, "audiovisual"),
+        ("r7", 0.5, "audio"),
+    ]
+
+
+@pytest.mark.parametrize("header", ["votes.sad,votes.happy", "rater1,rater2", "ratings,note"])
+def test_votes_on_the_voice_are_the_default_where_there_are_no_others(header: str, tmp_path: Path) -> None:
+    cells = {"votes.sad,votes.happy": "1,1", "rater1,rater2": "sad,happy", "ratings,note": '"[""sad"", ""happy""]",'}
+    table = f"id,audio,text,stimulus,{header}\n1,wav/a1.wav,x,Audio,{cells[header]}\n"
+    corpus = read(tmp_path, table)
+    assert {rating.stimulus for rating in only(corpus).ratings} == {"audio"}
+    assert (corpus.defaults.stimulus, set(corpus.defaults.emotions)) == ("audio", {"sad", "happy"})
+    both = read(tmp_path, f"{table}2,wav/a1.wav,x,,{cells[header]}\n")
+    assert both.defaults.stimulus == "audiovisual"
+
+
+def test_a_column_called_stimulus_that_holds_something_else_is_an_attribute(tmp_path: Path) -> None:
+    utterance = only(read(tmp_path, "id,audio,text,stimulus,label\n1,wav/a1.wav,x,clip 12,sad\n"))
+    assert utterance.attributes == {"stimulus": "clip 12"}
+    assert utterance.ratings[0].stimulus == "audiovisual"
+
+
+def test_a_user_names_columns(tmp_path: Path) -> None:
+    table = "clip,file,words,Ann's label,Ben,emotion\n7,wav/a1.wav,Well.,sad,happy,sad\n"
+    (tmp_path / "corpus.csv").write_text(table)
+    options = ["id=Clip", "text = words", "rater.ann=Ann's label", "rater.ben=Ben"]
+    utterance = only(read_corpus("manifest", tmp_path / "corpus.csv", columns=options))
+    assert (utterance.id, utterance.audio, utterance.transcript) == ("7", "wav/a1.wav", "Well.")
+    assert [(r.rater, r.label) for r in utterance.ratings] == [("ann", "sad"), ("ben", "happy")]
+    assert utterance.attributes == {"consensus": "sad"}
+
+
+def test_a_column_that_is_named_may_keep_its_second_meaning_and_others_of_that_role_are_attributes(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "corpus.csv").write_text("filename,text,transcript,label\nwav/a1.wav,one,two,sad\n")
+    utterance = only(read_corpus("manifest", tmp_path / "corpus.csv", columns=["id=filename", "text=transcript"]))
+    assert (utterance.id, utterance.audio, utterance.transcript) == ("wav/a1.wav", "wav/a1.wav", "two")
+    assert utterance.attributes == {"text": "one"}
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "what"),
+    [
+        (["id"], SettingError, "Bad column 'id', expected a role and a column such as id=filename"),
+        (["name=filename"], SettingError, "Bad column role 'name', expected one of ['id', 'audio', "),
+        (["rater.=filename"], SettingError, "Bad column role 'rater.'"),
+        (["id=a", "id=b"], SettingError, "Bad column 'id=b': 'id' is 'a' already"),
+        (["id=nowhere"], CorpusError, "line 1: no column 'nowhere' for 'id', the header is ['id', 'audio'"),
+    ],
+)
+def test_columns_that_are_named_wrongly_are_refused(
+    options: list[str], error: type[Exception], what: str, tmp_path: Path
+) -> None:
+    (tmp_path / "corpus.csv").write_text(VOTES)
+    with pytest.raises(error, match=re.escape(what)):
+        read_corpus("manifest", tmp_path / "corpus.csv", columns=options)
+    with pytest.raises(CorpusError, match=r"--audio-root and --column are for tables \(manifest, hf\), not for 'meld'"):
+        read_corpus("meld", tmp_path, audio_root=tmp_path)
+
+
+def test_recordings_of_the_same_name_need_ids(tmp_path: Path) -> None:
+    with pytest.raises(CorpusError, match=r"line 3: id 'a1' stands in line 2 already: names of recordings are ids"):
+        read(tmp_path, "audio,text,label\nwav/a1.wav,x,sad\nother/a1.wav,x,sad\n")
+
+
+def test_a_table_without_transcripts_is_read_and_told(tmp_path: Path) -> None:
+    corpus = read(tmp_path, "id,audio,label\n1,wav/a1.wav,sad\n")
+    assert only(corpus).transcript == ""
+    assert corpus.problems[0].what == "no column of transcripts; all of them are empty"
+
+
+@pytest.mark.parametrize("codec", ["utf-16-le", "utf-16-be"])
+@pytest.mark.parametrize("ending", ["\n", "\r\n"])
+def test_a_table_of_utf_16_is_read_like_one_of_utf_8(codec: str, ending: str, tmp_path: Path) -> None:
+    table = VOTES.replace("Well, no.", "Wëll, nø…").replace("\n", ending)
+    expected = read(tmp_path, table).utterances
+    assert read(tmp_path, ("\ufeff" + table).encode(codec)).utterances == expected
+    with pytest.raises(CorpusError, match="line 1: a NUL byte: not a text file, or UTF-16 without its mark"):
+        read(tmp_path, table.encode(codec))
+    with pytest.raises(CorpusError, match=r"corpus\.csv, line \d: not UTF-16, as it begins: "):
+        read(tmp_path, ("\ufeff" + table).encode(codec) + b"x")
+
+
+def test_bare_columns_of_emotions_may_count_votes(tmp_path: Path) -> None:
+    first, second = read(tmp_path, "id,audio,text,happy,sad\n1,wav/a1.wav,x,2.0,1.0\n2,b.wav,x,0,1\n").utterances
+    assert (votes(first), votes(second)) == ({"happy": 2, "sad": 1}, {"sad": 1})
+    assert {rating.weight for rating in (*first.ratings, *second.ratings)} == {1.0}
 
 
 @pytest.mark.parametrize(
     ("header", "what"),
     [
-        ("audio,text,label", r"no column 'id', expected one of \['id'\]"),
+        ("id,audio,text,rater.ann,ratings", r"columns rater\.<name> and ratings both hold the votes"),
         ("id,text,label", r"no column 'audio', expected one of \['audio', 'wav', .*\]"),
-        ("id,audio,label", r"no column 'text', expected one of \['text', 'transcript', .*\]"),
         ("id,audio,text", r"no label: expected columns votes\.<emotion>, distribution\.<emotion>, ratings or label"),
         ("id,audio,text,votes.", "no label"),
         ("id,audio,wav,text,label", "columns 'audio' and 'wav' mean the same"),
@@ -220,7 +401,10 @@ def test_votes_that_are_no_count_are_refused(cell: str, what: str, tmp_path: Pat
         ("[1]", "rating 1 is neither a label nor an object with rater and label"),
         ('["sad", ["sad"]]', "rating 2 is neither"),
         ('[{"rater": "r"}]', "rating 1 is neither"),
-        ('[{"rater": "r", "label": "sad", "weight": 2}]', "rating 1 is neither"),
+        ('[{"rater": "r", "label": "sad", "mood": 2}]', "rating 1 is neither"),
+        ('[{"rater": "r", "label": "sad", "weight": -2}]', "the weight of rating 1 is '-2', expected a number"),
+        ('[{"rater": "r", "label": "sad", "weight": "2"}]', "the weight of rating 1 is '\"2\"', expected a number"),
+        ('[{"rater": "r", "label": "sad", "stimulus": "smell"}]', "stimulus 'smell' is not one of"),
         ('["sad", " "]', "the label of rating 2 is no text"),
         ('[{"rater": 3, "label": "sad"}]', "the rater of rating 1 is no text"),
         ('["\\u0000"]', "the label of rating 1 is no text"),
@@ -273,7 +457,7 @@ def test_bytes_that_are_not_utf_8_are_refused_with_their_line(tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("table", "what"),
     [
-        ("", "line 1: no column 'id'"),
+        ("", "line 1: no column 'audio'"),
         ("id,audio,text,label\n", "the file ends after its header"),
         ("id,audio,text,label\n\n\n", "the file ends after its header"),
         ("id,audio,text,label\n1,wav/a1.wav,x,\n", "has a vote"),
@@ -330,7 +514,8 @@ def test_json_lines_say_the_same_as_the_table(tmp_path: Path) -> None:
     )  # fmt: skip
     corpus = json_lines(tmp_path, *records)
     assert corpus.utterances == read(tmp_path, VOTES).utterances
-    assert corpus.defaults.emotions == ("neutral", "happy", "angry")
+    # keys come in the order of the lines, which is no order of classes
+    assert corpus.defaults.emotions == ("angry", "happy", "neutral")
 
 
 def test_json_lines_hold_ratings_as_lists(tmp_path: Path) -> None:
@@ -441,6 +626,25 @@ def test_a_table_of_emo_superb_is_read_and_its_smoothing_undone(smooth: bool, di
         ("c.wav", "", "Test1"),
     ]
     assert corpus.utterances[0].attributes == {"EmoAct": 3.5, "EmoVal": 2.0, "Gender": "Female"}
+
+
+def test_the_table_of_nnime_whose_first_column_has_no_name_is_one_of_emo_superb(tmp_path: Path) -> None:
+    rows = "wav/a1.wav,0.5,0.5,7,F,train\nb.wav,1,0,8,M,test1\n"
+    corpus = read(tmp_path, ",Angry,Frustrated,SpkrID,Gender,Split_Set\n" + rows)
+    assert [(u.id, u.audio, u.speaker) for u in corpus.utterances] == [
+        ("a1.wav", "wav/a1.wav", "7"),
+        ("b.wav", "b.wav", "8"),
+    ]
+    assert (corpus.defaults.emotions, corpus.defaults.folds) == (("Angry", "Frustrated"), "official")
+
+
+def test_a_table_of_emo_superbs_challenge_needs_no_speakers(tmp_path: Path) -> None:
+    header = "FileName,Angry,Sad,Neutral,EmoAct,Gender,Split_Set"
+    rows = "wav/a1.wav,0.05,0.9,0.05,2.5,F,Train\nb.wav,0.025,0.95,0.025,3,M,Test1\n"
+    corpus = read(tmp_path, f"{header}\n{rows}")
+    assert [(u.id, u.speaker, u.split) for u in corpus.utterances] == [("a1.wav", "", "Train"), ("b.wav", "", "Test1")]
+    assert corpus.utterances[0].attributes == {"EmoAct": 2.5, "Gender": "F"}
+    assert any("smoothed" in problem.what for problem in corpus.problems)
 
 
 @given(

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
-from media_trees import write_meld
+import soundfile
+from media_trees import MEDIA, write_meld
 
 from amber2_core.errors import CorpusError
 from amber2_data.corpora import meld
@@ -59,6 +61,43 @@ def test_what_is_broken_in_the_release_has_no_recording(tmp_path: Path) -> None:
         "train_splits",
         "train_dia125_utt3 is known to be broken in the release",
     )
+
+
+@pytest.mark.parametrize("name", ["train_dia125_utt3", "dev_dia110_utt7"])
+def test_a_broken_clip_that_has_been_mended_is_read(name: str, tmp_path: Path) -> None:
+    split, _, stem = name.partition("_")
+    row = f"9,What?,Joey,surprise,negative,{stem[3:].replace('_utt', ',')},8,21,,\n"
+    edited(tmp_path, lambda text: text if name in "train_dia125_utt3" else text + row, f"{split}_sent_emo.csv")
+    file = tmp_path / MEDIA[split] / f"{stem}.wav"
+    file.write_bytes(b"RIFF but no more")
+    assert next(u for u in meld.read(tmp_path).utterances if u.id == name).audio is None
+    noise = np.random.default_rng(0).normal(0, 0.1, 16_000)
+    soundfile.write(file, noise, 16_000)
+    mended = meld.read(tmp_path)
+    assert next(u for u in mended.utterances if u.id == name).audio == f"{MEDIA[split]}/{stem}.wav"
+    assert not any("broken" in problem.what for problem in mended.problems if name in problem.what)
+
+
+def dyadic(text: str) -> str:
+    """As MELD_Dyadic has it: dialogues of two are numbered anew, and the old ids stand beside the new ones."""
+    header, *rows = text.splitlines()
+    lines = [header.replace("Utterance_ID,", "Utterance_ID,Old_Dialogue_ID,Old_Utterance_ID,")]
+    for number, (row, (old, new)) in enumerate(
+        zip(rows, ((",0,0,8,", "0,1"), (",0,1,8,", "0,0"), (",1,0,8,", "7,3"), (",125,3,8,", "9,9")), strict=True)
+    ):
+        assert old in row, number
+        lines.append(row.replace(old, f",{new}{old}"))
+    return "\n".join(lines) + "\n"
+
+
+def test_tables_of_meld_dyadic_go_by_the_old_ids(tmp_path: Path) -> None:
+    write_meld(tmp_path / "meld")
+    expected = {u.transcript: (u.id, u.audio, u.dialogue) for u in meld.read(tmp_path / "meld").utterances}
+    corpus = meld.read(edited(tmp_path / "dyadic", dyadic))
+    assert {u.transcript: (u.id, u.audio, u.dialogue) for u in corpus.utterances} == expected
+    assert any(p.file == TRAIN and "a table of MELD_Dyadic" in p.what for p in corpus.problems)
+    with pytest.raises(CorpusError, match="holds Old_Utterance_ID alone"):
+        meld.read(edited(tmp_path / "half", lambda text: dyadic(text).replace("Old_Dialogue_ID", "Older")))
 
 
 def test_the_tables_may_lie_where_the_repository_has_them(tmp_path: Path) -> None:

@@ -66,6 +66,40 @@ def test_a_video_out_of_shape_is_left_out_with_its_name(name: str, values: objec
     assert what in problem.what
 
 
+def test_segments_that_begin_before_their_recording_begin_with_it(tmp_path: Path) -> None:
+    edit(tmp_path, "-3g5yACwYnA", "intervals", np.array([[-0.04, 12.0], [-0.49, 9.5]]))
+    corpus = mosei.read(tmp_path)
+    assert [(u.id, u.start, u.duration) for u in corpus.utterances[:2]] == [
+        ("-3g5yACwYnA[1]", 0.0, 9.5),
+        ("-3g5yACwYnA[0]", 0.0, 12.0),
+    ]
+    (problem,) = corpus.problems
+    assert problem.what == ("2 segments begin before their recording does, for one -3g5yACwYnA[1]; they begin at 0 s")
+
+
+@pytest.mark.parametrize("interval", [[-0.6, 4.0], [-0.4, -0.1]])
+def test_what_begins_long_before_or_ends_before_its_recording_is_left_out(
+    interval: list[float], tmp_path: Path
+) -> None:
+    edit(tmp_path, "abc_DEF", "intervals", np.array([interval]))
+    corpus = mosei.read(tmp_path)
+    assert len(corpus.utterances) == 2
+    assert "segment 0 of abc_DEF lasts from" in corpus.problems[0].what
+
+
+def test_a_label_file_of_which_nothing_can_be_read_is_refused_for_that_and_not_for_its_recordings(
+    tmp_path: Path,
+) -> None:
+    write_mosei(tmp_path)
+    with h5py.File(tmp_path / "CMU_MOSEI_Labels.csd", "r+") as file:
+        for video in list(file["All Labels/data"]):
+            file.move(f"All Labels/data/{video}", f"All Labels/data/{video}[0]")
+    with pytest.raises(
+        CorpusError, match=r"No utterance in .*Labels\.csd .*a segment of a file that the SDK has aligned"
+    ):
+        mosei.read(tmp_path)
+
+
 def test_missing_words_or_recordings_are_told_or_refused(tmp_path: Path) -> None:
     write_mosei(tmp_path)
     (tmp_path / "CMU_MOSEI_TimestampedWords.csd").unlink()
@@ -102,7 +136,17 @@ def test_arrays_of_the_corpus_are_read_without_recordings(tmp_path: Path) -> Non
     ("arrays", "what"),
     [
         ({"labels": np.ones((2, 7))}, "holds no array 'id'"),
-        ({"id": ["a", "b"], "labels": np.ones((2, 6))}, r"labels of .* are \(2, 6\) float64, expected \(2, 7\)"),
+        ({"id": ["a", "b"], "labels": np.ones((2, 6))}, r"labels of .* are \(2, 6\), expected \(2, 7\) numbers"),
+        ({"id": ["a", "b"], "labels": np.ones((2, 1, 7))}, r"labels of .* are \(2, 1, 7\), expected \(2, 7\) numbers"),
+        (
+            {"id": np.full((2, 3), "a"), "labels": np.ones((2, 7))},
+            r"id of .* is \(2, 3\), expected \(utterances,\) \(an aligned",
+        ),
+        (
+            {"id": ["a", "b"], "labels": np.ones((2, 7)), "raw_text": ["one"]},
+            r"raw_text of .* is \(1,\), expected \(2,\), one text for each id",
+        ),
+        ({"id": ["a", "b"], "labels": np.full((2, 7), "x")}, r"labels of .* are 2 rows of object, expected"),
         ({"id": ["a", "a"], "labels": np.ones((2, 7))}, "id 'a' of row 1 is empty or stands there already"),
         ({"id": ["a", "b"], "labels": -np.ones((2, 7))}, "labels of 'a' are not finite, or intensities below 0"),
     ],

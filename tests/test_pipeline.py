@@ -22,6 +22,7 @@ from small_corpus import expected_speech, expected_text, with_utterance, write_r
 from small_models import save_speech, save_text
 
 import amber2_core.devices
+import amber2_data.sound
 import amber2_extract.encoders.text
 import amber2_extract.encoders.waveform
 import amber2_extract.recordings
@@ -299,7 +300,7 @@ def test_one_modality_may_be_added_later(place: Place, no_encoder_for_audio: Non
 @pytest.fixture
 def no_encoder_for_audio(monkeypatch: pytest.MonkeyPatch) -> None:
     """Text alone reads no recording."""
-    monkeypatch.setattr(amber2_extract.audio.soundfile, "SoundFile", None)
+    monkeypatch.setattr(amber2_data.sound.soundfile, "SoundFile", None)
 
 
 def test_what_is_not_asked_for_is_kept(place: Place) -> None:

@@ -40,6 +40,7 @@ CHANGES: dict[str, Any] = {
     "sampling_rate": 8_000,
     "max_seconds": 12.5,
     "resampler": Resampler(rolloff=0.99),
+    "repair": "cp1252",
 }
 
 

@@ -15,13 +15,13 @@ import pytest
 from extraction import Place, after, deal_singly, of, work_here
 from small_corpus import with_utterance
 
-import amber2_extract.audio
+import amber2_data.sound
 import amber2_extract.recordings
 import amber2_extract.worker
 from amber2_core.cache import read_cache
 from amber2_core.errors import CacheError, CorpusError
 from amber2_core.utterance import Corpus, LabelDefaults, Rating, Utterance
-from amber2_extract.audio import Excerpt
+from amber2_data.sound import Excerpt
 from amber2_extract.pipeline import Summary
 from amber2_extract.recordings import blank_cache, storable
 
@@ -152,7 +152,7 @@ def test_recordings_that_vanish_while_they_are_scanned(
 
 def _failing(number: int, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """From the recording of that name on, the system says so of every one, or only of that one."""
-    real, gone = amber2_extract.audio.soundfile.SoundFile, threading.Event()
+    real, gone = amber2_data.sound.soundfile.SoundFile, threading.Event()
 
     def opened(path: Path) -> Any:
         if path.name == name or gone.is_set():
@@ -161,7 +161,7 @@ def _failing(number: int, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
             raise OSError(number, os.strerror(number))
         return real(path)
 
-    monkeypatch.setattr(amber2_extract.audio.soundfile, "SoundFile", opened)
+    monkeypatch.setattr(amber2_data.sound.soundfile, "SoundFile", opened)
 
 
 @pytest.fixture
@@ -271,6 +271,6 @@ def test_an_earlier_cache_that_vanishes_is_one_line_and_stays_as_it_was(place: S
 
 def test_a_length_is_read_from_a_file_that_is_there(tmp_path: Path) -> None:
     """The cause of the error, which tells one kind from the other, is that of the system."""
-    with pytest.raises(amber2_extract.audio.AudioError) as caught:
-        amber2_extract.audio.seconds_of(Excerpt(tmp_path / "a.wav"))
+    with pytest.raises(amber2_data.sound.AudioError) as caught:
+        amber2_data.sound.seconds_of(Excerpt(tmp_path / "a.wav"))
     assert isinstance(caught.value.__cause__, FileNotFoundError)

@@ -622,6 +622,16 @@ def test_a_split_ballot_is_one_vote_at_most(utterances: list[Utterance], policy:
         assert votes.sum() <= len(raters) + 1e-12
 
 
+def test_votes_outside_the_space_join_an_other_that_is_one_of_its_emotions() -> None:
+    people = [Rating(f"r{k}", word) for k, word in enumerate(("sad", "OTHER", "bored", "awed", "happy"))]
+    policy = LabelPolicy(("sad", "Other", "happy"), out_of_space="other")
+    assert policy.classes == ("sad", "Other", "happy")
+    targets = _targets((_utterance(0, "", *people),), policy)
+    np.testing.assert_array_equal(targets.votes, [[1, 3, 1]])
+    dropped = _targets((_utterance(0, "", *people),), LabelPolicy(("sad", "Other", "happy")))
+    np.testing.assert_array_equal(dropped.votes, [[1, 1, 1]])
+
+
 # --- what is refused ---
 
 
@@ -636,10 +646,6 @@ def test_a_split_ballot_is_one_vote_at_most(utterances: list[Utterance], policy:
         ({"emotions": ("sad",)}, "Bad emotions ['sad'], expected at least two"),
         ({"emotions": ()}, "Bad emotions [], expected at least two"),
         ({"emotions": ("sad", "happy", "Sadness")}, "Bad emotions ['sad', 'happy', 'Sadness']: 'sad' is named twice"),
-        (
-            {"emotions": ("sad", "Other"), "out_of_space": "other"},
-            "Bad out-of-space 'other': 'other' is already one of the emotions",
-        ),
         (
             {"merge": (("excited", "joy"),)},
             "Bad merge 'excited' into 'joy', expected one of ['neutral', 'happy', 'angry', 'sad']",

@@ -24,6 +24,7 @@ from amber2_core.utterance import STIMULI, Corpus, LabelDefaults, Problem, Ratin
 
 from ..label_forms import anonymous_ratings
 from ..release import Row, first_of, read_table
+from ..sound import can_be_read, is_pointer
 
 ORIGIN = "The root is a clone of https://github.com/CheyneyComputerScience/CREMA-D with its Git LFS files."
 
@@ -56,7 +57,7 @@ SENTENCES = {
 }
 CLIP = re.compile(rf"(\d{{4}})_({'|'.join(SENTENCES)})_({'|'.join(ACTED)})_({'|'.join(LEVELS)})")
 
-SILENT = "1076_MTI_SAD_XX"  # of the release
+SILENT = "1076_MTI_SAD_XX"  # in the release; a clip that has been mended is read
 SAME_BYTES = (  # in the release
     ("1006_TIE_HAP_XX", "1006_TIE_NEU_XX"),
     ("1013_WSI_DIS_XX", "1013_WSI_SAD_XX"),
@@ -64,7 +65,6 @@ SAME_BYTES = (  # in the release
 )
 COUNT = re.compile(r"[0-9]{1,3}")
 ROW_NAME = re.compile(r"([123])[0-9]{5}")
-LFS_POINTER = b"version https://git-lfs"
 
 Votes = dict[str, dict[Stimulus, tuple[Rating, ...]]]
 
@@ -111,28 +111,19 @@ def _recordings(root: Path, problems: list[Problem]) -> dict[str, str]:
         file = f"{AUDIO}/{entry.name}"
         if not CLIP.fullmatch(clip):
             problems.append(Problem(file, None, "not named actor_sentence_emotion_level; left out"))
-        elif clip == SILENT:
-            problems.append(Problem(file, None, "known to hold no sound in the release; left out"))
-        elif _is_pointer(entry):
+        elif is_pointer(root / file):
             pointers += 1
+            found[clip] = file
+        elif clip == SILENT and not can_be_read(root / file):
+            problems.append(Problem(file, None, "known to hold no sound in the release; left out"))
         else:
             found[clip] = file
     if pointers:
         what = f"{pointers:,} recordings are Git LFS pointers, not sound: run `git lfs pull` in the clone"
-        if not found:
+        if len(found) == pointers:
             raise CorpusError(f"{root / AUDIO}: {what}")
-        problems.append(Problem(AUDIO, None, f"{what}; left out"))
+        problems.append(Problem(AUDIO, None, what))
     return found
-
-
-def _is_pointer(entry: os.DirEntry[str]) -> bool:
-    try:
-        if entry.stat().st_size > 1024:
-            return False
-        with open(entry.path, "rb") as file:
-            return file.read(len(LFS_POINTER)) == LFS_POINTER
-    except OSError:  # stage 1 reads the recording and says what is wrong with it
-        return False
 
 
 def _votes(root: Path, problems: list[Problem]) -> Votes:

@@ -6,11 +6,11 @@
 <root>/[data/]train-00000-of-00001.parquet, …                       or one .parquet file
 ```
 Columns mean what they mean in a manifest (`amber2_data.corpora.manifest`): an Audio column, or `audio` with paths below
-the root; `text`; `label` (words, or a ClassLabel), `ratings` (a list of labels) or `votes` (an object of counts);
-`speaker`, `session`, …. Without `id`, the name of a recording is the id of its utterance, without `split` the split
-of the dataset is. Sound that is stored inside the dataset is unpacked once, into `hf/` in the cache folder
-(AMBER2_CACHE_DIR, else ./cache), which becomes the root of the corpus. Nothing is downloaded, and no code that comes
-with a dataset is run.
+the root; `text`; `label` (words, or a ClassLabel), `ratings` (a list of labels), `votes` (an object of counts) or one
+column of numbers for each emotion; `speaker`, `session`, …. Without `id`, the name of a recording is the id of its
+utterance, without `split` the split of the dataset is. Sound that is stored inside the dataset is unpacked once, into
+`hf/` in the cache folder (AMBER2_CACHE_DIR, else ./cache), which becomes the root of the corpus. Nothing is downloaded,
+and no code that comes with a dataset is run.
 """
 
 from __future__ import annotations
@@ -24,11 +24,12 @@ from pathlib import Path
 from typing import Any
 
 from amber2_core.errors import CorpusError, parse_problem
+from amber2_core.files import written_whole
 from amber2_core.utterance import Corpus
 
 from ..manifest_columns import NAMES
 from ..release import Row, Table, flat_cells
-from .manifest import described_corpus
+from .manifest import Recordings, described_corpus
 
 ORIGIN = "The root is a folder that the datasets library saved, a folder of .parquet files, or one of them."
 
@@ -39,8 +40,13 @@ BATCH = 64  # rows, with the sound of all of them
 Records = list[tuple[int, dict[str, str]]]  # (row from 1, column → cell)
 
 
-def read(root: Path) -> Corpus:
+def read(root: Path, *, audio_root: Path | None = None, columns: Mapping[str, str] | None = None) -> Corpus:
     """The rows of a dataset, in their order, split by split.
+
+    Args:
+        root: the dataset.
+        audio_root: where recordings lie that are not inside of it; None: below the root.
+        columns: role → column, as `named_columns` gives it.
 
     Raises:
         CorpusError: the datasets library is missing or cannot read it, or a row has no meaning; the message names it.
@@ -53,19 +59,23 @@ def read(root: Path) -> Corpus:
         ) from None
     folder = Path(os.environ.get("AMBER2_CACHE_DIR") or "cache") / "hf" / _digest(str(root.resolve()).encode())[:16]
     records: Records = []
+    named = dict(columns or {})
     is_unpacked = False
     with tempfile.TemporaryDirectory() as scratch:
         for split, dataset in _splits(datasets, root, scratch):
             stored = [name for name, feature in dataset.features.items() if isinstance(feature, datasets.Audio)]
             is_unpacked |= bool(stored)
-            records += _records(root, split, dataset, stored[:1], folder, len(records))
+            records += _records(root, split, dataset, stored[:1], folder, {*named}, len(records))
+            if stored:  # other columns of files, which many datasets have beside it, name what it holds
+                named["audio"] = _place(stored[0])
     header = tuple(dict.fromkeys(name for _, cells in records for name in cells))
-    place = folder if is_unpacked else root if root.is_dir() else root.parent
+    below = root if root.is_dir() else root.parent
+    place = Recordings(folder) if is_unpacked else Recordings(audio_root or below, is_given=audio_root is not None)
 
     def table() -> Table:
         return Table(root, header, (Row(n, {name: cells.get(name, "") for name in header}) for n, cells in records))
 
-    return described_corpus("hf", root, place, table)
+    return described_corpus("hf", root, place, table, named)
 
 
 def _splits(datasets: Any, root: Path, scratch: str) -> Iterator[tuple[str, Any]]:
@@ -88,16 +98,18 @@ def _splits(datasets: Any, root: Path, scratch: str) -> Iterator[tuple[str, Any]
         raise CorpusError(f"Cannot read the dataset {root}: {' '.join(str(problem).split())[:200]}") from None
 
 
-def _records(root: Path, split: str, dataset: Any, audio: list[str], folder: Path, before: int) -> Records:
+def _records(
+    root: Path, split: str, dataset: Any, audio: list[str], folder: Path, named: set[str], before: int
+) -> Records:
     """The rows as text cells, their sound unpacked into files of `folder`."""
     meanings = {alias: name for name, aliases in NAMES.items() for alias in aliases}
-    roles = {meanings.get(name.lower()) for name in dataset.features}
+    roles = {meanings.get(name.lower()) for name in dataset.features} | named
     records: Records = []
     for number, row in enumerate(_rows(root, dataset), start=before + 1):
         record = {name: _word(dataset.features[name], value) for name, value in row.items() if name not in audio}
         for name in audio:
             stored = row[name] or {}
-            record[name if meanings.get(name.lower()) == "audio" else "audio"] = _unpacked(root, stored, folder, number)
+            record[_place(name)] = _unpacked(root, stored, folder, number)
             if "id" not in roles:
                 record["id"] = Path(str(stored.get("path") or f"row{number}")).stem
         if "split" not in roles and split:
@@ -107,6 +119,11 @@ def _records(root: Path, split: str, dataset: Any, audio: list[str], folder: Pat
         except (ValueError, TypeError) as problem:
             raise CorpusError(parse_problem(root, number, str(problem)[:200])) from None
     return records
+
+
+def _place(column: str) -> str:
+    """The column of the table in which the names of unpacked recordings stand."""
+    return column if column.lower() in NAMES["audio"] else "audio"
 
 
 def _rows(root: Path, dataset: Any) -> Iterator[Mapping[str, Any]]:
@@ -139,10 +156,8 @@ def _unpacked(root: Path, stored: Mapping[str, Any], folder: Path, number: int) 
             return ""
         name = _digest(sound)[:32] + (path.suffix if SUFFIX.fullmatch(path.suffix) else ".wav")
         if not (folder / name).exists():
-            folder.mkdir(parents=True, exist_ok=True)
-            partial = folder / f".{name}.{os.getpid()}"
-            partial.write_bytes(sound)
-            partial.replace(folder / name)
+            with written_whole(folder / name) as writing:
+                writing.write_bytes(sound)
     except OSError as problem:
         what = f"its recording cannot be unpacked: {problem.filename}: {problem.strerror}"
         raise CorpusError(parse_problem(root, number, what)) from None

@@ -4,29 +4,38 @@
 id,audio,text,speaker,session,votes.neutral,votes.happy,votes.angry,votes.sad
 a1,wav/a1.wav,"Well, no.",mary,1,2,0,1,0
 ```
-The root is the file itself; recordings are relative to its folder and stay inside it. A .csv or .tsv file is UTF-8,
-quoted as in RFC 4180, separated by comma, semicolon or tab, whichever the header holds. In a .jsonl file every line is
-an object with these keys, `votes` and `distribution` being objects of their own. Upper and lower case are the same:
+The root is the file itself; recordings are relative to its folder and stay inside it, or are absolute, which a problem
+of the corpus tells. With an audio root (`--audio-root`) they are relative to that, and of a longer path, be it absolute
+or of Windows, the longest end counts that is there. A .csv or .tsv file is UTF-8 (or UTF-16 with its mark), quoted as
+in RFC 4180, separated by comma, semicolon or tab, whichever the header holds. In a .jsonl file every line is an object
+with these keys, `votes` and `distribution` being objects of their own. Upper and lower case are the same:
 
 | column | holds |
 |---|---|
-| `id` | a name of its own for each utterance |
+| `id` | a name of its own for each utterance; without it, the name of the recording without its suffix |
 | `audio` (or `wav`, `file`, `path`, `FileName`, `audio_path`) | the recording |
-| `text` (or `transcript`, `transcription`, `Utterance`, `sentence`, `raw_text`) | what is said |
+| `text` (or `transcript`, `transcription`, `Utterance`, `sentence`, `raw_text`) | what is said; may be missing |
 | `speaker` (or `speaker_id`, `SpkrID`), `session` (or `fold`) | may be missing, as may all below |
 | `dialogue`, `split` (or `Split_Set`), `language` | |
 | `start`, `end` | seconds into the recording |
+| `stimulus` | what the raters were given: audio, video, audiovisual (what an empty cell says) |
 
-The label stands in one of four forms; an empty cell is nobody's vote:
+A column of another name gets its role by option: `--column id=filename`. The label stands in one of five forms; an
+empty cell is nobody's vote:
 - `votes.<emotion>`: how many raters chose the emotion, one column for each;
 - `distribution.<emotion>`, or just `<emotion>` where it is one of the field's words: shares that sum to 1, with the
   number of raters in `raters` if it is known;
-- `ratings`: JSON, a list of labels or of `{"rater": …, "label": …}`;
+- `rater.<name>`, or `rater1`, `rater2`, … (`annotator1`, `coder1`): what that rater said, one column for each;
+  several words stand between semicolons, commas or bars. `weight.<name>` is what the rater's votes weigh;
+- `ratings`: JSON, a list of labels or of `{"rater": …, "label": …}`, perhaps with `"weight"` and `"stimulus"`;
 - `label` (or `emotion`): one word. Beside one of the others it is the corpus's consensus, the attribute `consensus`.
 
-EMO-SUPERB's tables (`FileName,<classes>,[EmoAct,EmoVal,EmoDom,]SpkrID,Gender,Split_Set`) are read as they are, without
-id and text. Their labels are smoothed with ε = 0.05; where the least share of the file is just what smoothing leaves of
-none, the smoothing is undone, and a problem of the corpus says so.
+The label space is by default that of the columns, in their order; else all words that were said, in lower case,
+adjectives for nouns, in the order of the alphabet.
+
+EMO-SUPERB's tables (`FileName,<classes>,[EmoAct,EmoVal,EmoDom,][SpkrID,]Gender,Split_Set`) are read as they are, the
+one whose first column has no name among them. Their labels are smoothed with ε = 0.05; where the least share of the
+file is just what smoothing leaves of none, the smoothing is undone, and a problem of the corpus says so.
 
 Any other column becomes an attribute: numbers if all its cells are numbers or empty, else text.
 """
@@ -37,13 +46,13 @@ import os
 import posixpath
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 from amber2_core.errors import CorpusError, bad_choice, parse_problem
-from amber2_core.utterance import Corpus, LabelDefaults, Problem, Rating, Utterance
-from amber2_core.votes import CONSENSUS
+from amber2_core.utterance import STIMULI, Corpus, LabelDefaults, Problem, Rating, Utterance
+from amber2_core.votes import CONSENSUS, canonical
 
 from ..label_forms import (
     EMO_SUPERB_EPSILON,
@@ -52,28 +61,37 @@ from ..label_forms import (
     distributed_votes,
     finite_number,
     listed_ratings,
+    of_stimulus,
+    rater_votes,
     single_label,
     smoothing_floor,
 )
-from ..manifest_columns import Columns, manifest_columns
+from ..manifest_columns import Columns, check_columns, manifest_columns, settled
 from ..release import Row, Table, read_json_lines, read_table
+from ..transcripts import trimmed
 
 ORIGIN = (
     "The root is a CSV or .jsonl file with the columns id, audio, text, and votes.<emotion> (counts), "
-    "distribution.<emotion> (shares), ratings (JSON) or label."
+    "distribution.<emotion> (shares), rater.<name> (words), ratings (JSON) or label."
 )
 
 TABLES, JSON_LINES = (".csv", ".tsv"), (".jsonl", ".ndjson")
 Labels = Callable[[Mapping[str, str]], tuple[Rating, ...]]
 
 
-def read(root: Path) -> Corpus:
-    """The utterances of a manifest, in its order; the corpus' root is the folder of the file.
+def read(root: Path, *, audio_root: Path | None = None, columns: Mapping[str, str] | None = None) -> Corpus:
+    """The utterances of a manifest, in its order.
+
+    Args:
+        root: the file.
+        audio_root: where recordings lie, which becomes the root of the corpus; None: in the folder of the file.
+        columns: role → column, as `named_columns` gives it.
 
     Raises:
         CorpusError: the file is no such table, or a row of it has no meaning; the message names the line.
     """
-    return described_corpus("manifest", root, root.parent, lambda: _table(root))
+    place = Recordings(audio_root or root.parent, is_given=audio_root is not None)
+    return described_corpus("manifest", root, place, lambda: _table(root), columns)
 
 
 def _table(root: Path) -> Table:
@@ -85,29 +103,72 @@ def _table(root: Path) -> Table:
     return read_json_lines(root) if suffix in JSON_LINES else read_table(root, delimiters=",;\t")
 
 
-def described_corpus(name: str, path: Path, folder: Path, tables: Callable[[], Table]) -> Corpus:
+@dataclass(frozen=True)
+class Recordings:
+    """Where the recordings of a table lie."""
+
+    folder: Path
+    # whether a user said so: then only the ends of longer paths count
+    is_given: bool = False
+
+    def find(self, text: str) -> str | None:
+        """The path of a recording relative to the folder, or as it is if it is absolute; None where there is none.
+
+        A ValueError says what is wrong with it.
+        """
+        if not text:
+            return None
+        path = posixpath.normpath(text.replace("\\", "/"))
+        is_windows = bool(re.match(r"[A-Za-z]:", path)) or text.startswith("\\\\")
+        if self.is_given:
+            return self._end(path, is_absolute=is_windows or posixpath.isabs(path))
+        if is_windows and os.name != "nt":
+            raise ValueError(f"recording {text!r} is a path of Windows: say where the recordings lie by --audio-root")
+        if path.split("/")[0] == "..":
+            raise ValueError(
+                f"recording {text!r} climbs out of {self.folder}: put the manifest above its recordings, or say where "
+                "they lie by --audio-root"
+            )
+        return path
+
+    def _end(self, path: str, *, is_absolute: bool) -> str:
+        """The longest end of a path that is there; where none is, the path itself, or of an absolute one its name."""
+        parts = [part for part in re.sub("^[A-Za-z]:", "", path).split("/") if part not in ("", "..")]
+        ends = ["/".join(parts[first:]) for first in range(len(parts))]
+        found = next((end for end in ends if os.path.exists(self.folder / end)), None)
+        return found or (ends[-1] if is_absolute else ends[0])
+
+
+def described_corpus(
+    name: str, path: Path, recordings: Recordings, tables: Callable[[], Table], named: Mapping[str, str] | None = None
+) -> Corpus:
     """The utterances of a table whose columns are named as in a manifest, in its order, whatever file it is from.
 
     Args:
         name: of the reader.
         path: what messages name.
-        folder: the root of the corpus; recordings are relative to it and stay inside it.
+        recordings: where they lie, which is the root of the corpus.
         tables: gives the table anew each time.
+        named: role → column, where the user says so.
 
     Raises:
         CorpusError: the columns have no meaning, or a row has none; the message names the line.
     """
     table = tables()
-    columns = manifest_columns(path, table.header)
+    columns = manifest_columns(path, table.header, named)
+    if columns.unsure:
+        columns = settled(columns, _are_what_they_say(columns, tables()))
+        check_columns(path, columns)
     problems: list[Problem] = []
     labels = _label_form(columns, is_smoothed=columns.is_emo_superb and _is_smoothed(path, tables(), columns, problems))
     utterances: list[Utterance] = []
     lines: dict[str, int] = {}
     for row in table.rows:
         try:
-            utterance = _utterance(row, columns, labels, folder)
+            utterance = _utterance(row, columns, labels, recordings)
             if utterance.id in lines:
-                raise ValueError(f"id {utterance.id!r} stands in line {lines[utterance.id]} already")
+                hint = "" if "id" in columns.role else ": names of recordings are ids where no column 'id' is"
+                raise ValueError(f"id {utterance.id!r} stands in line {lines[utterance.id]} already{hint}")
         except ValueError as error:
             raise CorpusError(parse_problem(path, row.line, str(error))) from None
         lines[utterance.id] = row.line
@@ -117,12 +178,41 @@ def described_corpus(name: str, path: Path, folder: Path, tables: Callable[[], T
         utterances.append(utterance)
     if not utterances:
         raise CorpusError(f"No utterance in {path}: the file ends after its header")
-    _require_a_recording(path, folder, utterances)
+    _require_a_recording(path, recordings, utterances)
+    absolute = [u.audio for u in utterances if u.audio and os.path.isabs(u.audio)]
+    if absolute:
+        what = (
+            f"{len(absolute):,} recordings are absolute paths, for one {absolute[0]}: they hold on this machine alone"
+        )
+        problems.append(Problem(path.name, None, what))
     if "text" not in columns.role:
         problems.append(Problem(path.name, 1, "no column of transcripts; all of them are empty"))
     defaults = _defaults(path, columns, utterances)
     numbered = _with_numbers(utterances, columns.others)
-    return Corpus(name, folder, numbered, defaults, problems=tuple(problems))
+    return Corpus(name, recordings.folder, numbered, defaults, problems=tuple(problems))
+
+
+def _are_what_they_say(columns: Columns, table: Table) -> dict[str, bool]:
+    """Unsure column → whether its cells are what its name says: a stimulus, a word of a rater's, a share.
+
+    Columns that are called by emotions alone hold shares unless all of their numbers are whole and some row has more
+    than one: then they count votes.
+    """
+    are = dict.fromkeys(columns.unsure, True)
+    shares = [column for column in columns.unsure if column in columns.shares.values()]
+    raters = set(columns.raters.values())
+    are_counts, is_more_than_one = bool(shares), False
+    for row in table.rows:
+        for column in columns.unsure:
+            text = row.cells[column].strip()
+            if column in raters:
+                are[column] &= finite_number(text) is None
+            elif column not in shares:
+                are[column] &= text.casefold() in ("", *STIMULI)
+        numbers = [number for column in shares if (number := finite_number(row.cells[column].strip())) is not None]
+        are_counts &= all(number == int(number) for number in numbers)
+        is_more_than_one |= sum(numbers) > 1
+    return are | dict.fromkeys(shares, not (are_counts and is_more_than_one))
 
 
 def _is_smoothed(path: Path, table: Table, columns: Columns, problems: list[Problem]) -> bool:
@@ -139,16 +229,18 @@ def _is_smoothed(path: Path, table: Table, columns: Columns, problems: list[Prob
     return True
 
 
-def _utterance(row: Row, columns: Columns, labels: Labels, folder: Path) -> Utterance:
+def _utterance(row: Row, columns: Columns, labels: Labels, recordings: Recordings) -> Utterance:
     """The utterance of a row, with its attributes as text; a ValueError says what has no meaning."""
 
     def cell(role: str) -> str:
         return columns.cell(row.cells, role)
 
-    recording = _recording(cell("audio"), folder)
-    id_ = posixpath.basename(recording or "") if columns.is_emo_superb and "id" not in columns.role else cell("id")
+    recording = recordings.find(cell("audio"))
+    id_ = cell("id") if "id" in columns.role else posixpath.basename(recording or "")
+    if "id" not in columns.role and not columns.is_emo_superb:
+        id_ = posixpath.splitext(id_)[0]
     if not id_:
-        raise ValueError("empty id")
+        raise ValueError("empty id" if "id" in columns.role else "no recording, whose name would be the id")
     start, end = _seconds("start", cell("start")), _seconds("end", cell("end"))
     if end is not None and end <= (start or 0):
         raise ValueError(f"end {end:g} s is not after start {start or 0:g} s")
@@ -158,8 +250,8 @@ def _utterance(row: Row, columns: Columns, labels: Labels, folder: Path) -> Utte
     return Utterance(
         id=id_,
         audio=recording,
-        transcript=cell("text"),
-        ratings=labels(row.cells),
+        transcript=trimmed(row.cells[columns.role["text"]]) if "text" in columns.role else "",
+        ratings=_of_stimulus(labels(row.cells), cell("stimulus").casefold()),
         speaker="" if columns.is_emo_superb and cell("speaker") == "Unknown" else cell("speaker"),
         session=cell("session"),
         dialogue=cell("dialogue"),
@@ -169,6 +261,10 @@ def _utterance(row: Row, columns: Columns, labels: Labels, folder: Path) -> Utte
         duration=None if end is None else end - (start or 0),
         attributes={name: text for name, text in attributes.items() if text},
     )
+
+
+def _of_stimulus(ratings: tuple[Rating, ...], stimulus: str) -> tuple[Rating, ...]:
+    return tuple(of_stimulus(rating, stimulus) for rating in ratings) if stimulus else ratings
 
 
 def _label_form(columns: Columns, *, is_smoothed: bool) -> Labels:
@@ -181,22 +277,14 @@ def _label_form(columns: Columns, *, is_smoothed: bool) -> Labels:
             raters=columns.cell(cells, "raters"),
             is_smoothed=is_smoothed,
         )
+    if columns.raters:
+        return lambda cells: rater_votes(
+            {rater: cells[column] for rater, column in columns.raters.items()},
+            {rater: cells[column] for rater, column in columns.weights.items()},
+        )
     if "ratings" in columns.role:
         return lambda cells: listed_ratings(columns.cell(cells, "ratings"))
     return lambda cells: single_label(columns.cell(cells, "label"))
-
-
-def _recording(text: str, folder: Path) -> str | None:
-    """The path of a recording relative to the manifest's folder, which it must not leave."""
-    if not text:
-        return None
-    path = text.replace("\\", "/")
-    if posixpath.isabs(path) or re.match(r"[A-Za-z]:", path):
-        raise ValueError(f"recording {text!r} is absolute: write it relative to {folder}, where the manifest lies")
-    path = posixpath.normpath(path)
-    if path.split("/")[0] == "..":
-        raise ValueError(f"recording {text!r} climbs out of {folder}: put the manifest above its recordings")
-    return path
 
 
 def _seconds(name: str, text: str) -> float | None:
@@ -208,28 +296,46 @@ def _seconds(name: str, text: str) -> float | None:
     return number
 
 
-def _require_a_recording(path: Path, folder: Path, utterances: Sequence[Utterance]) -> None:
+def _require_a_recording(path: Path, recordings: Recordings, utterances: Sequence[Utterance]) -> None:
     """Refuse a manifest whose recordings are all elsewhere; single ones are stage 1's to report."""
     named = [utterance.audio for utterance in utterances if utterance.audio]
     if not named:
         raise CorpusError(f"{path} names no recording: its audio column is empty")
-    if not any(os.path.exists(folder / audio) for audio in named):
+    if not any(os.path.exists(recordings.folder / audio) for audio in named):
+        where = (
+            "they are looked for in --audio-root"
+            if recordings.is_given
+            else ("paths are relative to the manifest's folder, or to --audio-root")
+        )
         raise CorpusError(
-            f"None of the {len(named):,} recordings of {path} exists, for one {folder / named[0]}: "
-            "paths are relative to the manifest's folder"
+            f"None of the {len(named):,} recordings of {path} exists, for one {recordings.folder / named[0]}: {where}"
         )
 
 
 def _defaults(path: Path, columns: Columns, utterances: Sequence[Utterance]) -> LabelDefaults:
-    said = dict.fromkeys(rating.label for utterance in utterances for rating in utterance.ratings)
-    if not said:
+    given = {rating.stimulus for utterance in utterances for rating in utterance.ratings}
+    if not given:
         raise CorpusError(f"No utterance of {path} has a vote")
+    # where the raters were given several, what most corpora have
+    stimulus = next(one for one in ("audiovisual", *STIMULI) if one in given)
     folds: Literal["session", "speaker", "official"] = "speaker"
     if all(utterance.session for utterance in utterances):
         folds = "session"
     elif columns.is_emo_superb and {"train", "test1"} <= {utterance.split.casefold() for utterance in utterances}:
         folds = "official"
-    return LabelDefaults(emotions=tuple(columns.votes or columns.shares or said), folds=folds)
+    return LabelDefaults(emotions=_emotions(path, columns, utterances, stimulus), stimulus=stimulus, folds=folds)
+
+
+def _emotions(path: Path, columns: Columns, utterances: Sequence[Utterance], stimulus: str) -> tuple[str, ...]:
+    """The emotions in an order that no row decides: that of the columns, else the alphabet's."""
+    words = [*(columns.votes or columns.shares)]
+    if path.suffix.lower() in JSON_LINES:  # whose columns come in the order of the lines
+        words.sort()
+    if words:
+        first = {canonical(word): word for word in reversed(words)}
+        return tuple(first[word] for word in dict.fromkeys(map(canonical, words)))
+    ticks = (rating for utterance in utterances for rating in utterance.ratings)
+    return tuple(sorted({canonical(rating.label) for rating in ticks if rating.stimulus == stimulus}))
 
 
 def _with_numbers(utterances: Sequence[Utterance], names: Sequence[str]) -> tuple[Utterance, ...]:

@@ -9,7 +9,8 @@
 ```
 https://github.com/declare-lab/MELD, GPL-3.0; the release's .mp4 files have to be converted first, beside them and under
 their names: `ffmpeg -i dia0_utt0.mp4 -ac 1 -ar 16000 dia0_utt0.wav`. 13,708 utterances. There are no votes: the one
-label counts as one vote. Ids restart in each split, so they are prefixed with it.
+label counts as one vote. Ids restart in each split, so they are prefixed with it. MELD_Dyadic's tables may stand under
+these names: their columns Old_Dialogue_ID and Old_Utterance_ID are MELD's ids, and are used.
 """
 
 from __future__ import annotations
@@ -23,7 +24,9 @@ from amber2_core.errors import CorpusError
 from amber2_core.utterance import Corpus, LabelDefaults, Problem, Rating, Utterance
 from amber2_core.votes import CONSENSUS
 
-from ..release import Row, first_of, read_table
+from ..release import Row, Table, first_of, read_table
+from ..sound import can_be_read
+from ..transcripts import trimmed
 
 ORIGIN = "The root is the folder of MELD's CSV files, see https://github.com/declare-lab/MELD."
 
@@ -37,7 +40,8 @@ DEFAULTS = LabelDefaults(
 MEDIA = {"train": "train_splits", "dev": "dev_splits_complete", "test": "output_repeated_splits_test"}
 PLACES = ("", "data/MELD/")
 REQUIRED = ("Utterance", "Speaker", "Emotion", "Sentiment", "Dialogue_ID", "Utterance_ID")
-BROKEN = frozenset({"train_dia125_utt3", "dev_dia110_utt7"})  # in the release
+OLD = ("Old_Dialogue_ID", "Old_Utterance_ID")  # of MELD_Dyadic's tables, whose own ids name no recording
+BROKEN = frozenset({"train_dia125_utt3", "dev_dia110_utt7"})  # in the release; a clip that has been mended is read
 NUMBER = re.compile(r"[0-9]{1,6}")
 
 
@@ -57,9 +61,11 @@ def read(root: Path) -> Corpus:
             continue
         recordings = _recordings(root, split, problems)
         before = len(utterances)
-        for row in read_table(root / file, required=REQUIRED).rows:
+        table = read_table(root / file, required=REQUIRED)
+        ids = _ids(file, table, problems)
+        for row in table.rows:
             try:
-                utterance = _utterance(row, split, recordings)
+                utterance = _utterance(row, ids, split, recordings)
                 if utterance.id in utterances:
                     raise ValueError(f"second row for {utterance.id}")
             except ValueError as error:
@@ -87,31 +93,47 @@ def _recordings(root: Path, split: str, problems: list[Problem]) -> dict[str, st
     """`dia0_utt0` → its recording relative to the root."""
     folder = MEDIA[split]
     try:
-        names = os.listdir(root / folder)
+        names = set(os.listdir(root / folder))
     except OSError as error:
         problems.append(Problem(folder, None, f"no such folder ({error.strerror}); the split has no recordings"))
         return {}
-    found = {name[:-4]: f"{folder}/{name}" for name in names if name.endswith(".wav") and name[0] != "."}
-    videos = sum(name.endswith(".mp4") and name[:-4] not in found and name[0] != "." for name in names)
+    found = {
+        name[:-4]: f"{folder}/{name}"
+        for name in names
+        if name.endswith(".wav") and name[0] != "."
+        if f"{split}_{name[:-4]}" not in BROKEN or can_be_read(root / folder / name)
+    }
+    videos = sum(name.endswith(".mp4") and f"{name[:-4]}.wav" not in names and name[0] != "." for name in names)
     if videos:
         what = f"{videos:,} .mp4 files have no .wav beside them: ffmpeg -i dia0_utt0.mp4 -ac 1 -ar 16000 dia0_utt0.wav"
         problems.append(Problem(folder, None, what))
     return found
 
 
-def _utterance(row: Row, split: str, recordings: Mapping[str, str]) -> Utterance:
+def _ids(file: str, table: Table, problems: list[Problem]) -> tuple[str, str]:
+    """The columns of the ids under which MELD has its recordings."""
+    old = [column for column in OLD if column in table.header]
+    if len(old) == 1:
+        raise CorpusError(f"{table.path} holds {old[0]} alone: tables of MELD_Dyadic hold {' and '.join(OLD)}")
+    if not old:
+        return "Dialogue_ID", "Utterance_ID"
+    problems.append(Problem(file, 1, f"a table of MELD_Dyadic: recordings go by {' and '.join(OLD)}"))
+    return OLD
+
+
+def _utterance(row: Row, ids: tuple[str, str], split: str, recordings: Mapping[str, str]) -> Utterance:
     cells = {name: text.strip() for name, text in row.cells.items()}
-    dialogue, number = cells["Dialogue_ID"], cells["Utterance_ID"]
+    dialogue, number = (cells[column] for column in ids)
     if not NUMBER.fullmatch(dialogue) or not NUMBER.fullmatch(number):
-        raise ValueError(f"Dialogue_ID {dialogue[:20]!r} and Utterance_ID {number[:20]!r} are not both whole numbers")
+        raise ValueError(f"{ids[0]} {dialogue[:20]!r} and {ids[1]} {number[:20]!r} are not both whole numbers")
     if cells["Emotion"] not in DEFAULTS.emotions:
         raise ValueError(f"emotion {cells['Emotion'][:20]!r} is not one of {list(DEFAULTS.emotions)}")
     name = f"dia{int(dialogue)}_utt{int(number)}"
     attributes = {"season": "Season", "episode": "Episode", "start_time": "StartTime", "end_time": "EndTime"}
     return Utterance(
         id=f"{split}_{name}",
-        audio=None if f"{split}_{name}" in BROKEN else recordings.get(name),
-        transcript=cells["Utterance"],
+        audio=recordings.get(name),
+        transcript=trimmed(row.cells["Utterance"]),
         ratings=(Rating("consensus", cells["Emotion"]),),
         speaker=cells["Speaker"],
         dialogue=f"{split}_dia{int(dialogue)}",
@@ -129,6 +151,7 @@ def _missing(utterances: Mapping[str, Utterance]) -> list[Problem]:
     problems = [
         Problem(MEDIA[utterances[name].split], None, f"{name} is known to be broken in the release; without recording")
         for name in sorted(BROKEN & utterances.keys())
+        if not utterances[name].audio
     ]
     for split, folder in MEDIA.items():
         silent = [u.id for u in utterances.values() if u.split == split and not u.audio and u.id not in BROKEN]

@@ -30,7 +30,7 @@ import numpy.typing as npt
 from amber2_core.errors import CacheError, CorpusError
 from amber2_core.utterance import Corpus, LabelDefaults, Problem, Rating, Utterance
 
-from ..arrays import open_arrays
+from ..arrays import ArrayFile, open_arrays
 from ..release import first_of
 
 ORIGIN = "The root is a folder with CMU_MOSEI_Labels.csd and wav/, or one .npz file with id, labels and raw_text."
@@ -47,6 +47,8 @@ DEFAULTS = LabelDefaults(
 PICKLES = (".pkl", ".pickle")
 VIDEO = re.compile(r"[\w-]{1,100}")
 PAUSE = "sp"
+EARLIEST = 0.5  # s before their recording at which segments of the release begin
+ALIGNED = re.compile(r"[\w-]{1,100}\[\d+\]")
 MAX_NUMBERS = 2_000_000  # of one video: more is a damaged file
 
 Numbers = npt.NDArray[np.float64]
@@ -77,12 +79,15 @@ def _read_folder(root: Path) -> Corpus:
         raise CorpusError(f"None of the folders {list(AUDIO)} is in {root}. {ORIGIN}")
     recordings = {name[:-4] for name in os.listdir(root / folder) if name.endswith(".wav")}
     utterances: list[Utterance] = []
-    silent = []
+    silent, early = [], []
     for video, labels, intervals in _segments(root / LABELS, "All Labels", 7, problems):
         if video not in recordings:
             silent.append(video)
         for number in np.argsort(intervals[:, 0], kind="stable"):
             start, end = (float(value) for value in intervals[number])
+            if -EARLIEST <= start < 0 < end:
+                start = 0.0
+                early.append(f"{video}[{number}]")
             if not 0 <= start < end:
                 what = f"segment {number} of {video} lasts from {start:g} to {end:g} s; left out"
                 problems.append(Problem(LABELS, None, what))
@@ -101,6 +106,11 @@ def _read_folder(root: Path) -> Corpus:
                     attributes=attributes,
                 )
             )
+    if not utterances:
+        raise CorpusError(f"No utterance in {root / LABELS}{first_of(problems)}. {ORIGIN}")
+    if early:
+        what = f"{len(early):,} segments begin before their recording does, for one {early[0]}; they begin at 0 s"
+        problems.append(Problem(LABELS, None, what))
     if not any(utterance.audio for utterance in utterances):
         raise CorpusError(
             f"No video of {root / LABELS} has its recording in {root / folder}{first_of(problems)}. {ORIGIN}"
@@ -151,6 +161,8 @@ def _dataset(video: Any, name: str) -> Any:
 
 
 def _check_shapes(video: str, features: Any, intervals: Any, width: int) -> None:
+    if ALIGNED.fullmatch(video):
+        raise ValueError("a segment of a file that the SDK has aligned, not a video: take the file as it was before")
     if not VIDEO.fullmatch(video):
         raise ValueError("not the name of a video")
     if features.shape[1] != width or intervals.shape != (len(features), 2) or intervals.dtype != np.float64:
@@ -183,22 +195,36 @@ def _said(words: tuple[list[str], Numbers] | None, start: float, end: float) -> 
     return " ".join(words[0][k] for k in np.flatnonzero((middles >= start) & (middles < end)) if words[0][k] != PAUSE)
 
 
+def _count(path: Path, file: ArrayFile) -> int:
+    """How many utterances a file of arrays is of, all of which have one row in each of its arrays that are read."""
+    shape = file.shapes["id"]
+    if len(shape) != 1:
+        hint = " (an aligned file has video, start and end there: join them into one id)" if len(shape) == 2 else ""
+        raise CorpusError(f"id of {path} is {shape}, expected (utterances,){hint}")
+    if file.shapes["labels"] != (*shape, 7):
+        raise CorpusError(f"labels of {path} are {file.shapes['labels']}, expected {(*shape, 7)} numbers")
+    for name in ("raw_text", "split", "video"):
+        if file.shapes.get(name, shape) != shape:
+            raise CorpusError(f"{name} of {path} is {file.shapes[name]}, expected {shape}, one text for each id")
+    return shape[0]
+
+
 def _read_arrays(path: Path) -> Corpus:
     try:
         file = open_arrays(path)
         missing = [name for name in ("id", "labels") if name not in file.shapes]
         if missing:
             raise CorpusError(f"{path} holds no array {missing[0]!r} ({[*file.shapes]}). {ORIGIN}")
+        count = _count(path, file)
         ids = [str(id_) for id_ in file.read("id")]
         labels = file.read("labels")
         columns = {
-            name: file.read(name) if file.shapes.get(name) == (len(ids),) else [""] * len(ids)
-            for name in ("raw_text", "split", "video")
+            name: file.read(name) if name in file.shapes else [""] * count for name in ("raw_text", "split", "video")
         }
     except CacheError as error:
         raise CorpusError(str(error)) from None
-    if labels.shape != (len(ids), 7) or labels.dtype.kind not in "fiu" or not ids:
-        raise CorpusError(f"labels of {path} are {labels.shape} {labels.dtype}, expected ({len(ids)}, 7) numbers")
+    if labels.dtype.kind not in "fiu" or not ids:
+        raise CorpusError(f"labels of {path} are {len(ids)} rows of {labels.dtype}, expected (utterances, 7) numbers")
     utterances: dict[str, Utterance] = {}
     for row, (id_, numbers) in enumerate(zip(ids, labels.astype(np.float64), strict=True)):
         if id_ in utterances or not id_:

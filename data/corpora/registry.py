@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
-from typing import Protocol, cast
+from typing import Any, Protocol, cast
 
 from amber2_core.errors import CorpusError, bad_choice
 from amber2_core.utterance import Corpus, LabelDefaults
@@ -25,6 +26,8 @@ READERS: dict[str, str] = {
     "msp_podcast": "msp_podcast",
     "synthetic": "synthetic",
 }
+# what is described by a table, of which a user may say where its recordings are and what its columns mean
+TABLES = ("manifest", "hf")
 
 _log = logging.getLogger(__name__)
 
@@ -34,8 +37,8 @@ class Reader(Protocol):
 
     ORIGIN: str  # one line for who does not have it: what the root is, and where it comes from
 
-    def read(self, root: Path) -> Corpus:
-        """The corpus at a root that exists.
+    def read(self, root: Path, **settings: Any) -> Corpus:
+        """The corpus at a root that exists; `TABLES` take settings.
 
         Raises:
             CorpusError: a file is missing or cannot be parsed; the message names it, and the line.
@@ -83,16 +86,31 @@ def corpus_root(name: str, root_option: str | Path | None = None) -> Path:
     return root
 
 
-def read_corpus(name: str, root: str | Path) -> Corpus:
+def read_corpus(name: str, root: str | Path, *, audio_root: Path | None = None, columns: Sequence[str] = ()) -> Corpus:
     """The corpus of that name at a root.
 
+    Args:
+        name: of its reader.
+        root: where it lies.
+        audio_root: where the recordings of a table lie.
+        columns: roles of a table's columns, as ``id=filename``.
+
     Raises:
-        CorpusError: no reader has that name, the root is not there, or a file is missing or cannot be parsed.
+        CorpusError: no reader has that name, the root is not there, a file is missing or cannot be parsed, or it is no
+            table of a user's own, and something is said of one.
+        SettingError: a column has a role that there is not.
     """
     module, root = reader(name), Path(root)
+    settings: dict[str, Any] = {}
+    if audio_root is not None or columns:
+        if name not in TABLES:
+            raise CorpusError(f"--audio-root and --column are for tables ({', '.join(TABLES)}), not for {name!r}")
+        from ..manifest_columns import named_columns
+
+        settings = {"audio_root": audio_root, "columns": named_columns(columns)}
     if not os.path.exists(root):
         raise CorpusError(f"No corpus {name!r} at {root}. {module.ORIGIN}")
-    corpus = module.read(root)
+    corpus = module.read(root, **settings)
     if corpus.problems:
         _log.warning("%s was not read without problems%s; check-corpus lists all", root, first_of(corpus.problems))
     return corpus

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from amber2_core.devices import on
-from amber2_core.errors import AudioError, ModelError
+from amber2_core.errors import ModelError
+from amber2_data.sound import Waveform, check_samples
 
-from ..audio import Waveform
 from ..checkpoint import Checkpoint
 from ..recipe import Precision
 from ..rows import Row
@@ -61,11 +61,7 @@ class SpeechEncoder(Encoder):
         Raises:
             AudioError: it is too short.
         """
-        if len(waveform) < self.least_samples:
-            raise AudioError(
-                f"is too short: {len(waveform)} samples at {self.sampling_rate:,} Hz make no frame, "
-                f"{self.least_samples} would"
-            )
+        check_samples(len(waveform), self.least_samples, self.sampling_rate)
 
     def prepare(self, waveform: Waveform) -> Tensor:
         """One utterance as the checkpoint's own preprocessor wants it: normalised, where it says so, before padding.
