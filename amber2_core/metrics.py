@@ -9,7 +9,8 @@ shares within 1e-6 of each other are equal. The predicted class is the argmax, t
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -17,11 +18,31 @@ from numpy.typing import ArrayLike, NDArray
 from . import distributions
 from .distributions import SHARE_TOLERANCE, FloatArray, label, largest, sum_over_classes
 
-Metric = Callable[[ArrayLike, ArrayLike], FloatArray]
+Score = Callable[[ArrayLike, ArrayLike], FloatArray]
 
 CALIBRATION_BINS = 10
 # so many classes does it take for a correlation over classes to tell anything
 R2_CLASSES = 3
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A score of test folds, how tables call it, and which way is better."""
+
+    score: Score
+    title: str
+    better: Literal["lower", "higher"]
+    # its place, from 1, among those that `train-heads` prints; 0: it is in results.csv and in reports alone
+    printed: int = 0
+
+    def __call__(self, target: ArrayLike, probs: ArrayLike) -> FloatArray:
+        """Target (…, N, classes) and probabilities (…, N, classes) → (…)."""
+        return self.score(target, probs)
+
+    @property
+    def arrow(self) -> str:
+        """Down where lower is better, up where higher is."""
+        return "↓" if self.better == "lower" else "↑"
 
 
 # one utterance each: (…, N, classes) → (…, N)
@@ -216,13 +237,22 @@ def ece(target: ArrayLike, probs: ArrayLike) -> FloatArray:
     return _ratio(np.abs(sums).sum(-1), np.full(gap.shape[:-1], gap.shape[-1]), np.nan)
 
 
+# by their names in results.csv, in its order
 METRICS: Mapping[str, Metric] = {
-    metric.__name__: metric
-    for metric in (
-        js, js_distance_nats, bc, r2, accuracy, accuracy_untied, uar, macro_f1, weighted_f1, macro_f1_threshold, ece,
-    )
-}  # fmt: skip
-UTTERANCE_METRICS: Mapping[str, Metric] = {
+    "js": Metric(js, "JS", "lower", printed=1),
+    "js_distance_nats": Metric(js_distance_nats, "√JS, nats", "lower"),
+    "bc": Metric(bc, "BC", "higher", printed=2),
+    "r2": Metric(r2, "R²", "higher", printed=3),
+    "accuracy": Metric(accuracy, "ACC", "higher", printed=6),
+    "accuracy_untied": Metric(accuracy_untied, "ACC untied", "higher"),
+    "uar": Metric(uar, "UAR", "higher", printed=7),
+    "macro_f1": Metric(macro_f1, "F1", "higher", printed=4),
+    "weighted_f1": Metric(weighted_f1, "W-F1", "higher", printed=5),
+    "macro_f1_threshold": Metric(macro_f1_threshold, "F1 > 1/C", "higher"),
+    "ece": Metric(ece, "ECE", "lower", printed=8),
+}
+# metrics that are means over utterances, before the mean: of these the significance tests draw utterances again
+UTTERANCE_METRICS: Mapping[str, Score] = {
     "js": utterance_js,
     "js_distance_nats": utterance_js_distance_nats,
     "bc": utterance_bc,

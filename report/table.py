@@ -10,21 +10,8 @@ from typing import Literal
 
 import pandas as pd
 
-# how a metric is called in a table's head, with the direction that is better
-METRIC_TITLES = {
-    "js": "JS ↓",
-    "js_distance_nats": "√JS, nats ↓",
-    "bc": "BC ↑",
-    "r2": "R² ↑",
-    "accuracy": "ACC ↑",
-    "accuracy_untied": "ACC untied ↑",
-    "uar": "UAR ↑",
-    "macro_f1": "F1 ↑",
-    "weighted_f1": "W-F1 ↑",
-    "macro_f1_threshold": "F1 > 1/C ↑",
-    "ece": "ECE ↓",
-}
-LOWER_IS_BETTER = frozenset(name for name, title in METRIC_TITLES.items() if title.endswith("↓"))
+from amber2_core.metrics import METRICS
+
 DIGITS = 3
 MISSING = "–"
 LATEX = {
@@ -89,20 +76,20 @@ class Table:
         for values in zip(*(part.astype(float).tolist() for part in parts), strict=True):
             there = tuple(value for value in values if math.isfinite(value))
             cells.append(Cell(column.kind, tuple(_read(value, column.kind) for value in there) or (MISSING,), there))
-        return self._with_best(column, cells) if self.bold and column.name in METRIC_TITLES else cells
+        return self._with_best(column, cells) if self.bold and column.name in METRICS else cells
 
     def _with_best(self, column: Column, cells: list[Cell]) -> list[Cell]:
         """The cells with the best number marked, and those that read the same."""
         values = [cell.values[0] for cell in cells if cell.values]
         if len(values) < 2:
             return cells
-        best = number_text(min(values) if column.name in LOWER_IS_BETTER else max(values))
+        best = number_text(min(values) if METRICS[column.name].better == "lower" else max(values))
         return [Cell(cell.kind, cell.texts, cell.values, best=cell.texts[0] == best) for cell in cells]
 
 
 def title_of(metric: str) -> str:
-    """How a metric is called in a table's head."""
-    return METRIC_TITLES.get(metric, metric)
+    """How a metric is called in a table's head, with the direction that is better."""
+    return f"{METRICS[metric].title} {METRICS[metric].arrow}"
 
 
 def number_text(value: float | None, digits: int = DIGITS, signed: bool = False) -> str:

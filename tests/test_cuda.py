@@ -18,6 +18,7 @@ from synthetic_data import training_data, write_small_cache
 from amber2_core.cache import read_cache
 from amber2_core.devices import set_arithmetic
 from amber2_core.errors import WorkerError
+from amber2_core.fusion import FUSIONS
 from amber2_core.run_folder import read_settings
 from amber2_train import tasks
 from amber2_train.cli import train_heads
@@ -69,7 +70,7 @@ def _assert_near(rows: list[dict[str, Any]], expected: list[dict[str, Any]], wit
         assert [ours["js"], ours["bc"]] == pytest.approx([right["js"], right["bc"]], abs=within)
 
 
-@pytest.mark.parametrize("fusion", ["gmu", "concat", "softmax-gate", "self-gate"])
+@pytest.mark.parametrize("fusion", FUSIONS)
 def test_a_sweep_on_a_gpu_scores_as_on_a_cpu(tmp_path: Path, fusion: str) -> None:
     _assert_near(_rows(tmp_path / "gpu", fusion=fusion), _rows(tmp_path / "cpu", "cpu", fusion=fusion), 1e-3)
 

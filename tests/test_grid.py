@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 
 from amber2_core.errors import SettingError
+from amber2_core.fusion import FUSIONS
 from amber2_train.grid import Setting, Variant, axes_of, check_axis, expand, own_axes, parse_axis
 from amber2_train.stacked.system import StackedSystem
-from amber2_train.systems.amber2 import Amber2Settings
+from amber2_train.systems.amber2 import DISTANCES, Amber2Settings
 from amber2_train.systems.system import option, system_of
 
 OURS = axes_of(["amber2", "cb-ce"])
@@ -47,8 +48,8 @@ def test_a_comma_list_becomes_the_values_of_an_axis(name: str, text: str, values
         ("dropout", "1", "Bad dropout 1, expected a number of at least 0 and below 1"),
         ("batch_size", "0", "Bad batch-size 0, expected a number of at least 1"),
         ("batch_size", "12.5", "Bad batch-size '12.5', expected numbers such as 128 or 64,128"),
-        ("fusion", "sum", "Bad fusion 'sum', expected one of ['gmu', 'concat', 'softmax-gate', 'self-gate']"),
-        ("loss", "mse", "Bad loss 'mse', expected one of ['js', 'kl', 'soft-ce']"),
+        ("fusion", "fission", f"Bad fusion 'fission', expected one of {list(FUSIONS)}"),
+        ("loss", "gain", f"Bad loss 'gain', expected one of {list(DISTANCES)}"),
         ("weight_gradient", "stop", "Bad weight-gradient 'stop', expected one of ['detach', 'flow']"),
     ],
 )

@@ -29,6 +29,16 @@ def predicted(*shape: int, seed: int) -> Floats:
     return np.random.default_rng(seed + 1).dirichlet(np.full(shape[-1], 0.6), size=shape[:-1])
 
 
+# loops over utterances, and the names of loops over a fold, by metric
+BY_UTTERANCE: dict[str, Callable[..., float]] = {
+    "js": reference.js,
+    "js_distance_nats": reference.js_distance_nats,
+    "bc": reference.bhattacharyya,
+    "r2": reference.r2,
+    "accuracy": lambda y, p: float(reference.argmax(y) == reference.argmax(p)),
+}
+BY_FOLD = ("accuracy", "accuracy_untied", "uar", "macro_f1", "weighted_f1", "macro_f1_threshold", "ece")
+
 samples = st.builds(
     lambda rows, classes, seed: (rated(rows, classes, seed), predicted(rows, classes, seed=seed)),
     st.integers(1, 30), st.integers(2, 9), st.integers(0, 10**6),
@@ -42,26 +52,24 @@ def test_the_published_test_vector_comes_out() -> None:
 
 
 @given(samples)
-def test_every_metric_is_what_the_loops_give(sample: tuple[Floats, Floats]) -> None:
+def test_metrics_are_what_the_loops_give(sample: tuple[Floats, Floats]) -> None:
     target, probs = sample
     scores = metrics.evaluate(target, probs)
     assert list(scores) == list(metrics.METRICS)
     pairs = list(zip(target.tolist(), probs.tolist(), strict=True))
-    by_utterance: dict[str, Callable[..., float]] = {
-        "js": reference.js,
-        "js_distance_nats": reference.js_distance_nats,
-        "bc": reference.bhattacharyya,
-        "r2": reference.r2,
-        "accuracy": lambda y, p: float(reference.argmax(y) == reference.argmax(p)),
-    }
-    assert set(by_utterance) == set(metrics.UTTERANCE_METRICS)
-    for name, loop in by_utterance.items():
+    for name, loop in BY_UTTERANCE.items():
         expected = [loop(y, p) for y, p in pairs]
         np.testing.assert_allclose(metrics.UTTERANCE_METRICS[name](target, probs), expected, atol=1e-7, err_msg=name)
         assert scores[name] == pytest.approx(np.mean(expected), abs=1e-7, nan_ok=True), name
-    for name in ("accuracy", "accuracy_untied", "uar", "macro_f1", "weighted_f1", "macro_f1_threshold", "ece"):
+    for name in BY_FOLD:
         expected_score = getattr(reference, name)(target.tolist(), probs.tolist())
         assert scores[name] == pytest.approx(expected_score, abs=1e-12, nan_ok=True), name
+
+
+@given(samples)
+def test_a_metric_of_single_utterances_has_their_mean_for_a_score(sample: tuple[Floats, Floats]) -> None:
+    for name, metric in metrics.UTTERANCE_METRICS.items():
+        assert metrics.METRICS[name](*sample) == pytest.approx(metric(*sample).mean(), abs=1e-12), name
 
 
 @given(samples)
@@ -124,8 +132,8 @@ def test_a_confidence_on_an_edge_belongs_to_the_bin_below() -> None:
 @given(samples)
 def test_scores_lie_within_their_bounds(sample: tuple[Floats, Floats]) -> None:
     scores = metrics.evaluate(*sample)
-    for name, score in scores.items():
-        assert math.isnan(score) or 0 <= score <= 1 + 1e-12, name
+    for name in {*BY_UTTERANCE, *BY_FOLD}:
+        assert math.isnan(scores[name]) or 0 <= scores[name] <= 1 + 1e-12, name
     js, bc = (metrics.UTTERANCE_METRICS[name](*sample) for name in ("js", "bc"))
     assert scores["js_distance_nats"] <= math.sqrt(math.log(2)) + 1e-12
     apart = 1 - bc > 1e-6
@@ -136,10 +144,20 @@ def test_scores_lie_within_their_bounds(sample: tuple[Floats, Floats]) -> None:
 def test_a_perfect_prediction_has_a_perfect_score() -> None:
     target = rated(200, 5, 0)
     scores = metrics.evaluate(target, target)
-    perfect = {name: 0.0 if name in ("js", "js_distance_nats") else 1.0 for name in scores if name not in ("r2", "ece")}
+    known = {*BY_UTTERANCE, *BY_FOLD} - {"r2", "ece"}
+    perfect = {name: 0.0 if metrics.METRICS[name].better == "lower" else 1.0 for name in known}
     assert {name: float(scores[name]) for name in perfect} == pytest.approx(perfect)
     varied = target[target.std(-1) > 0]
     assert metrics.r2(varied, varied) == pytest.approx(1, abs=1e-5)
+
+
+@given(samples)
+def test_no_prediction_is_better_than_the_votes_of_raters_who_agree(sample: tuple[Floats, Floats]) -> None:
+    target, probs = np.eye(sample[0].shape[-1])[sample[0].argmax(-1)], sample[1]
+    perfect, scores = metrics.evaluate(target, target), metrics.evaluate(target, probs)
+    for name, metric in metrics.METRICS.items():
+        loss = scores[name] - perfect[name] if metric.better == "lower" else perfect[name] - scores[name]
+        assert loss >= -1e-9, name
 
 
 def test_rounding_puts_no_divergence_below_zero() -> None:

@@ -23,7 +23,7 @@ from run_folders import GRID, Sketch, write_run
 from synthetic_data import write_small_cache
 
 from amber2_core.errors import RunFolderError
-from amber2_core.metrics import METRICS
+from amber2_core.metrics import METRICS, Metric
 from amber2_core.run_folder import (
     read_experts,
     read_results,
@@ -380,7 +380,7 @@ def test_a_metric_that_is_new_stands_in_the_report_of_every_run_of_before(
     def certainty(target: Any, probs: Any) -> Any:
         return np.asarray(probs, np.float64).max(-1).mean(-1)
 
-    monkeypatch.setitem(METRICS, "certainty", certainty)  # type: ignore[arg-type]
+    monkeypatch.setitem(METRICS, "certainty", Metric(certainty, "Certainty", "higher"))  # type: ignore[arg-type]
     (chapter,) = write_report([run], tmp_path / "out").chapters
     table = chapter.tables["all-metrics"].frame.set_index("entry")
     p = chapter.group.predictions

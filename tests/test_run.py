@@ -37,6 +37,8 @@ from amber2_report.cli import report_runs
 from amber2_train import run as run_module
 from amber2_train.cli import train_heads
 from amber2_train.options import Grid, TrainOptions
+from amber2_train.results import Report
+from amber2_train.show import print_table
 
 QUICK = ["--hidden", "5", "--seeds", "2", "--epochs", "3", "--batch-size", "16", "--lr", "0.03"]
 GRID = ["--kappa", "0,8", "--lambda-mai", "0.3,2"]
@@ -204,6 +206,16 @@ def test_the_table_shows_every_system_and_head_and_what_dev_chose(shown: tuple[P
     for expert in ("audio", "text"):
         assert f"{expert} {statistics.fmean(row[f'weight_{expert}'] for row in own):.3f}" in weights
     assert lines[-1] == f"run folder: {folder}"
+
+
+def test_a_system_of_a_long_name_is_shown_with_all_of_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    system = "a-system-that-says-at-length-what-it-does"
+    score = {"mean": 0.25, "sd": 0.125}
+    print_table(Report(tmp_path, {system: {"fusion": dict.fromkeys(METRICS, score)}}, {}, {}))
+    _, header, row, _ = capsys.readouterr().out.splitlines()
+    assert header.split()[:5] == ["system", "head", "js", "↓", "bc"]
+    printed = sum(metric.printed > 0 for metric in METRICS.values())
+    assert row.split() == [system, "fusion", *["0.250", "±", "0.125"] * printed]
 
 
 def without_times(folder: Path) -> dict[str, bytes]:

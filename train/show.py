@@ -12,11 +12,12 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from amber2_core.metrics import METRICS
+
 from .plan import Plan
 from .results import Report
 
-# the metrics of the paper's tables, with the direction that is better; all others are in results.csv
-SHOWN = {"js": "↓", "bc": "↑", "r2": "↑", "macro_f1": "↑", "weighted_f1": "↑", "accuracy": "↑", "uar": "↑", "ece": "↓"}
+LONGEST = 1000  # characters of a line, whatever systems are called
 
 
 @contextmanager
@@ -37,14 +38,15 @@ def print_table(report: Report) -> None:
     table = Table(title="test, mean ± sd over seeds of the mean over folds", title_justify="left", box=None)
     table.add_column("system")
     table.add_column("head")
-    for metric, better in SHOWN.items():
-        table.add_column(f"{metric} {better}", justify="right", no_wrap=True)
+    shown = sorted((name for name, metric in METRICS.items() if metric.printed), key=lambda name: METRICS[name].printed)
+    for name in shown:
+        table.add_column(f"{name} {METRICS[name].arrow}", justify="right", no_wrap=True)
     for system, heads in report.table.items():
         for head, metrics in heads.items():
-            table.add_row(system, head, *(_cell(**metrics[metric]) for metric in SHOWN))
+            table.add_row(system, head, *(_cell(**metrics[name]) for name in shown))
     console = Console()
-    if not console.is_terminal:
-        console.width = 140  # a table in a file or a pipe is not cut
+    whole = console.measure(table, options=console.options.update(width=LONGEST)).maximum
+    console.width = max(console.width, whole)  # long lines rather than names and numbers that are cut
     console.print(table)
     for system, folds in report.selected.items():
         points = {fold: " ".join(f"{name} {value}" for name, value in point.items()) for fold, point in folds.items()}
