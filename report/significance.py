@@ -27,7 +27,7 @@ from amber2_core.votes import codes
 
 from .groups import Entry, Group
 from .runs import Floats
-from .table import LOWER_IS_BETTER, METRIC_TITLES, number_text, p_text
+from .table import number_text, p_text
 
 DRAWS = 10_000
 LEVEL = 0.95
@@ -141,7 +141,9 @@ def headlines(comparisons: pd.DataFrame, systems: Set[str], names: str, drawn: s
     for rival in ([one for one in rivals if one in systems] or rivals)[:HEADLINES]:
         own = comparisons[comparisons["second"] == rival]
         sure = own["p_holm"] < SURE
-        better = (own["difference"] < 0) == own["metric"].isin(LOWER_IS_BETTER)
+        better = (own["difference"] < 0) == own["metric"].isin(
+            [name for name, metric in METRICS.items() if metric.better == "lower"]
+        )
         parts = (("better", own[sure & better]), ("worse", own[sure & ~better]), ("may be chance", own[~sure]))
         told = "; ".join(f"{word} {', '.join(map(_change, some.itertuples()))}" for word, some in parts if len(some))
         tests = f"{len(rivals)} comparison{'s' * (len(rivals) > 1)}"
@@ -294,7 +296,7 @@ def _weights(rng: np.random.Generator, size: int, draws: int) -> Iterator[Floats
 def _change(row: Any) -> str:
     """A row of `compare`: what changed, by how much, and its p; not to be broken at the end of a line."""
     p = p_text(row.p_holm)
-    name = METRIC_TITLES.get(row.metric, row.metric).rstrip(" ↓↑")
+    name = METRICS[row.metric].title if row.metric in METRICS else row.metric
     text = f"{name} {number_text(row.difference, 4, True)} (p {p if p.startswith('<') else f'= {p}'})"
     return text.replace(" ", "\N{NO-BREAK SPACE}")
 
