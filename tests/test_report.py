@@ -526,7 +526,7 @@ def test_a_metric_without_a_value_anywhere_is_blank_and_its_reason_is_told(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, metric: str, emotions: tuple[str, ...], why: str
 ) -> None:
     blank = lambda target, probs: np.full(np.shape(probs)[:-2], np.nan)  # noqa: E731
-    monkeypatch.setitem(METRICS, metric, blank)  # type: ignore[arg-type]
+    monkeypatch.setitem(METRICS, metric, replace(METRICS[metric], score=blank))  # type: ignore[arg-type]
     run = write_run(tmp_path / "run", Sketch(emotions=emotions))
     (chapter,) = write_report([run], tmp_path / "out", Options(draws=20)).chapters
     table = chapter.tables["all-metrics"]
