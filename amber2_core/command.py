@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from .errors import Amber2Error
+from .errors import Amber2Error, lack_of_memory
 
 # exit codes; click itself exits with 2 on bad usage
 DONE, FAILED, INCOMPLETE = 0, 1, 3
@@ -42,6 +42,10 @@ def command_body(callback: Callable[..., int | None]) -> Callable[..., None]:
             fail(str(error))
         except BrokenPipeError:
             raise  # click ends quietly when the reader of a pipe has gone
+        except (MemoryError, ImportError) as error:
+            if not (what := lack_of_memory(error)):
+                raise
+            fail(f"memory ran out ({what}): allow this command more")
         except OSError as error:
             reason = error.strerror or str(error)
             fail(f"{error.filename}: {reason}" if error.filename else reason)

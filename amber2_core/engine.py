@@ -31,7 +31,7 @@ from multiprocessing.connection import Connection, wait
 from queue import SimpleQueue
 from typing import Any, TypeVar
 
-from .errors import Amber2Error, SettingError, WorkerError, bad_choice
+from .errors import Amber2Error, SettingError, WorkerError, bad_choice, lack_of_memory
 
 State = TypeVar("State")
 Shared = TypeVar("Shared")
@@ -392,6 +392,8 @@ def _settle(outbox: _Outbox, environment: dict[str, str], levels: dict[str, int]
 
 def _portable(problem: BaseException) -> BaseException:
     """The problem as an exception that the conductor knows without further libraries."""
+    if what := lack_of_memory(problem):
+        return WorkerError(f"a worker ran out of memory ({what}): allow it more, or run fewer with OMP_NUM_THREADS=1")
     if isinstance(problem, Amber2Error) or type(problem).__module__ == "builtins":
         with suppress(Exception):
             pickle.loads(pickle.dumps(problem))
