@@ -24,6 +24,7 @@ from amber2_core.cache import Frames, write_cache
 from amber2_core.heads_folder import read_heads
 from amber2_core.metrics import METRICS, evaluate
 from amber2_core.run_folder import (
+    mean_and_sd,
     read_curves,
     read_experts,
     read_predictions,
@@ -37,6 +38,8 @@ from amber2_report.cli import report_runs
 from amber2_train import run as run_module
 from amber2_train.cli import train_heads
 from amber2_train.options import Grid, TrainOptions
+from amber2_train.results import Report
+from amber2_train.show import print_table
 
 QUICK = ["--hidden", "5", "--seeds", "2", "--epochs", "3", "--batch-size", "16", "--lr", "0.03"]
 GRID = ["--kappa", "0,8", "--lambda-mai", "0.3,2"]
@@ -204,6 +207,20 @@ def test_the_table_shows_every_system_and_head_and_what_dev_chose(shown: tuple[P
     for expert in ("audio", "text"):
         assert f"{expert} {statistics.fmean(row[f'weight_{expert}'] for row in own):.3f}" in weights
     assert lines[-1] == f"run folder: {folder}"
+
+
+def test_a_score_that_is_no_number_anywhere_is_a_dash(capsys: pytest.CaptureFixture[str]) -> None:
+    scores = {metric: {"mean": 0.5, "sd": 0.25} for metric in METRICS}
+    nowhere = mean_and_sd(np.array([np.nan, np.nan]))
+    table = {"cb-ce": {"fusion": {**scores, "r2": nowhere, "ece": mean_and_sd(np.array([0.125]))}}}
+    print_table(Report(Path("run"), table, {}, {}))
+    head, line, *_ = [line.split() for line in capsys.readouterr().out.splitlines()[1:]]
+    cells = " ".join(line).replace(" ± ", "±").split()
+    assert dict(zip([word for word in head if word not in "↑↓"], cells, strict=True)) == {
+        "system": "cb-ce", "head": "fusion",
+        **dict.fromkeys(("js", "bc", "macro_f1", "weighted_f1", "accuracy", "uar"), "0.500±0.250"),
+        "r2": "–", "ece": "0.125",
+    }  # fmt: skip
 
 
 def without_times(folder: Path) -> dict[str, bytes]:
