@@ -11,12 +11,8 @@ from typing import Any
 
 import click
 
-<<<<<<< HEAD
 from .devices import is_out_of_memory, memory_in_words
 from .errors import Amber2Error
-=======
-from .errors import Amber2Error, lack_of_memory
->>>>>>> wt-f-train
 
 # exit codes; click itself exits with 2 on bad usage
 DONE, FAILED, INCOMPLETE = 0, 1, 3
@@ -63,17 +59,10 @@ def command_body(callback: Callable[..., int | None]) -> Callable[..., None]:
             fail(str(error))
         except BrokenPipeError:
             raise  # click ends quietly when the reader of a pipe has gone
-<<<<<<< HEAD
         except (MemoryError, RuntimeError, ImportError) as error:
             if not is_out_of_memory(error):
                 raise
             fail(f"memory ran out ({memory_in_words(error)})")
-=======
-        except (MemoryError, ImportError) as error:
-            if not (what := lack_of_memory(error)):
-                raise
-            fail(f"memory ran out ({what}): allow this command more")
->>>>>>> wt-f-train
         except OSError as error:
             reason = error.strerror or str(error)
             fail(f"{error.filename}: {reason}" if error.filename else reason)

@@ -31,12 +31,8 @@ from multiprocessing.connection import Connection, wait
 from queue import SimpleQueue
 from typing import Any, TypeVar
 
-<<<<<<< HEAD
 from .devices import is_out_of_memory, memory_in_words
 from .errors import Amber2Error, SettingError, WorkerError, bad_choice
-=======
-from .errors import Amber2Error, SettingError, WorkerError, bad_choice, lack_of_memory
->>>>>>> wt-f-train
 
 State = TypeVar("State")
 Shared = TypeVar("Shared")
@@ -397,13 +393,8 @@ def _settle(outbox: _Outbox, environment: dict[str, str], levels: dict[str, int]
 
 def _portable(problem: BaseException) -> BaseException:
     """The problem as an exception that the conductor knows without further libraries."""
-<<<<<<< HEAD
     if is_out_of_memory(problem):
         return WorkerError(f"a worker ran out of memory ({memory_in_words(problem)})")
-=======
-    if what := lack_of_memory(problem):
-        return WorkerError(f"a worker ran out of memory ({what}): allow it more, or run fewer with OMP_NUM_THREADS=1")
->>>>>>> wt-f-train
     if isinstance(problem, Amber2Error) or type(problem).__module__ == "builtins":
         with suppress(Exception):
             pickle.loads(pickle.dumps(problem))

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
 from pathlib import Path
 
 # how the loader of libraries, torch and the system say that memory has run out
-_NO_MEMORY = re.compile("failed to map segment|can(no|')t allocate memory", re.IGNORECASE)
 
 
 class Amber2Error(Exception):
@@ -57,11 +55,3 @@ def bad_choice(what: str, value: object, expected: Iterable[object]) -> str:
 def parse_problem(path: Path | str, line: int, problem: str) -> str:
     """The line for something that cannot be parsed: ``votes.csv, line 12: expected 22 columns, got 3``."""
     return f"{path}, line {line}: {problem}"
-
-
-def lack_of_memory(problem: BaseException) -> str:
-    """What an error says of memory that ran out, be it that a library does not fit into it; "" for any other error."""
-    if isinstance(problem, Amber2Error) or not isinstance(problem, MemoryError | ImportError | RuntimeError | OSError):
-        return ""
-    said = [line.strip() for line in str(problem).splitlines() if _NO_MEMORY.search(line)]
-    return said[0] if said else "MemoryError" * isinstance(problem, MemoryError)

@@ -109,15 +109,9 @@ def test_an_error_of_pythons_is_raised_as_it_is_and_another_by_its_name() -> Non
         list(deal(engine_tasks.give_what_cannot_be_sent, [4], setup=engine_tasks.state, workers=[0]))
 
 
-<<<<<<< HEAD
 @pytest.mark.parametrize("problem", [MemoryError(), RuntimeError("could not create a memory object")])
 def test_memory_that_runs_out_in_a_worker_is_one_line_with_a_remedy(problem: Exception) -> None:
     line = rf"^a worker ran out of memory \({str(problem) or 'MemoryError'}; .*fewer workers run: OMP_NUM_THREADS=1\)$"
-=======
-def test_memory_that_runs_out_in_a_worker_is_a_users_error() -> None:
-    problem = ImportError("libtorch_cpu.so: failed to map segment from shared object")
-    line = r"^a worker ran out of memory \(libtorch_cpu.so: failed to map .*\): allow it more, or run fewer with OMP_"
->>>>>>> wt-f-train
     with pytest.raises(WorkerError, match=line):
         list(deal(engine_tasks.fail, [problem], setup=engine_tasks.state, workers=[0]))
 

@@ -209,7 +209,6 @@ def test_the_table_shows_every_system_and_head_and_what_dev_chose(shown: tuple[P
     assert lines[-1] == f"run folder: {folder}"
 
 
-<<<<<<< HEAD
 def test_a_system_of_a_long_name_is_shown_with_all_of_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     system = "a-system-that-says-at-length-what-it-does"
     score = {"mean": 0.25, "sd": 0.125}
@@ -218,7 +217,8 @@ def test_a_system_of_a_long_name_is_shown_with_all_of_it(tmp_path: Path, capsys:
     assert header.split()[:5] == ["system", "head", "js", "↓", "bc"]
     printed = sum(metric.printed > 0 for metric in METRICS.values())
     assert row.split() == [system, "fusion", *["0.250", "±", "0.125"] * printed]
-=======
+
+
 def test_a_score_that_is_no_number_anywhere_is_a_dash(capsys: pytest.CaptureFixture[str]) -> None:
     scores = {metric: {"mean": 0.5, "sd": 0.25} for metric in METRICS}
     nowhere = mean_and_sd(np.array([np.nan, np.nan]))
@@ -231,7 +231,6 @@ def test_a_score_that_is_no_number_anywhere_is_a_dash(capsys: pytest.CaptureFixt
         **dict.fromkeys(("js", "bc", "macro_f1", "weighted_f1", "accuracy", "uar"), "0.500±0.250"),
         "r2": "–", "ece": "0.125",
     }  # fmt: skip
->>>>>>> wt-f-train
 
 
 def without_times(folder: Path) -> dict[str, bytes]:
