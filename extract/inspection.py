@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -146,7 +145,7 @@ def _labels(cache: FeatureCache) -> Record:
     }
 
 
-def without_content(modality: str, counts: tuple[int, int], transcripts: Sequence[str]) -> str:
+def without_content(modality: str, counts: tuple[int, int], transcripts: Iterable[str]) -> str:
     """In words, that most utterances have one and the same vector, as `repeated_rows` counts them."""
     empty = sum(not transcript.strip() for transcript in transcripts) if modality == "text" else 0
     why = f" ({empty:,} transcripts are empty)" if empty else ""
@@ -155,7 +154,7 @@ def without_content(modality: str, counts: tuple[int, int], transcripts: Sequenc
     )
 
 
-def _features(header: FeatureHeader, counts: tuple[int, int] | None, transcripts: Sequence[str]) -> Record:
+def _features(header: FeatureHeader, counts: tuple[int, int] | None, transcripts: Iterable[str]) -> Record:
     return {
         "modality": header.modality,
         "name": header.name,
