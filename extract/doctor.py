@@ -165,7 +165,8 @@ def torch_here() -> Record:
     if torch.backends.mps.is_available():
         half = torch.ones(8, 8, dtype=torch.bfloat16, device="mps")
         devices.append({"name": "mps", "bf16": bool((half @ half == 8).all())})
-    products = "MKL" if torch.backends.mkl.is_available() else "torch's own BLAS"
+    has_mkl = torch.backends.mkl.is_available()  # type: ignore[no-untyped-call]
+    products = "MKL" if has_mkl else "torch's own BLAS"
     if one_dnn_is_exact():
         products = "oneDNN, exact in single precision"
     return {"devices": devices, "threads": torch.get_num_threads(), "products": f"{products}, on processors"}
