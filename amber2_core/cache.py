@@ -93,8 +93,6 @@ FORMAT = "amber2-feature-cache"
 FORMAT_VERSION = 1
 # checksums in the object headers; and numbers that begin where memory would let them, for those who map them
 _LAYOUT: Mapping[str, Any] = {"libver": ("v110", "v110"), "alignment_threshold": 4096, "alignment_interval": 64}
-# A cache is replaced, never changed, so that readers need no lock, which some network folders refuse.
-_READING: Mapping[str, Any] = {"locking": False}
 
 
 @dataclass(frozen=True)
@@ -186,7 +184,7 @@ def stored_features(path: Path) -> Iterator[tuple[StoredFeatures, ...]]:
     with ExitStack() as stack:
         with _opened(path) as (_, reader):
             # HDF5 shares the open file; this handle lasts, and what goes wrong later is no damage of the file.
-            sets = reader.features(stack.enter_context(h5py.File(path, "r", **_READING)), None)
+            sets = reader.features(stack.enter_context(_file(path)), None)
             for some in sets:
                 _with_numbers(some, verify_numbers)
         yield sets
@@ -332,7 +330,7 @@ def _opened(path: Path) -> Iterator[tuple[h5py.File, Reader]]:
     try:
         if not path.is_file():
             raise CacheError(f"No feature cache at {path}: make one with extract-features, or name one with --cache")
-        with h5py.File(path, "r", **_READING) as file:
+        with _file(path) as file:
             if "format" not in file.attrs or read_attribute(file, "format") != FORMAT:
                 raise CacheError(f"{path} is an HDF5 file but not a feature cache: make one with extract-features")
             version = int(file.attrs["format_version"])
@@ -349,6 +347,14 @@ def _opened(path: Path) -> Iterator[tuple[h5py.File, Reader]]:
         if not h5py.is_hdf5(path):
             raise CacheError(f"{path} is not an HDF5 file: make a cache with extract-features") from None
         raise CacheError(f"{path} is truncated or damaged ({_reason(problem)}): {again}") from None
+
+
+def _file(path: Path) -> h5py.File:
+    """The file, read without a lock, which some network folders refuse: a cache is replaced, never changed."""
+    try:
+        return h5py.File(path, "r", locking=False)
+    except OSError:  # perhaps this process has it open with locks, and HDF5 wants all to be opened alike
+        return h5py.File(path, "r")
 
 
 def _defaults(record: Mapping[str, Any]) -> LabelDefaults:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from amber2_core.cache import (
     stored_features,
 )
 from amber2_core.errors import LabelError
+from amber2_core.tables import Texts
 from amber2_core.votes import LabelPolicy, label_distributions
 
 from .previous import find_features, sequence_of, stage_of
@@ -146,7 +146,7 @@ def _labels(cache: FeatureCache) -> Record:
     }
 
 
-def without_content(modality: str, counts: tuple[int, int], transcripts: Iterable[str]) -> str:
+def without_content(modality: str, counts: tuple[int, int], transcripts: Texts) -> str:
     """In words, that most utterances have one and the same vector, as `repeated_rows` counts them."""
     empty = sum(not transcript.strip() for transcript in transcripts) if modality == "text" else 0
     why = f" ({empty:,} transcripts are empty)" if empty else ""
@@ -155,7 +155,7 @@ def without_content(modality: str, counts: tuple[int, int], transcripts: Iterabl
     )
 
 
-def _features(header: FeatureHeader, counts: tuple[int, int] | None, transcripts: Iterable[str]) -> Record:
+def _features(header: FeatureHeader, counts: tuple[int, int] | None, transcripts: Texts) -> Record:
     return {
         "modality": header.modality,
         "name": header.name,

@@ -365,6 +365,11 @@ def test_readers_ask_for_no_lock_which_a_file_system_may_refuse(written: Path) -
             assert sets[0].values[:1].shape[0] == 1
 
 
+def test_a_cache_that_the_process_has_open_already_is_read(written: Path) -> None:
+    with h5py.File(written, "r"):
+        assert contents(read_cache(written)) == contents(golden_cache())
+
+
 def test_unknown_groups_and_attributes_are_ignored(written: Path) -> None:
     with h5py.File(written, "r+") as file:
         file["extension/values"] = [1, 2, 3]
