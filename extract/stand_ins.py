@@ -94,10 +94,10 @@ def save_speech_encoder(folder: Path, *, seed: int = 0, config: Wav2Vec2Config |
         last = model.encoder.layer_norm if config.do_stable_layer_norm else model.encoder.layers[-1].final_layer_norm
         torch.nn.init.constant_(last.weight, _GAIN)
     # Group norm checkpoints were trained without attention masks, and their preprocessors say so.
-    preprocessor: Any = Wav2Vec2FeatureExtractor(return_attention_mask=config.feat_extract_norm == "layer")
+    preprocessor: Any = Wav2Vec2FeatureExtractor
     with _whole(folder) as writing, silence():
         model.save_pretrained(writing)
-        preprocessor.save_pretrained(writing)
+        preprocessor(return_attention_mask=config.feat_extract_norm == "layer").save_pretrained(writing)
         write_text(writing / "README.md", _CARD.format(seed=seed, structure="wav2vec 2.0"))
 
 
