@@ -31,6 +31,8 @@ ENCODER_RATE, LEAST_SAMPLES = 16_000, 400
 _MOST_TAPS = 50_000_000
 # A WAV header may overstate its data by some padding; tools that write to a pipe promise 2 or 4 GiB.
 _SLACK_BYTES, _STREAM_BYTES = 1024, 0x7FFF_0000
+# in the log of libsndfile: what chunks of WAV, AIFF, AU, RF64 and W64 files promise, and what they hold
+_SIZES = re.compile(r"^ *(?:data|SSND|Data Size|Riff size|riff) *: (\d+) \(should be (\d+)\)", re.MULTILINE)
 _NO_FILE = "is a folder, a pipe or a device, not a file"
 # what files begin with that stand under the name of a recording and are something else
 _POINTER = b"version https://git-lfs"
@@ -99,8 +101,8 @@ def check_excerpt(
     with _opened(excerpt.path) as recording:
         rate = recording.samplerate
         first, count = _wanted(recording, excerpt, max_seconds)
-        if decoded:
-            _read(recording, first, count)
+        if decoded:  # a header may promise more than there is
+            count = len(_read(recording, first, count))
         check_rates(rate, sampling_rate)
         check_samples(-(-count * sampling_rate // rate), least_samples, sampling_rate)
         return float(_stretch(recording, excerpt)[1] / rate)
@@ -236,7 +238,8 @@ def _wanted(recording: soundfile.SoundFile, excerpt: Excerpt, max_seconds: float
 
 
 def _read(recording: soundfile.SoundFile, first: int, count: int) -> Waveform:
-    recording.seek(first)
+    if first:  # some codecs cannot seek, not even to where they are
+        recording.seek(first)
     channels = recording.read(count, dtype="float32", always_2d=True)  # (samples, channels)
     waveform: Waveform = channels[:, 0] if channels.shape[1] == 1 else channels.mean(axis=1, dtype=np.float32)
     _check_waveform(waveform)
@@ -244,8 +247,8 @@ def _read(recording: soundfile.SoundFile, first: int, count: int) -> Waveform:
 
 
 def _check_whole(recording: soundfile.SoundFile) -> None:
-    """libsndfile reads what is left of a truncated WAV file as if it were all; only its log tells."""
-    sizes = re.search(r"^data *: (\d+) \(should be (\d+)\)", recording.extra_info, re.MULTILINE)
+    """libsndfile reads what is left of a truncated file as if it were all; only its log tells."""
+    sizes = _SIZES.search(recording.extra_info)
     if sizes is None:
         return
     promised, held = int(sizes[1]), int(sizes[2])

@@ -9,15 +9,20 @@ them, and no result obtained with them says anything about speech emotion recogn
 
 from __future__ import annotations
 
+import os
 import re
+import shutil
 import string
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from amber2_core.command import Command, command_body
+from amber2_core.errors import ModelError
+from amber2_core.files import folder_written_whole, write_text
 
 if TYPE_CHECKING:
     from transformers import BertConfig, Wav2Vec2Config
@@ -37,6 +42,25 @@ _CARD = """# A stand-in, not a pretrained encoder
 Random weights (seed {seed}) in the structure of {structure}, for demos and tests of amber2 without a download.
 No result obtained with it says anything about speech emotion recognition.
 """
+
+
+@contextmanager
+def _whole(folder: Path) -> Iterator[Path]:
+    """A folder to write in, whose files stand in `folder` when all of them are complete; those that do are replaced."""
+    from safetensors import SafetensorError
+
+    new = folder.with_name(f".{folder.name}.{os.getpid()}.new")
+    try:
+        with folder_written_whole(new) as writing:
+            try:
+                yield writing
+            except SafetensorError as problem:
+                raise ModelError(f"Cannot write {folder}: {problem}") from None
+        folder.mkdir(parents=True, exist_ok=True)
+        for file in new.iterdir():
+            file.replace(folder / file.name)
+    finally:
+        shutil.rmtree(new, ignore_errors=True)
 
 
 def save_speech_encoder(folder: Path, *, seed: int = 0, config: Wav2Vec2Config | None = None) -> None:
@@ -69,12 +93,12 @@ def save_speech_encoder(folder: Path, *, seed: int = 0, config: Wav2Vec2Config |
             _average_over_time(layer.conv.weight)
         last = model.encoder.layer_norm if config.do_stable_layer_norm else model.encoder.layers[-1].final_layer_norm
         torch.nn.init.constant_(last.weight, _GAIN)
-    with silence():
-        model.save_pretrained(folder)
     # Group norm checkpoints were trained without attention masks, and their preprocessors say so.
     preprocessor: Any = Wav2Vec2FeatureExtractor
-    preprocessor(return_attention_mask=config.feat_extract_norm == "layer").save_pretrained(folder)
-    (folder / "README.md").write_text(_CARD.format(seed=seed, structure="wav2vec 2.0"), encoding="utf-8")
+    with _whole(folder) as writing, silence():
+        model.save_pretrained(writing)
+        preprocessor(return_attention_mask=config.feat_extract_norm == "layer").save_pretrained(writing)
+        write_text(writing / "README.md", _CARD.format(seed=seed, structure="wav2vec 2.0"))
 
 
 def _average_over_time(kernel: Any) -> None:
@@ -110,12 +134,12 @@ def save_text_encoder(
         torch.manual_seed(seed)
         model: Any = BertModel(config)
         torch.nn.init.constant_(model.encoder.layer[-1].output.LayerNorm.weight, _GAIN)
-    with silence():
-        model.save_pretrained(folder)
     # A dictionary: transformers 5 takes no notice of vocab_file= here, and every word would become [UNK].
     tokenizer = BertTokenizer(vocab=vocabulary, model_max_length=config.max_position_embeddings)
-    tokenizer.save_pretrained(folder)
-    (folder / "README.md").write_text(_CARD.format(seed=seed, structure="BERT"), encoding="utf-8")
+    with _whole(folder) as writing, silence():
+        model.save_pretrained(writing)
+        tokenizer.save_pretrained(writing)
+        write_text(writing / "README.md", _CARD.format(seed=seed, structure="BERT"))
 
 
 def words_of(text: str) -> set[str]:

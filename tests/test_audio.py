@@ -231,6 +231,25 @@ def test_a_missing_file_a_folder_and_a_forbidden_file_are_refused(tmp_path: Path
             _read(tmp_path / "c.wav")
 
 
+@pytest.mark.parametrize("kind", ["WAV", "AIFF", "AU", "RF64", "W64"])
+def test_a_file_whose_end_is_missing_is_refused_whatever_its_format(
+    kind: str, speech: npt.NDArray[np.float32], tmp_path: Path
+) -> None:
+    path = _write(tmp_path / "a.wav", speech, 16_000, format=kind, subtype="PCM_16")
+    np.testing.assert_allclose(_read(path), speech, atol=2**-15)
+    path.write_bytes(path.read_bytes()[:16_000])
+    with pytest.raises(AudioError, match=r"^a\.wav: is truncated: its header promises 32,\d+ bytes of sound"):
+        seconds_of(Excerpt(path))
+
+
+def test_a_codec_that_cannot_seek_is_read_from_its_beginning(speech: npt.NDArray[np.float32], tmp_path: Path) -> None:
+    path = _write(tmp_path / "a.wav", speech, 16_000, subtype="GSM610")
+    expected, _ = soundfile.read(path, dtype="float32")
+    np.testing.assert_array_equal(_read(path), expected)
+    with pytest.raises(AudioError, match=r"^a\.wav: cannot be decoded \(Seek attempted on unseekable file type\)$"):
+        _read(path, start=0.5)
+
+
 def test_a_stream_whose_header_could_not_know_its_length_is_read(
     speech: npt.NDArray[np.float32], tmp_path: Path
 ) -> None:

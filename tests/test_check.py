@@ -249,3 +249,19 @@ def test_the_options_of_the_policy_are_those_of_the_training(name: str) -> None:
     assert isinstance(here, click.Option)
     assert isinstance(there, click.Option)
     assert (here.default, here.help) == (there.default, there.help)
+
+
+def test_a_table_from_elsewhere_is_checked_where_its_recordings_are(tmp_path: Path) -> None:
+    (tmp_path / "clips/ann").mkdir(parents=True)
+    wav(tmp_path / "clips/ann/1.wav", 1.0)
+    rows = ["clip,words,first,second", r"D:\study\clips\ann\1.wav,Well.,Sad,sad", "ann/2.wav,Oh.,HAPPY,"]
+    (tmp_path / "table.csv").write_text("\n".join(rows) + "\n")
+    options = ["--audio-root", str(tmp_path / "clips"), "--column=audio=clip", "--column=text=words"]
+    options += ["--column=rater.ann=first", "--column=rater.ben=second"]
+    record = record_of(tmp_path / "table.csv", *options)
+    assert record["failures"] == {"2": "2.wav: No such file or directory"}
+    assert (record["root"], record["emotions"]) == (str(tmp_path / "clips"), {"happy": 1, "sad": 1})
+    assert record["raters"] == {"1": 1, "2": 1}
+    refused = call(tmp_path / "table.csv", "--column=clip")
+    assert (refused.exit_code, refused.stdout) == (1, "")
+    assert "Bad column 'clip', expected a role and a column such as id=filename" in refused.stderr

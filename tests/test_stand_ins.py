@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
+from safetensors import SafetensorError
 from small_models import noise, vectors
 
+from amber2_core.errors import ModelError
 from amber2_extract.checkpoint import find_checkpoint
 from amber2_extract.encoders.text import TextEncoder
 from amber2_extract.encoders.waveform import SpeechEncoder
@@ -110,6 +114,29 @@ def test_pitch_and_words_reach_the_features(folder: Path) -> None:
     low, high = np.array(rows[:3]), np.array(rows[3:])
     within = max(np.linalg.norm(low - low.mean(0), axis=1).max(), np.linalg.norm(high - high.mean(0), axis=1).max())
     assert np.linalg.norm(low.mean(0) - high.mean(0)) > 3 * within
+
+
+def test_a_full_disk_is_one_line_and_leaves_what_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import transformers
+
+    save_speech_encoder(tmp_path / "speech", seed=1)
+    before = {file.name: file.read_bytes() for file in (tmp_path / "speech").iterdir()}
+    for problem, error in (
+        (SafetensorError("I/O error: No space left on device"), ModelError),
+        (OSError(errno.ENOSPC, "No space left on device"), OSError),
+    ):
+
+        def full(*_: Any, problem: Exception = problem, **__: Any) -> None:
+            raise problem
+
+        with monkeypatch.context() as patch:
+            patch.setattr(transformers.modeling_utils, "safe_save_file", full)
+            with pytest.raises(error, match="No space left on device"):
+                save_speech_encoder(tmp_path / "speech", seed=2)
+        assert {file.name: file.read_bytes() for file in (tmp_path / "speech").iterdir()} == before
+        assert [path.name for path in tmp_path.iterdir()] == ["speech"]
+    save_speech_encoder(tmp_path / "speech", seed=2)
+    assert (tmp_path / "speech/model.safetensors").read_bytes() != before["model.safetensors"]
 
 
 def test_words_are_split_as_the_tokenizer_splits_them() -> None:
