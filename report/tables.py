@@ -112,11 +112,21 @@ def fold_table(group: Group) -> Table:
     """What stands behind the means: every fold, over its seeds."""
     metrics = (*SHOWN, "uar", "ece")
     rows = [
-        {"entry": entry.label, "fold": fold, "n": own["n"].iloc[0], **_scores(own, metrics)}
+        {
+            "entry": entry.label,
+            "fold": fold,
+            "n": own["n"].iloc[0],
+            **_scores(own, metrics),
+        }
         for entry in group.entries
         for fold, own in entry.tested.groupby("fold")
     ]
-    columns = [ENTRY, Column("fold", "fold"), Column("n", "n"), *_metric_columns(group, metrics)]
+    columns = [
+        ENTRY,
+        Column("fold", "fold"),
+        Column("n", "n"),
+        *_metric_columns(group, metrics),
+    ]
     notes = ["Mean ± sd over seeds.", *coverage_notes(group, group.entries)]
     return _table("folds", "Every test fold", columns, rows, notes, bold=False)
 

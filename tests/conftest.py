@@ -11,6 +11,7 @@ from hypothesis import settings
 
 # How long an example takes is the machine's business, not the code's.
 settings.register_profile("amber2", deadline=None)
+settings.register_profile("few", settings.get_profile("amber2"), max_examples=10)
 settings.load_profile("amber2")
 
 # Set before any test imports torch or transformers, and inherited by the commands that tests start.

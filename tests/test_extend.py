@@ -34,16 +34,25 @@ SMALL = {
     "extract-features": f"--audio-model {MODELS / 'wav2vec2'} --text-model {MODELS / 'bert'} --device cpu --quiet",
     "report-runs": "--quiet",
 }
+# tests of what the examples touch, without the slow oracles of other metrics: they pass with all examples in place
+TOUCHED = [
+    *(f"tests/test_{name}.py" for name in ("metrics", "fusion", "losses", "grid", "run_folder")),
+    "tests/test_page.py::test_every_number_of_the_result_tables_is_that_of_results_csv",
+    "-k", "not scipy and not scikit_learn",
+]  # fmt: skip
 # runs the lines that it is given, one after the other, in one process: [exit code, what was printed] of each
 DRIVER = """
-import contextlib, io, json, runpy, sys
+import collections, contextlib, io, json, runpy, sys
 from importlib.metadata import EntryPoint
 from click.testing import CliRunner
 
 def tested(arguments):
     import pytest
-    with contextlib.redirect_stdout(io.StringIO()) as printed:
-        code = pytest.main(["-q", "-p", "no:cacheprovider", *arguments])
+    from amber2_report import page
+    nothing = collections.defaultdict(list)  # drawing has its own tests, and takes long
+    with contextlib.redirect_stdout(io.StringIO()) as printed, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(page, "figures", lambda group, speaker: nothing)
+        code = pytest.main(["-q", "-p", "no:cacheprovider", "--hypothesis-profile", "few", *arguments])
     return [int(code), printed.getvalue()]
 
 def script(words):
@@ -90,7 +99,7 @@ def examples() -> Examples:
                 found.lines += [_words(line) for line in block["text"].splitlines()]
             case kind:
                 pytest.fail(f"docs/extend.md has a block of kind {kind!r}, which nothing tries")
-    found.lines.append(["pytest", *(path for path in found.files if path.startswith("tests/"))])
+    found.lines += [["pytest", *(path for path in found.files if path.startswith("tests/"))], ["pytest", *TOUCHED]]
     return found
 
 
@@ -102,12 +111,23 @@ def _words(line: str) -> list[str]:
 
 
 def changed(text: str, diff: str) -> str:
-    """The text with one change, whose context and removed lines stand in it once."""
+    """The text with one change, whose context and removed lines stand in it once, as whole lines."""
     lines = diff.splitlines(keepends=True)
     before = "".join(line[1:] for line in lines if line[0] in " -")
     after = "".join(line[1:] for line in lines if line[0] in " +")
-    assert text.count(before) == 1, f"{text.count(before)} places for this change:\n{diff}"
-    return text.replace(before, after)
+    places = [found.start() for found in re.finditer(f"^{re.escape(before)}", text, re.M)]
+    assert len(places) == 1, f"{len(places)} places for this change:\n{diff}"
+    return text[: places[0]] + after + text[places[0] + len(before) :]
+
+
+@pytest.mark.parametrize(
+    ("path", "diff"), [change for change in examples().changes if not re.search("^-", change[1], re.M)]
+)
+def test_a_change_that_adds_has_its_place_where_others_did_as_it_does(path: str, diff: str) -> None:
+    text = (ROOT / path).read_text(encoding="utf-8")
+    once = changed(text, diff)
+    added = sum(line.startswith("+") for line in diff.splitlines())
+    assert len(changed(once, diff).splitlines()) == len(text.splitlines()) + 2 * added
 
 
 @pytest.fixture(scope="module")
@@ -240,7 +260,7 @@ def test_a_term_without_weight_leaves_the_system_that_it_is_added_to(tree: Path)
 
 @pytest.mark.usefixtures("done")
 def test_a_new_distance_and_a_new_fusion_are_trained_beside_the_old_ones(tree: Path) -> None:
-    for run, axis, values in (("hellinger", "loss", {"js", "hellinger"}), ("fusions", "fusion", {"gmu", "sum"})):
+    for run, axis, values in (("hellinger", "loss", {"js", "hellinger"}), ("fusions", "fusion", {"gmu", "mean"})):
         own = rows(tree, run, split="dev", head="fusion", system="amber2")
         assert {row[axis] for row in own} == values
         scores = [{row["js"] for row in own if row[axis] == value} for value in values]
@@ -257,6 +277,7 @@ def test_a_new_metric_is_a_column_of_new_runs_and_is_computed_for_earlier_ones(
     assert all(0 < score < 2 for score in earlier)
     table = (tree / "reports" / "focal" / "tables" / "all-metrics.md").read_text(encoding="utf-8")
     assert "Brier ↓" in table
+    assert any("ece ↓" in printed and "brier ↓" in printed for _, printed in done.values())
 
 
 @pytest.mark.usefixtures("done")

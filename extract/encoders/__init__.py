@@ -9,4 +9,6 @@ ENCODERS: Mapping[tuple[str, str], str] = {
     ("text", "input_ids"): "text:TextEncoder",
 }
 # how an utterance's hidden states become one vector → the function of `exactness` that does it
-POOLINGS: Mapping[str, str] = {"mean": "masked_mean"}
+POOLINGS: Mapping[str, str] = {
+    "mean": "masked_mean",
+}
