@@ -63,6 +63,7 @@ from .features import (
     check_fit,
     file_stamp,
     fingerprint,
+    repeated_rows,
 )
 from .files import Sink, sync, written_whole
 from .tables import RatingTable, UtteranceTable, texts
@@ -82,6 +83,7 @@ __all__ = [
     "mapped_features",
     "read_cache",
     "read_feature_headers",
+    "read_repeated_rows",
     "stored_features",
     "sync",
     "write_cache",
@@ -161,6 +163,17 @@ def read_feature_headers(path: Path) -> tuple[FeatureHeader, ...]:
     """
     with _opened(path) as (file, reader):
         return reader.headers(file)
+
+
+def read_repeated_rows(path: Path) -> dict[FeatureKey, tuple[int, int]]:
+    """What `repeated_rows` finds in the feature sets that tell little, without verifying their numbers.
+
+    Raises:
+        CacheError: as `read_cache`.
+    """
+    with _opened(path) as (file, _):
+        found = {(modality, name): repeated_rows(group["values"]) for group, modality, name in _groups(file)}
+    return {key: counts for key, counts in found.items() if counts is not None}
 
 
 @contextmanager

@@ -103,7 +103,9 @@ def is_out_of_memory(problem: BaseException) -> bool:
 
 def memory_in_words(problem: BaseException) -> str:
     """What ran out, as it was said, and what needs less: ``can't start new thread; raise the limit of memory, …``."""
-    said = str(problem).splitlines()[0] if str(problem) else type(problem).__name__
+    lines = [line.strip() for line in str(problem).splitlines()]
+    telling = [line for line in lines if any(words in line for words in _OUT_OF_MEMORY)]
+    said = next(iter([*telling, *filter(None, lines)]), type(problem).__name__)
     return f"{said}; raise the limit of memory (ulimit -v, a job's), or let fewer workers run: OMP_NUM_THREADS=1"
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
+# how the loader of libraries, torch and the system say that memory has run out
+
 
 class Amber2Error(Exception):
     """A mistake of the user's or of the world's, told in one line: what, where, what next.

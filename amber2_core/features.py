@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -22,6 +23,7 @@ FeatureKey = tuple[str, str]  # (modality, name)
 # in place of a digest: vectors that import-features brought, from what is not known
 IMPORTED = "imported"
 BLOCK_BYTES = 1 << 22  # of numbers that lie on the disk, read together
+SAMPLED = 64  # rows looked at to see whether it is worth looking at all
 
 
 class Rows(Protocol):
@@ -185,6 +187,34 @@ def blocks(values: Rows) -> Iterator[slice]:
     some = max(1, BLOCK_BYTES // max(1, of_one))
     for first in range(0, values.shape[0], some):
         yield slice(first, min(first + some, values.shape[0]))
+
+
+def repeated_rows(values: Rows) -> tuple[int, int] | None:
+    """How many rows hold one and the same vector, of how many that hold any, where that is more than half of them.
+
+    None otherwise, and where a single row does. All is read only if a sample of 64 rows has a vector in many of them.
+    """
+    places = np.unique(np.linspace(0, max(0, values.shape[0] - 1), SAMPLED, dtype=int))
+    digests = {int(place): _digest(values[place : place + 1]) for place in places[: values.shape[0]]}
+    sample = Counter(digest for digest in digests.values() if digest)
+    if not sample or (common := sample.most_common(1)[0])[1] < len(places) / 4:
+        return None
+    place = next(place for place, digest in digests.items() if digest == common[0])
+    repeated = values[place : place + 1]
+    counts = np.array([_equal_and_held(values[rows], repeated) for rows in blocks(values)])
+    same, held = counts.sum(0).tolist()
+    return (same, held) if same > max(1, held / 2) else None
+
+
+def _digest(row: npt.NDArray[Any]) -> str:
+    """Of a row's numbers; "" where it holds none."""
+    return "" if np.isnan(row).any() else hashlib.sha256(np.ascontiguousarray(row).data).hexdigest()
+
+
+def _equal_and_held(values: npt.NDArray[Any], row: npt.NDArray[Any]) -> tuple[int, int]:
+    """How many rows equal one, and how many hold numbers."""
+    axes = tuple(range(1, values.ndim))
+    return int((values == row).all(axis=axes).sum()), int((~np.isnan(values).all(axis=axes)).sum())
 
 
 def check_fit(cache: FeatureCache, stored: Sequence[StoredFeatures] = ()) -> None:

@@ -14,7 +14,7 @@ over the whole batch, as ever. Logits of a head that is not there are never look
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Literal, get_args
 
 import torch
@@ -140,18 +140,19 @@ def check_stop_gradient(lambda_expert: float | Tensor, weight_gradient: WeightGr
         )
 
 
-def class_balanced_weights(target: Tensor) -> Tensor:
+def class_balanced_weights(target: Tensor, emotions: Sequence[str] = ()) -> Tensor:
     """Weights of the class-balanced loss from the training targets (N, classes) → (classes,), of mean 1.
 
     n_c = #{i : y_ic > 1/C} to the rounding of single precision, β = (N−1)/N, w_c = (1−β)/(1−β^{n_c}), then w ← C·w/Σw
     (Cui et al. 2019 with the settings of EMO-SUPERB, Wu et al. 2024). A class with n_c = 0 is treated as n_c = 1, and
-    logged as a warning.
+    logged as a warning, by its name among the `emotions` (classes), or else by its number.
     """
     total, classes = target.shape
     counts = (target > 1.0 / classes + SHARE_TOLERANCE).sum(0)
     if absent := (counts == 0).nonzero().flatten().tolist():
+        names = ", ".join(emotions[c] if emotions else str(c) for c in absent)
         _log.warning(
-            "classes %s of %d have no training target above 1/%d; weighted as if one", absent, classes, classes
+            "no training target has more than 1/%d of %s: weighted as if one had, and hardly learnt", classes, names
         )
     beta = torch.tensor((total - 1) / total, dtype=torch.float64)
     weights = (1 - beta) / (1 - beta ** counts.clamp_min(1).to("cpu", torch.float64))

@@ -9,6 +9,7 @@ shares); and, as far as known, `speaker`, `session`, `dialogue`, `split`, `langu
 from __future__ import annotations
 
 import hashlib
+import logging
 import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,12 +23,13 @@ import numpy.typing as npt
 
 from amber2_core.cache import Failure, FeatureCache, Features, Frames, read_cache, write_cache
 from amber2_core.errors import CacheError
-from amber2_core.features import IMPORTED, check_fit
+from amber2_core.features import IMPORTED, check_fit, repeated_rows
 from amber2_core.tables import Texts, is_storable_name, texts
 from amber2_core.utterance import STIMULI, Corpus, LabelDefaults, Rating, Stimulus, Utterance
 from amber2_data.arrays import Array, ArrayFile, open_arrays
 
 from .checkpoint import sha256_of
+from .inspection import without_content
 from .recordings import blank_cache, storable, versions_of
 from .rows import work_folder
 
@@ -38,6 +40,8 @@ TEXT_COLUMNS = ("speaker", "session", "dialogue", "split", "language", "transcri
 NUMBER_COLUMNS = ("start", "duration")
 MAX_VOTES = 10_000  # of one utterance for one emotion
 SOFTWARE = ("amber2", "numpy", "h5py")
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -125,6 +129,10 @@ def import_features(
         except CacheError as problem:
             raise CacheError(f"{path} cannot be imported: {problem}") from None
         write_cache(output, after)
+    for features in sets:
+        if counts := repeated_rows(features.values):
+            why = without_content(features.modality, counts, before.utterances.transcript)
+            _log.warning("%s/%s: %s", features.modality, features.name, why)
     known = set(before.utterances.id)
     return Imported(
         output=output,

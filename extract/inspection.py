@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from amber2_core.cache import (
     Features,
     read_cache,
     read_feature_headers,
+    read_repeated_rows,
     stored_features,
 )
 from amber2_core.errors import LabelError
@@ -39,7 +41,7 @@ def read_description(path: Path, *, verify: bool = False) -> Record:
     if verify:
         with stored_features(path):
             pass
-    table = cache.utterances
+    table, repeated = cache.utterances, read_repeated_rows(path)
     return {
         "file": str(path),
         "bytes": path.stat().st_size,
@@ -55,7 +57,10 @@ def read_description(path: Path, *, verify: bool = False) -> Record:
         "ratings": _ratings(cache),
         "labels": _labels(cache),
         "attributes": sorted(cache.attributes),
-        "features": [_features(header) for header in read_feature_headers(path)],
+        "features": [
+            _features(header, repeated.get((header.modality, header.name)), table.transcript)
+            for header in read_feature_headers(path)
+        ],
         "failures": [{"utterance": f.utterance, "stage": f.stage, "reason": f.reason} for f in cache.failures],
         "summary": dict(cache.summary),
     }
@@ -93,6 +98,8 @@ def describe(record: Record) -> str:
             f"fingerprint {features['fingerprint'][:12]}"
         )
         lines += [f"              {name}: {value}" for name, value in settings(features["recipe"])]
+        if features["without_content"]:
+            lines.append(f"              warning: {features['without_content']}")
     lines.append(f"failures    {len(record['failures'])}")
     lines += [f"              {f['utterance']} ({f['stage']}): {f['reason']}" for f in record["failures"]]
     return "\n".join(lines)
@@ -139,7 +146,16 @@ def _labels(cache: FeatureCache) -> Record:
     }
 
 
-def _features(header: FeatureHeader) -> Record:
+def without_content(modality: str, counts: tuple[int, int], transcripts: Iterable[str]) -> str:
+    """In words, that most utterances have one and the same vector, as `repeated_rows` counts them."""
+    empty = sum(not transcript.strip() for transcript in transcripts) if modality == "text" else 0
+    why = f" ({empty:,} transcripts are empty)" if empty else ""
+    return (
+        f"{counts[0]:,} of {counts[1]:,} utterances have the same vector{why}: little or nothing can be learnt from it"
+    )
+
+
+def _features(header: FeatureHeader, counts: tuple[int, int] | None, transcripts: Iterable[str]) -> Record:
     return {
         "modality": header.modality,
         "name": header.name,
@@ -148,6 +164,8 @@ def _features(header: FeatureHeader) -> Record:
         "fingerprint": header.fingerprint,
         "frames": header.has_frames,
         "recipe": dict(header.recipe),
+        # "" where utterances differ
+        "without_content": without_content(header.modality, counts, transcripts) if counts else "",
     }
 
 

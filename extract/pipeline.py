@@ -17,13 +17,14 @@ from typing import Any
 from amber2_core import engine
 from amber2_core.cache import Failure, FeatureCache, write_cache
 from amber2_core.errors import AudioError, CacheError, ModelError
-from amber2_core.features import StoredFeatures
+from amber2_core.features import StoredFeatures, repeated_rows
 from amber2_core.tables import UtteranceTable
 from amber2_core.utterance import Corpus
 from amber2_data.transcripts import Repair, transcript_problems
 
 from . import worker
 from .batches import Effort, padding_waste, plan_batches, portions
+from .inspection import without_content
 from .plan import Job, plan_jobs
 from .previous import (
     Previous,
@@ -195,6 +196,10 @@ def extract_features(
             if strict:
                 _refuse(done[-1].failures, output)
         after, sets = _assembled(blank, scan, done)
+        for one in done:
+            if counts := repeated_rows(one.features.values):
+                why = without_content(one.summary.modality, counts, scan.table.transcript)
+                _log.warning("%s: %s", one.summary.stage, why)
         written = force or before is None or not is_same(before, after, sets)
         if written:
             write_cache(output, after, sets)

@@ -137,6 +137,7 @@ def headlines(comparisons: pd.DataFrame, systems: Set[str], names: str, drawn: s
         drawn: speakers or utterances.
     """
     rivals = list(dict.fromkeys(comparisons["second"]))
+    [name for name, metric in METRICS.items() if metric.better == "lower"]
     lines = []
     for rival in ([one for one in rivals if one in systems] or rivals)[:HEADLINES]:
         own = comparisons[comparisons["second"] == rival]

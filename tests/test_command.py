@@ -12,6 +12,7 @@ from click.testing import CliRunner, Result
 from help_texts import commands
 
 from amber2_core.command import INCOMPLETE, Command, command_body
+from amber2_core.devices import is_out_of_memory, memory_in_words
 from amber2_core.errors import CacheError
 
 
@@ -120,3 +121,34 @@ def test_every_command_explains_itself_on_any_terminal(name: str) -> None:
 
 def test_a_bug_is_not_hidden() -> None:
     assert isinstance(_run("bug").exception, ZeroDivisionError)
+
+
+@pytest.mark.parametrize(
+    ("problem", "said"),
+    [
+        (MemoryError(), "MemoryError"),
+        (MemoryError("Unable to allocate 3. GiB"), "Unable to allocate 3"),
+        (ImportError("libtorch_cpu.so: failed to map segment from shared object"), "libtorch_cpu.so: failed to map "),
+        (ImportError("\nread this\nOriginal error was: libx.so: failed to map segment\n"), "Original error was: libx"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"), "DefaultCPUAllocator: can't allocate"),
+        (OSError(errno.ENOMEM, os.strerror(errno.ENOMEM)), "[Errno 12] Cannot allocate memory"),
+        (ImportError("No module named 'torch'"), ""),
+        (RuntimeError("shapes do not fit"), ""),
+        (CacheError("can't allocate memory"), ""),
+    ],
+)
+def test_memory_that_ran_out_is_known_by_what_is_said_of_it(problem: Exception, said: str) -> None:
+    assert is_out_of_memory(problem) == bool(said)
+    assert memory_in_words(problem).startswith(said)
+
+
+def test_a_command_that_cannot_load_a_library_into_its_memory_is_one_line() -> None:
+    @click.command()
+    @command_body
+    def load() -> None:
+        raise ImportError("libx.so: failed to map segment from shared object")
+
+    result = CliRunner().invoke(load)
+    assert result.exit_code == 1
+    assert result.stderr.startswith("error: memory ran out (libx.so: failed to map segment from shared object; raise")
+    assert len(result.stderr.splitlines()) == 1

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 import amber2_core.features
 from amber2_core.cache import FeatureCache, fingerprint
 from amber2_core.errors import CacheError
-from amber2_core.features import Frames, check_fit
+from amber2_core.features import Frames, check_fit, repeated_rows
 from amber2_core.tables import take, texts
 
 SETTINGS = (
@@ -241,3 +241,30 @@ def test_a_spoilt_row_is_found_wherever_it_stands(
 
 def test_frames_may_leave_an_utterance_empty() -> None:
     check_fit(_with(frames=Frames(np.ones((2, 3), dtype=np.float32), np.array([0, 0, 2, 2, 2, 2]))))
+
+
+# --- content ---
+
+
+@pytest.mark.parametrize("shape", [(3,), (2, 3)])
+@pytest.mark.parametrize(
+    ("same", "other", "missing", "found"),
+    [
+        (5, 0, 0, (5, 5)),
+        (4, 3, 2, (4, 7)),
+        (3, 3, 0, None),
+        (1, 0, 3, None),
+        (0, 9, 0, None),
+        (0, 0, 4, None),
+        (0, 0, 0, None),
+        (900, 600, 100, (900, 1500)),
+        (700, 800, 0, None),
+    ],
+)
+def test_a_vector_that_most_rows_have_is_counted(
+    shape: tuple[int, ...], same: int, other: int, missing: int, found: tuple[int, int] | None
+) -> None:
+    random = np.random.default_rng(0)
+    rows = [np.full((same, *shape), 0.5), random.normal(size=(other, *shape)), np.full((missing, *shape), np.nan)]
+    values = random.permutation(np.concatenate(rows)).astype(np.float32)
+    assert repeated_rows(values) == found

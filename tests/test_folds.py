@@ -137,6 +137,22 @@ def test_official_folds_are_the_partitions_of_the_release() -> None:
         make_folds("official", replace(data, split=texts([""] * 6)))
 
 
+@pytest.mark.parametrize("split", ["train", "dev", "Train", "development", "val", "VALIDATION"])
+def test_the_split_that_trains_or_chooses_is_never_tested_on(split: str) -> None:
+    data = replace(training_data(6), split=texts(["train", "train", "dev", "validation", "test", "development"]))
+    with pytest.raises(SettingError, match=f"^Folds official:{split} would test on utterances that train or choose"):
+        make_folds(f"official:{split}", data)
+
+
+@pytest.mark.parametrize("twice", [(0, 1), (1, 2), (0, 2), (2, 2)])
+def test_a_fold_in_which_an_utterance_stands_twice_cannot_be_made(twice: tuple[int, int]) -> None:
+    parts = [[0, 1], [2], [3, 4]]
+    assert Fold(1, *map(np.array, parts), shared_speakers=0).number == 1
+    parts[twice[1]] = [*parts[twice[1]], parts[twice[0]][-1]]
+    with pytest.raises(SettingError, match=r"^Fold 1: an utterance stands in two of train, dev and test$"):
+        Fold(1, *map(np.array, parts), shared_speakers=0)
+
+
 @pytest.mark.parametrize("protocol", ["session", "speaker"])
 def test_too_few_groups_are_refused_because_a_part_would_be_empty(protocol: str) -> None:
     data = data_of(["a", "b"] * 5, ["1", "2"] * 5)

@@ -67,6 +67,16 @@ def test_the_name_of_the_file_need_not_be_utf_8(tmp_path: Path) -> None:
         import_features(file, [replace(AUDIO, name=file.stem)], tmp_path / "other.h5")
 
 
+def test_vectors_that_are_all_the_same_are_told_with_their_count(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    import_features(whole(tmp_path / "a.npz"), [AUDIO], tmp_path / "a.h5")
+    assert caplog.messages == []
+    import_features(whole(tmp_path / "b.npz", vectors=np.ones((3, 4))), [AUDIO], tmp_path / "b.h5")
+    line = "audio/vectors: 3 of 3 utterances have the same vector: little or nothing can be learnt from it"
+    assert caplog.messages == [line]
+
+
 def make_cache(path: Path) -> FeatureCache:
     import_features(whole(path.with_suffix(".npz")), [replace(AUDIO, name="first")], path)
     return read_cache(path)

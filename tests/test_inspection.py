@@ -19,7 +19,7 @@ from amber2_core.errors import CacheError
 from amber2_core.tables import rating_table, texts, utterance_table
 from amber2_core.utterance import Corpus, LabelDefaults, Rating, Utterance
 from amber2_extract.cli import inspect_cache
-from amber2_extract.inspection import compare, describe_comparison, read_description
+from amber2_extract.inspection import compare, describe, describe_comparison, read_description
 
 
 def test_a_large_cache_is_verified_without_its_numbers_in_memory(tmp_path: Path) -> None:
@@ -48,6 +48,19 @@ def test_damage_anywhere_in_a_feature_set_is_found(tmp_path: Path, place: str) -
     with pytest.raises(CacheError, match="does not match its checksum"):
         read_description(path, verify=True)
     assert not read_description(path)["verified"]
+
+
+def test_a_feature_set_without_content_is_told(tmp_path: Path) -> None:
+    cache = golden_cache()
+    flat = replace(cache.features[2], values=np.ones_like(cache.features[2].values), name="flat")
+    flat = replace(flat, inputs=texts(["0" * 64] * 5))
+    write_cache(tmp_path / "cache.h5", replace(cache, features=(*cache.features, flat)))
+    told = {f["name"]: f["without_content"] for f in read_description(tmp_path / "cache.h5")["features"]}
+    empty = sum(not transcript.strip() for transcript in cache.utterances.transcript)
+    because = f" ({empty} transcripts are empty)" if empty else ""
+    line = f"5 of 5 utterances have the same vector{because}: little or nothing can be learnt from it"
+    assert told == {**dict.fromkeys(told, ""), "flat": line}
+    assert f"warning: {line}" in describe(read_description(tmp_path / "cache.h5"))
 
 
 # --- two caches ---

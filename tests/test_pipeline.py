@@ -93,6 +93,20 @@ def test_names_of_folders_and_files_need_not_be_utf_8(place: Place) -> None:
         place.extract(corpus, output=output, text_model=str(there / "bert"))
 
 
+def test_transcripts_that_are_all_empty_are_told_with_their_count_each_time(
+    place: Place, caplog: pytest.LogCaptureFixture
+) -> None:
+    utterances = tuple(replace(utterance, transcript="") for utterance in place.corpus.utterances)
+    line = (
+        "text/bert: 12 of 12 utterances have the same vector (12 transcripts are empty): "
+        "little or nothing can be learnt from it"
+    )
+    for _ in range(2):
+        caplog.clear()
+        place.extract(replace(place.corpus, utterances=utterances), audio_model=None)
+        assert [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING] == [line]
+
+
 def test_a_cache_behind_a_symbolic_link_is_made_and_gone_on_with_where_it_lies(place: Place) -> None:
     scratch = place.folder / "scratch"
     scratch.mkdir()

@@ -525,8 +525,8 @@ def test_a_head_that_predicts_the_same_for_all_is_told(tmp_path: Path) -> None:
 def test_a_metric_without_a_value_anywhere_is_blank_and_its_reason_is_told(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, metric: str, emotions: tuple[str, ...], why: str
 ) -> None:
-    nothing = lambda target, probs: np.full(np.shape(probs)[:-2], np.nan)  # noqa: E731
-    monkeypatch.setitem(METRICS, metric, replace(METRICS[metric], score=nothing))  # type: ignore[arg-type]
+    blank = lambda target, probs: np.full(np.shape(probs)[:-2], np.nan)  # noqa: E731
+    monkeypatch.setitem(METRICS, metric, replace(METRICS[metric], score=blank))  # type: ignore[arg-type]
     run = write_run(tmp_path / "run", Sketch(emotions=emotions))
     (chapter,) = write_report([run], tmp_path / "out", Options(draws=20)).chapters
     table = chapter.tables["all-metrics"]

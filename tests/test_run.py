@@ -24,6 +24,7 @@ from amber2_core.cache import Frames, write_cache
 from amber2_core.heads_folder import read_heads
 from amber2_core.metrics import METRICS, evaluate
 from amber2_core.run_folder import (
+    mean_and_sd,
     read_curves,
     read_experts,
     read_predictions,
@@ -216,6 +217,20 @@ def test_a_system_of_a_long_name_is_shown_with_all_of_it(tmp_path: Path, capsys:
     assert header.split()[:5] == ["system", "head", "js", "↓", "bc"]
     printed = sum(metric.printed > 0 for metric in METRICS.values())
     assert row.split() == [system, "fusion", *["0.250", "±", "0.125"] * printed]
+
+
+def test_a_score_that_is_no_number_anywhere_is_a_dash(capsys: pytest.CaptureFixture[str]) -> None:
+    scores = {metric: {"mean": 0.5, "sd": 0.25} for metric in METRICS}
+    nowhere = mean_and_sd(np.array([np.nan, np.nan]))
+    table = {"cb-ce": {"fusion": {**scores, "r2": nowhere, "ece": mean_and_sd(np.array([0.125]))}}}
+    print_table(Report(Path("run"), table, {}, {}))
+    head, line, *_ = [line.split() for line in capsys.readouterr().out.splitlines()[1:]]
+    cells = " ".join(line).replace(" ± ", "±").split()
+    assert dict(zip([word for word in head if word not in "↑↓"], cells, strict=True)) == {
+        "system": "cb-ce", "head": "fusion",
+        **dict.fromkeys(("js", "bc", "macro_f1", "weighted_f1", "accuracy", "uar"), "0.500±0.250"),
+        "r2": "–", "ece": "0.125",
+    }  # fmt: skip
 
 
 def without_times(folder: Path) -> dict[str, bytes]:

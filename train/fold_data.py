@@ -116,6 +116,7 @@ class FoldData:
     train: Rows
     dev: Rows
     test: Rows
+    emotions: tuple[str, ...] = ()  # C, as columns of the targets
 
 
 def fold_data(data: TrainingData, fold: Fold, features: Features, *, standardise: bool = False) -> FoldData:
@@ -137,7 +138,7 @@ def fold_data(data: TrainingData, fold: Fold, features: Features, *, standardise
         index = features.rows[torch.from_numpy(rows).to(device)]
         return Rows(features.values, index, targets, standardisation, present, features.frames)
 
-    return FoldData(fold.number, part(fold.train), part(fold.dev), part(fold.test))
+    return FoldData(fold.number, part(fold.train), part(fold.dev), part(fold.test), data.emotions)
 
 
 def features_on(device: str, data: TrainingData) -> Features:

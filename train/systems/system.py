@@ -139,6 +139,10 @@ class FoldData(Protocol):
     @property
     def test(self) -> Rows: ...
 
+    @property
+    def emotions(self) -> tuple[str, ...]:
+        """C, as columns of the targets."""
+
 
 class Fitted(Protocol):
     """One setting under one seed, trained."""
