@@ -117,5 +117,5 @@ def report_runs(
         return
     for chapter in report.chapters:
         for line in chapter.headline:
-            click.echo(line)
+            click.echo(line.replace("\N{NO-BREAK SPACE}", " "))  # which are for the page
     click.echo(f"report: {click.format_filename(report.page)}")

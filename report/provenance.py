@@ -11,8 +11,7 @@ import pandas as pd
 from amber2_core.run_folder import RunFolder
 from amber2_core.utterance import STIMULI
 
-from .runs import TOLERANCE
-
+TOLERANCE = 1e-6  # targets that differ by less are the same
 WHOLE = "whole"  # the digest over everything, of which those with the same modalities compare
 
 

@@ -303,7 +303,7 @@ def blank_notes(group: Group, metrics: Iterable[str]) -> list[str]:
             why = "no test utterance has one largest share"
         else:
             why = "it tells nothing of these emotions and test folds"
-        notes.append(f"{title_of(name).rstrip(' ↓↑')} is blank: {why}.")
+        notes.append(f"{METRICS[name].title if name in METRICS else name} is blank: {why}.")
     return notes
 
 

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import reference
 from browser import Page, browser, find_chromium
-from run_folders import GRID, Sketch, write_run
+from run_folders import GRID, HEADS, Sketch, write_run
 
 from amber2_core.metrics import METRICS
 from amber2_core.run_folder import load
@@ -216,6 +216,7 @@ def test_a_run_becomes_a_page_tables_and_figures(report: Report) -> None:
     assert names == {
         "report.html",
         *(f"tables/{name}.{kind}" for name in tables for kind in ("csv", "md", "tex")),
+        *(f"tables/confusion-{system}-{head}.csv" for system in ("amber2", "cb-ce") for head in HEADS),
         *(f"figures/{name}.{kind}" for name in figures for kind in ("svg", "pdf")),
     }
 
