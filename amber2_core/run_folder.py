@@ -225,7 +225,7 @@ def read_settings(folder: Path) -> dict[str, Any]:
     for kind, names in _KINDS.items():
         for name in names:
             if not isinstance(settings.get(name), kind | None):
-                what = {dict: "an object", list: "a list"}[kind]
+                what = "an object" if kind is dict else "a list"
                 raise RunFolderError(f"{path} is damaged ({name} is not {what}): train again")
     return settings
 

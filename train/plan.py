@@ -52,7 +52,8 @@ class Cost:
         """Seconds of a task of this kind."""
         fold = sweep.folds[task.fold]
         steps = math.ceil(len(fold.train) / sweep.settings[task.settings[0]][1].get("batch_size", 128))
-        return sweep.fit.epochs * (steps * self.step + len(fold.dev) * self.dev_row) + self.rest
+        seconds: float = sweep.fit.epochs * (steps * self.step + len(fold.dev) * self.dev_row) + self.rest
+        return seconds
 
 
 def plan_sweep(
