@@ -265,7 +265,7 @@ def _logged(path: Path) -> Iterator[None]:
     Raises:
         RunFolderError: the file cannot be written.
     """
-    handler = _LogFile(path, encoding="utf-8")
+    handler = _LogFile(path, encoding="utf-8", errors="backslashreplace")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s", datefmt="%Y-%m-%d %H:%M:%S"))
     loggers = [logging.getLogger(package) for package in ("amber2_core", __package__)]
     for logger in loggers:
