@@ -103,13 +103,16 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write a value as indented JSON, complete or not at all.
+    """Write a value as indented JSON, complete or not at all; a path whose bytes are no UTF-8 reads back as it is.
 
     Raises:
         OSError: as `written_whole`.
         ValueError: it holds NaN or infinity, which JSON does not have.
     """
-    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)
+    if not _is_unicode(text):
+        text = json.dumps(value, indent=2, allow_nan=False)
+    write_text(path, text + "\n")
 
 
 def sync(path: Path) -> None:
@@ -178,6 +181,15 @@ class Sink(io.FileIO):
         # what the writer made of the failure afterwards is of no interest; an interruption by the user is
         if self.failure is not None and (error is None or isinstance(error, Exception)):
             raise self.failure
+
+
+def _is_unicode(text: str) -> bool:
+    """Whether text can be written as UTF-8: bytes of a path that are none stand in it as halves of letters."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _beside(path: Path) -> Path:

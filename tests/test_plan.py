@@ -15,7 +15,7 @@ from synthetic_data import training_data, write_small_cache
 from amber2_core import engine
 from amber2_train.cli import train_heads
 from amber2_train.grid import expand
-from amber2_train.plan import measure, plan_sweep
+from amber2_train.plan import Cost, measure, plan_sweep
 from amber2_train.tasks import FinishedTasks, Task, tasks_of
 from amber2_train.worker import Worker
 
@@ -35,15 +35,22 @@ def test_a_plan_counts_runs_and_tasks_and_adds_up_what_was_measured_of_each_kind
         for task in some:
             measured.append(task)
             runs = len(task.settings) * len(task.seeds)
-            yield task, (runs / 8, runs / 64, 1000 * runs)  # seconds of a step, of a dev row; bytes
+            yield task, Cost(runs / 8, runs / 64, rest=runs / 4, took=1e9, bytes=1000 * runs)
 
     monkeypatch.setattr(engine, "deal", deal)
     plan = plan_sweep(sweep, tasks, [1, 1], shapes=SHAPES, seeds=5)
     assert plan.systems == {"amber2": 6, "cb-ce": 2}
     assert (plan.runs, plan.folds, plan.tasks, plan.at_once) == (8 * 3 * 5, 3, len(tasks), 2)
     sizes = [len(task.settings) * len(task.seeds) for task in tasks]
-    # 16 train rows in batches of 8, 16 dev rows
-    assert plan.seconds == pytest.approx(sum(4 * (2 * runs / 8 + 16 * runs / 64) for runs in sizes) / 2)
+    # 4 epochs of 16 train rows in batches of 8 and of 16 dev rows, and what comes once
+    seconds = [4 * (2 * runs / 8 + 16 * runs / 64) + runs / 4 for runs in sizes]
+    first, second = 0.0, 0.0
+    for each in seconds:  # to the worker that is free first
+        if first <= second:
+            first += each
+        else:
+            second += each
+    assert plan.seconds == pytest.approx(max(first, second))
     assert plan.bytes == 2 * 1000 * max(sizes)
     kinds = [(SHAPES[task.settings[0]], len(task.settings), len(task.seeds)) for task in measured]
     assert {kinds.count(kind) for kind in kinds} == {2}  # in both workers
@@ -52,11 +59,11 @@ def test_a_plan_counts_runs_and_tasks_and_adds_up_what_was_measured_of_each_kind
 
 def test_measuring_a_task_keeps_nothing_of_it(tmp_path: Path) -> None:
     worker = Worker(1, sweep_of(tmp_path, training_data(48), SETTINGS, epochs=4))
-    step, dev_row, held = measure(worker, Task(1, 1, (0, 2), (0,)))
-    assert math.isfinite(step)
-    assert step > 0
-    assert dev_row >= 0
-    assert held > 2**20
+    cost = measure(worker, Task(1, 1, (0, 2), (0,)))
+    assert 0 < cost.step < math.inf
+    assert cost.dev_row >= 0
+    assert 0 < cost.rest < cost.took
+    assert cost.bytes > 2**20
     assert list(tmp_path.iterdir()) == []
     assert FinishedTasks(tmp_path).count == 0
 

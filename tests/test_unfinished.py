@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
+import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -16,6 +18,7 @@ from synthetic_data import write_small_cache
 
 from amber2_core import engine
 from amber2_core.errors import RunFolderError, WorkerError
+from amber2_core.run_folder import read_settings
 from amber2_train import run as run_module
 from amber2_train import tasks, worker
 from amber2_train.cli import train_heads
@@ -201,6 +204,17 @@ def test_a_log_that_cannot_be_written_is_one_line() -> None:
         run_module._logged(Path("/dev/full")),
     ):
         logging.getLogger("amber2_train").warning("a line that has no place")
+
+
+@pytest.mark.skipif(sys.platform in ("win32", "darwin"), reason="every path there is Unicode")
+def test_a_path_whose_bytes_are_no_utf8_is_worked_with(cache: Path, tmp_path: Path) -> None:
+    folder = Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9"))
+    folder.mkdir()
+    there = Path(shutil.copy(cache, folder / "made-up.h5"))
+    result = call("--cache", str(there), "--output", str(folder / "run"), *QUICK, "--quiet", "--json")
+    assert result.exit_code == 0, result.output
+    assert read_settings(folder / "run")["cache"] == str(there)
+    assert "caf\\udce9" in (folder / "run" / "log.txt").read_text(encoding="utf-8")
 
 
 def test_a_damaged_task_is_named(cache: Path, tmp_path: Path, stop_after: StopAfter) -> None:

@@ -42,8 +42,8 @@ def differences(old: Path, new: Path) -> tuple[list[str], list[str]]:
     found = [*_of_data(before, after), *_of_settings(before, after)]
     is_alike = str(before.get("device")).partition(":")[0] == str(after.get("device")).partition(":")[0]
     axes = [axes_of(settings, list(settings.get("axes") or ())) for settings in (before, after)]
-    rows = [_by_key(read_results(folder), own) for folder, own in zip((old, new), axes, strict=True)]
-    found += _of_scores(*rows, TOLERANCE[is_alike])
+    rows, now = (_by_key(read_results(folder), own) for folder, own in zip((old, new), axes, strict=True))
+    found += _of_scores(rows, now, TOLERANCE[is_alike])
     return found, list(_asides(before, after))
 
 

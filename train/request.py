@@ -256,7 +256,7 @@ def _inputs(features: Features | MappedFeatures, rows: npt.NDArray[np.int64]) ->
         if features.inputs[row] == IMPORTED:
             if values is None:
                 values = features.values if isinstance(features.values, np.ndarray) else features.values.open()
-            yield hashlib.sha256(np.ascontiguousarray(values[row])).hexdigest()
+            yield hashlib.sha256(values[row].tobytes()).hexdigest()
         else:
             yield features.inputs[row]
 

@@ -180,8 +180,8 @@ def _say_what_is_kept(request: Request) -> None:
     material, data, folds = request.material, request.material.data, request.folds
     sets = ", ".join(f"{modality} {some.name}" for modality, some in data.inputs.items())
     _log.info("%s: corpus %s, %s", material.path, material.cache.corpus, sets)
-    if lacking := request.options.modalities.keys() - data.inputs.keys():
-        _log.info("no %s features in the cache: trained without", " or ".join(sorted(lacking)))
+    if unread := request.options.modalities.keys() - data.inputs.keys():
+        _log.info("no %s features in the cache: trained without", " or ".join(sorted(unread)))
     reads = request.reads
     if any(words != "the vectors" for words in reads.values()):
         _log.info("read of what is cached: %s", "; ".join(f"{name}, {words}" for name, words in reads.items()))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -87,20 +87,28 @@ def look_at(device: str) -> tuple[str, bool]:
 def train(worker: Worker, task: Task) -> list[Run]:
     """Train a task, score it, and keep it; what there is to know of its runs."""
     sweep, fold = worker.sweep, worker.fold(task.fold)
-    found = []
-    for place, one in worker.fitted(task, fold, sweep.fit):
-        on_dev, on_test = (_checked(sweep.names[place], one.probs(rows), rows) for rows in (fold.dev, fold.test))
-        test = scores(fold.test, on_test) if sweep.score_all else {}
-        run = Run(task.fold, place, one.seed, one.history, scores(fold.dev, on_dev), test)
-        found.append((run, one, on_test))
+    found = [scored(sweep, fold, place, one) for place, one in worker.fitted(task, fold, sweep.fit)]
     if sorted((run.setting, run.seed) for run, _, _ in found) != sorted(itertools.product(task.settings, task.seeds)):
         name = sweep.settings[task.settings[0]][0]
         raise SettingError(
             f"The system {name!r} gave {len(found)} runs for {len(task.settings)} settings under "
             f"{len(task.seeds)} seeds: its fit must yield one for each"
         )
-    FinishedTasks(sweep.folder).write(task, found, [_origin(sweep, run) for run, _, _ in found])
+    keep(sweep, task, found)
     return [run for run, _, _ in found]
+
+
+def scored(sweep: Sweep, fold: FoldData, place: int, one: Fitted) -> tuple[Run, Fitted, Probs]:
+    """A trained run with its scores, and its distributions on test."""
+    on_dev, on_test = (_checked(sweep.names[place], one.probs(rows), rows) for rows in (fold.dev, fold.test))
+    test = scores(fold.test, on_test) if sweep.score_all else {}
+    run = Run(fold.number, place, one.seed, one.history, scores(fold.dev, on_dev), test)
+    return run, one, on_test
+
+
+def keep(sweep: Sweep, task: Task, found: Sequence[tuple[Run, Fitted, Probs]]) -> None:
+    """Write a finished task into the folder of the sweep."""
+    FinishedTasks(sweep.folder).write(task, found, [_origin(sweep, run) for run, _, _ in found])
 
 
 def _checked(name: str, probs: Probs, rows: Rows) -> Probs:
