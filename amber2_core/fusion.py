@@ -137,7 +137,8 @@ class Fusion:
         Args:
             x: under a modality's name its vectors h_m (…, batch, D_m), zero where an utterance lacks it; under a
                 layer's, what it gives (…, batch, outputs), if it reads modalities; under a parameter's, the parameter.
-            present: who has which modality, where some lack one.
+            present: None where all have all; else a mask (…, batch) of each modality, in the order of `sizes`, True
+                where an utterance has it, or None where all do. Of an utterance that has none, the result is zero.
         """
         raise NotImplementedError
 
