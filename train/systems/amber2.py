@@ -19,7 +19,11 @@ if TYPE_CHECKING:
     from .system import Floats
 
 # distances of the rater-ambiguity loss → the functions of `amber2_core.divergences`; nothing here loads torch
-DISTANCES: Mapping[str, str] = {"js": "js", "kl": "kl", "soft-ce": "cross_entropy"}
+DISTANCES: Mapping[str, str] = {
+    "js": "js",
+    "kl": "kl",
+    "soft-ce": "cross_entropy",
+}
 WeightGradient = Literal["detach", "flow"]
 ExpertGradient = Literal["all", "own"]
 
