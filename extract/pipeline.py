@@ -196,13 +196,13 @@ def extract_features(
             if strict:
                 _refuse(done[-1].failures, output)
         after, sets = _assembled(blank, scan, done)
+        written = force or before is None or not is_same(before, after, sets)
+        if written:
+            write_cache(output, after, sets)
         for one in done:
             if counts := repeated_rows(one.features.values):
                 why = without_content(one.summary.modality, counts, scan.table.transcript)
                 _log.warning("%s: %s", one.summary.stage, why)
-        written = force or before is None or not is_same(before, after, sets)
-        if written:
-            write_cache(output, after, sets)
         for store in stores:
             # Its rows stand in the cache now.
             shutil.rmtree(store, ignore_errors=True)

@@ -125,12 +125,12 @@ class Nameless:
 
 
 class Elsewhere(Prior):
-    """One whose only head is not the one that is asked to choose."""
+    """One whose heads are not what is asked to choose."""
 
     name = "elsewhere"
 
     def heads(self, modalities: Sequence[str]) -> tuple[str, ...]:
-        return ("prior",)
+        return ("early", "late")
 
 
 class Slashed(Prior):

@@ -69,7 +69,7 @@ def test_metrics_are_what_the_loops_give(sample: tuple[Floats, Floats]) -> None:
 @given(samples)
 def test_a_metric_of_single_utterances_has_their_mean_for_a_score(sample: tuple[Floats, Floats]) -> None:
     for name, metric in metrics.UTTERANCE_METRICS.items():
-        assert metrics.METRICS[name](*sample) == pytest.approx(metric(*sample).mean(), abs=1e-12), name
+        assert metrics.METRICS[name](*sample) == pytest.approx(metric(*sample).mean(), abs=1e-12, nan_ok=True), name
 
 
 @given(samples)
@@ -157,7 +157,7 @@ def test_no_prediction_is_better_than_the_votes_of_raters_who_agree(sample: tupl
     perfect, scores = metrics.evaluate(target, target), metrics.evaluate(target, probs)
     for name, metric in metrics.METRICS.items():
         loss = scores[name] - perfect[name] if metric.better == "lower" else perfect[name] - scores[name]
-        assert loss >= -1e-9, name
+        assert loss >= -1e-9 or np.isnan(loss), name  # r2 is no number of two classes
 
 
 def test_rounding_puts_no_divergence_below_zero() -> None:

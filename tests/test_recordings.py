@@ -154,8 +154,8 @@ def _failing(number: int, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """From the recording of that name on, the system says so of every one, or only of that one."""
     real, gone = amber2_data.sound.soundfile.SoundFile, threading.Event()
 
-    def opened(path: Path) -> Any:
-        if path.name == name or gone.is_set():
+    def opened(path: bytes) -> Any:
+        if Path(os.fsdecode(path)).name == name or gone.is_set():
             if number == errno.ESTALE:
                 gone.set()
             raise OSError(number, os.strerror(number))

@@ -231,7 +231,7 @@ def refused(tmp_path: Path, system: str, *options: str) -> str:
         ),
         ("Nameless", "my_systems.py:Nameless': Nameless has no name; see docs/extend.md"),
         ("Mine", "my_systems.py has no class 'Mine', it has Flattened, Prior, Layered"),
-        ("Elsewhere", "elsewhere is chosen by its head 'fusion', and has prior alone"),
+        ("Elsewhere", "elsewhere is chosen by its head 'fusion', and has early, late alone"),
         ("Slashed", "its name 'my prior/1' is to be a word such as my-system"),
         ("Trebled", "trebled predicts by its head 'audio' what is no distribution: shares sum to one"),
         ("Narrow", "narrow predicts (10, 3) by its head 'audio', expected (utterances, classes) = (10, 4)"),

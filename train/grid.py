@@ -11,6 +11,7 @@ from dataclasses import Field, asdict, dataclass, fields
 from typing import Any
 
 from amber2_core.errors import SettingError, bad_choice
+from amber2_core.heads import FUSION_HEAD
 
 from .systems.system import System, system_of, systems_of
 
@@ -50,6 +51,12 @@ class Setting:
         """In words: the name, and all that differs from the defaults."""
         changed = {f.name: value for f in fields(self.values) if (value := getattr(self.values, f.name)) != f.default}
         return " ".join([self.name, *(f"{name} {value}" for name, value in changed.items())])
+
+
+def decider(setting: Setting, heads: Sequence[str]) -> str:
+    """The head by whose dev JS a setting is compared with others; of one modality alone its own."""
+    head = setting.system.chooses(setting.values)
+    return heads[0] if head == FUSION_HEAD and len(heads) == 1 else head
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from amber2_core.errors import SettingError, bad_choice
 from amber2_core.metrics import METRICS
 from amber2_core.run_folder import KEY_COLUMNS
 
-from .grid import Setting, Value, Variant, axes_of, check_axis, expand
+from .grid import Setting, Value, Variant, axes_of, check_axis, decider, expand
 from .systems.system import FitOptions, Precision
 from .training_data import MISSING, Missing
 
@@ -116,7 +116,7 @@ def check_modalities(settings: Sequence[Setting], modalities: Sequence[str]) -> 
     for setting in settings:
         heads = setting.system.heads(modalities)
         setting.system.check(setting.values, heads)
-        if (chosen := setting.system.chooses(setting.values)) not in heads:
+        if (chosen := decider(setting, heads)) not in heads:
             raise SettingError(f"{setting.name} is chosen by its head {chosen!r}, and has {', '.join(heads)} alone")
 
 

@@ -9,9 +9,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from amber2_core.errors import SettingError
-from amber2_core.heads import FUSION_HEAD
 
-from .grid import Setting
+from .grid import Setting, decider
 from .tasks import FinishedTasks, Run
 from .training_data import Fold, TrainingData
 
@@ -107,12 +106,6 @@ def warn_of_deciders(data: TrainingData, settings: Sequence[Setting]) -> None:
         if len(heads) > 1 and heads & data.present.keys():
             words = " or ".join(sorted(heads))
             _log.warning("%s: the dev JS of %s, by which it is chosen, is over different utterances", name, words)
-
-
-def decider(setting: Setting, heads: Sequence[str]) -> str:
-    """The head by whose dev JS a setting is compared with others; of one modality alone its own."""
-    head = setting.system.chooses(setting.values)
-    return heads[0] if head == FUSION_HEAD and len(heads) == 1 else head
 
 
 def _deciders(data: TrainingData, settings: Sequence[Setting]) -> Mapping[str, set[str]]:
