@@ -49,7 +49,7 @@ from amber2_core import engine
 deal = engine.deal
 def until_first_step(function, tasks, **how):
     if function.__module__ == "amber2_train.worker":
-        from stage2_workers import until_first_step
+        from first_step import until_first_step
         how = {**how, "setup": until_first_step}
     return deal(function, tasks, **how)
 engine.deal = until_first_step

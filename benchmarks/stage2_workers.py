@@ -17,10 +17,9 @@ from torch.optim.adamw import adamw
 from torch.utils.data import DataLoader, TensorDataset
 
 from amber2_core.devices import set_arithmetic
-from amber2_core.errors import SettingError
 from amber2_train import tasks, worker
 from amber2_train.folds import make_folds
-from amber2_train.stacked import loop, optimizer, parameters, system
+from amber2_train.stacked import loop, parameters, system
 from amber2_train.training_data import read_material
 
 SIZE, WIDTH, CLASSES, BATCH = 768, 256, 4, 128
@@ -157,19 +156,6 @@ def watched_training(made: worker.Worker, task: tasks.Task) -> tuple[Sequence[ta
     with watch.watching(BESIDE_TRAINING):
         runs = worker.train(made, task)
     return runs, dict(watch.seconds), time.process_time() - began
-
-
-def until_first_step(threads: int, sweep: worker.Sweep) -> worker.Worker:
-    """A worker that prints the time after its first step of the optimizer, and ends the sweep."""
-    step = optimizer.StackedAdamW.step
-
-    def first(self: optimizer.StackedAdamW) -> None:
-        step(self)
-        print(time.time(), flush=True)
-        raise SettingError("the first step is done")
-
-    optimizer.StackedAdamW.step = first  # type: ignore[method-assign]
-    return worker.Worker(threads, sweep)
 
 
 def best(what: Callable[[], object], repeats: int = 12) -> float:

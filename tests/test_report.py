@@ -539,17 +539,7 @@ def test_a_metric_without_a_value_anywhere_is_blank_and_its_reason_is_told(
 
 SETTINGS = ("command", "corpus", "cache", "features", "policy", "emotions", "folds", "utterances", "systems", "axes",
             "metrics", "digest", "digests", "seeds", "grid", "versions")  # fmt: skip
-ODD = (
-    None,
-    "speaker",
-    "a\0b",
-    "\ud800" * 300,
-    3,
-    [["x"]],
-    {"a": 1},
-    {"sizes": 1},
-    {"emotions": [1, [2]], "merge": ["a"]},
-)
+ODD = (None, "\ud800" * 300, 3, [["x"]], {"sizes": 1}, {"emotions": [1, [2]], "merge": ["a"]})
 
 
 @pytest.mark.usefixtures("undrawn")
@@ -599,8 +589,10 @@ def test_a_report_may_have_any_name(run: Path, tmp_path: Path, name: str) -> Non
 
 @pytest.mark.parametrize("name", [b"caf\xe9", b"n" * 250, "日本 <b>$x_1$ ½".encode()])
 def test_a_run_may_have_any_name_even_of_bytes_that_are_no_text(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: bytes
+    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: bytes
 ) -> None:
+    if b"$" not in name:  # what figures make of names is seen on the oddest
+        request.getfixturevalue("undrawn")
     monkeypatch.chdir(tmp_path)
     run, other = Path(os.fsdecode(name)), Path("other")
     write_run(run, Sketch(count=30, seeds=1, grid=GRID), cache=tmp_path / "c.h5")

@@ -187,6 +187,12 @@ def train_heads(
     A sweep can be stopped: what was finished lies in NAME.unfinished beside the run folder, and the same command goes
     on from there.
     """
+    from amber2_core import engine
+
+    from . import PRELOADED
+
+    engine.prepare(*PRELOADED)  # while all else is imported and read
+
     from . import run, tracking
     from .again import differences
     from .show import print_differences, print_plan, print_table, progress

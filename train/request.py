@@ -26,7 +26,7 @@ from amber2_core.metrics import METRICS
 from amber2_core.run_folder import FORMAT_VERSION
 from amber2_core.tables import RatingTable, texts
 
-from . import tasks
+from . import PRELOADED, tasks
 from .folds import heard_before, make_folds
 from .grid import Setting
 from .options import TrainOptions, check_modalities
@@ -121,7 +121,7 @@ def prepared(cache_path: Path, options: TrainOptions) -> Request:
     Raises:
         Amber2Error: anything of it cannot be had.
     """
-    engine.prepare("amber2_train.worker", "amber2_train.fold_data", "amber2_train.stacked.loop")
+    engine.prepare(*PRELOADED)
     settings = options.settings()
     device, has_bfloat16 = engine.call(look_at, options.device)
     if options.precision == "tf32" and device == "cpu":
