@@ -1,4 +1,4 @@
-"""A worker of stage 2 that tells when its first step of the optimizer is done. It imports no more than a worker does."""
+"""A worker of stage 2 that tells when its first step is done. It imports no more than any worker does."""
 
 from __future__ import annotations
 
