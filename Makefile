@@ -66,8 +66,8 @@ demo: $(INSTALLED)  ## write a corpus, encode it, train AmbER² and the baseline
 # seconds earlier.
 .PHONY: test
 test: export PYTHONDONTWRITEBYTECODE :=
-test: $(INSTALLED)  ## run the tests
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+test: $(INSTALLED)  ## run the tests; all of them, the longest too, with PYTEST_ARGS=tests
+	$(BIN)/python -m pytest $(or $(PYTEST_ARGS),-m "not thorough")
 
 .PHONY: lint
 lint: $(INSTALLED)  ## check style and format with ruff

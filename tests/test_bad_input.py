@@ -416,6 +416,7 @@ def test_a_table_that_is_not_utf_8_is_one_line_that_names_its_line(tmp_path: Pat
     assert not (tmp_path / "c.h5").exists()
 
 
+@pytest.mark.thorough
 def test_every_family_that_is_known_hears_the_same_recording(tmp_path: Path) -> None:
     soundfile.write(tmp_path / "a.wav", _speech(192_000)[:, None] * np.ones(8), 192_000, subtype="PCM_24")
     corpus = Corpus("example", tmp_path, (Utterance("a", "a.wav", ""),), LabelDefaults(("neutral",)))

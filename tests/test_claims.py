@@ -17,6 +17,8 @@ from amber2_extract.stand_ins import save_speech_encoder, save_text_encoder
 from amber2_train.options import Grid, TrainOptions
 from amber2_train.run import train
 
+pytestmark = pytest.mark.thorough
+
 SEEDS = 3
 # Both systems at the middle of the paper's grid. Few utterances want standardised inputs, and step and batch as in the
 # demo. Narrower heads save time.

@@ -23,6 +23,8 @@ from amber2_core.errors import SettingError
 from amber2_core.run_folder import read_results, read_settings
 from amber2_train.systems.system import system_of
 
+pytestmark = pytest.mark.thorough
+
 PAGE = ROOT / "docs" / "extend.md"
 # a block with the path above it, if it has one of its own
 BLOCK = re.compile(

@@ -89,6 +89,7 @@ def _gone(leader: int) -> bool:
     return not _session(leader)
 
 
+@pytest.mark.thorough
 def test_killed_again_and_again_it_goes_on_and_ends_with_the_same_values(
     desk: Desk, undisturbed: FeatureCache, tmp_path: Path
 ) -> None:
@@ -155,6 +156,7 @@ def test_of_two_processes_started_at_once_one_works_and_the_other_says_who(
     _assert_same(output, undisturbed)
 
 
+@pytest.mark.thorough
 def test_a_disk_without_room_loses_nothing_and_leaves_no_half_cache(
     desk: Desk, undisturbed: FeatureCache, tmp_path: Path
 ) -> None:

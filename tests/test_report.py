@@ -542,6 +542,7 @@ SETTINGS = ("command", "corpus", "cache", "features", "policy", "emotions", "fol
 ODD = (None, "\ud800" * 300, 3, [["x"]], {"sizes": 1}, {"emotions": [1, [2]], "merge": ["a"]})
 
 
+@pytest.mark.thorough
 @pytest.mark.usefixtures("undrawn")
 @pytest.mark.parametrize("name", SETTINGS)
 def test_settings_of_any_kind_make_a_page_or_one_line(tmp_path: Path, name: str) -> None:
@@ -613,6 +614,7 @@ report_runs()
 """
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("size", [0, 4_000, 60_000])
 def test_a_full_disk_is_one_line_and_leaves_nothing(run: Path, tmp_path: Path, size: int) -> None:
     output = tmp_path / "place" / "out"
