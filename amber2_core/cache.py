@@ -65,7 +65,7 @@ from .features import (
     fingerprint,
     repeated_rows,
 )
-from .files import Sink, sync, written_whole
+from .files import Sink, written_whole
 from .tables import RatingTable, UtteranceTable, texts
 from .utterance import LabelDefaults
 
@@ -85,7 +85,6 @@ __all__ = [
     "read_feature_headers",
     "read_repeated_rows",
     "stored_features",
-    "sync",
     "write_cache",
 ]
 
