@@ -360,3 +360,33 @@ def train_reference(
             optimizer.step()
         epochs.append({name: value.detach().clone() for name, value in trained.items()})
     return epochs
+
+
+def layer_sum(scores: Tensor, layers: Tensor) -> Tensor:
+    """Σ_l softmax(a)_l h_l of one utterance: a (layers,), h (layers, D)."""
+    powers = [math.exp(score) for score in scores.tolist()]
+    shares = [power / sum(powers) for power in powers]
+    return sum((share * layer for share, layer in zip(shares, layers, strict=True)), torch.zeros_like(layers[0]))
+
+
+def attentive_pooling(parameters: Mapping[str, Tensor], prefix: str, frames: Tensor) -> Tensor:
+    """[μ; σ] of one utterance's frames (T, D), weighed by v·tanh(W x + b)."""
+    scores = []
+    for frame in frames:
+        hidden = parameters[f"{prefix}.attention.weight"] @ frame + parameters[f"{prefix}.attention.bias"]
+        scores.append((parameters[f"{prefix}.score.weight"][0] @ hidden.tanh()).item())
+    shares = [math.exp(score) / sum(math.exp(s) for s in scores) for score in scores]
+    mean = sum((a * x for a, x in zip(shares, frames, strict=True)), torch.zeros_like(frames[0]))
+    square = sum((a * x * x for a, x in zip(shares, frames, strict=True)), torch.zeros_like(frames[0]))
+    return torch.cat((mean, (square - mean * mean).clamp_min(1e-5).sqrt()))
+
+
+def pointwise_pooling(parameters: Mapping[str, Tensor], prefix: str, frames: Tensor) -> Tensor:
+    """Three layers of each of one utterance's frames (T, D), ReLU after the first two, then the mean."""
+    made = []
+    for frame in frames:
+        x = frame
+        for k in range(3):
+            x = parameters[f"{prefix}.conv{k}.weight"] @ (x.relu() if k else x) + parameters[f"{prefix}.conv{k}.bias"]
+        made.append(x)
+    return torch.stack(made).mean(0)
