@@ -127,9 +127,9 @@ def method_in_words(clusters: Clusters, draws: int) -> str:
         "Difference of the scores in the tables above, averaged over seeds and folds. Tested is whether it is 0 for "
         f"other {what} like these: paired bootstrap, {draws:,} draws of the {count} {clusters.drawn}, with replacement "
         "within each test fold, both systems on the same draws; the heads are not trained again. Intervals are "
-        f"percentile intervals widened for the number of {what} (Student's t, {clusters.freedom} degrees of freedom); p is two-sided. "
-        "Holm's correction is over the comparisons of one metric, not over metrics. Seeds that agree: share of seeds "
-        "whose own difference has the same sign."
+        f"percentile intervals widened for the number of {what} (Student's t, {clusters.freedom} degrees of freedom); "
+        "p is two-sided. Holm's correction is over the comparisons of one metric, not over metrics. Seeds that agree: "
+        "share of seeds whose own difference has the same sign."
     )
     if clusters.by_speaker and clusters.freedom < 15:
         text += f" With {count} speakers intervals are wide, and no p can fall below {smallest_p(clusters, draws):.3f}."

@@ -351,12 +351,12 @@ def _head_notes(group: Group) -> list[str]:
     return [f"Systems are told by their head {group.head}, as was asked for{lacking}."]
 
 
-def _natural(text: str) -> tuple[bool, float, str]:
-    """What numbers are sorted by as numbers, before words."""
+def _natural(text: str) -> tuple[bool, bool, float, str]:
+    """What numbers are sorted by as numbers, before words, and nothing at all after both."""
     try:
-        return False, float(text), text
+        return False, False, float(text), text
     except ValueError:
-        return True, 0.0, text
+        return not text, True, 0.0, text
 
 
 def _expert_notes(group: Group) -> list[str]:

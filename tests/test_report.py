@@ -32,6 +32,7 @@ from amber2_core.run_folder import (
     write_predictions,
     write_results,
 )
+from amber2_core.tables import texts
 from amber2_report.analysis import expert_weights
 from amber2_report.cli import free_name, report_runs
 from amber2_report.drawing import Drawing
@@ -40,7 +41,7 @@ from amber2_report.groups import grouped
 from amber2_report.page import Options, write_report
 from amber2_report.runs import read_run
 from amber2_report.significance import headlines
-from amber2_report.tables import AGAINST_PUBLISHED, PUBLISHED, published_table
+from amber2_report.tables import AGAINST_PUBLISHED, PUBLISHED, by_table, published_table
 from amber2_train.cli import train_heads
 
 
@@ -435,6 +436,13 @@ def test_scores_by_a_column_are_those_of_its_utterances_with_their_number(tmp_pa
     assert all(f'data-table="by-{name}"' in page for name in ("style", "speaker", "session"))
     sessions = (tmp_path / "out" / "tables" / "by-session.md").read_text(encoding="utf-8")
     assert "| amber2 fusion | – | 59 |" in sessions  # nobody knows
+
+
+def test_groups_come_numbers_first_then_words_and_last_who_is_of_none(run: Path) -> None:
+    (group,) = grouped([read_run(run)])
+    of_each = texts([("", "f", "10", "m", "9")[k % 5] for k in range(len(group.predictions.id))])
+    table = by_table(group, "what", "what", of_each)
+    assert table.frame["group"].fillna("–").tolist()[:5] == ["9", "10", "f", "m", "–"]
 
 
 @pytest.mark.usefixtures("undrawn")
