@@ -42,6 +42,7 @@ Any other column becomes an attribute: numbers if all its cells are numbers or e
 
 from __future__ import annotations
 
+import itertools
 import os
 import posixpath
 import re
@@ -76,6 +77,7 @@ ORIGIN = (
 )
 
 TABLES, JSON_LINES = (".csv", ".tsv"), (".jsonl", ".ndjson")
+LOOKED_AT = 100_000  # files, where no recording is at its place
 Labels = Callable[[Mapping[str, str]], tuple[Rating, ...]]
 
 
@@ -123,7 +125,7 @@ class Recordings:
         if self.is_given:
             return self._end(path, is_absolute=is_windows or posixpath.isabs(path))
         if is_windows and os.name != "nt":
-            raise ValueError(f"recording {text!r} is a path of Windows: say where the recordings lie by --audio-root")
+            raise ValueError(f"recording {path!r} is a path of Windows: say where the recordings lie by --audio-root")
         if path.split("/")[0] == "..":
             raise ValueError(
                 f"recording {text!r} climbs out of {self.folder}: put the manifest above its recordings, or say where "
@@ -182,7 +184,8 @@ def described_corpus(
     absolute = [u.audio for u in utterances if u.audio and os.path.isabs(u.audio)]
     if absolute:
         what = (
-            f"{len(absolute):,} recordings are absolute paths, for one {absolute[0]}: they hold on this machine alone"
+            f"{len(absolute):,} recordings are absolute paths, for one {absolute[0]}: they hold on this machine alone, "
+            "unless --audio-root says where the recordings lie"
         )
         problems.append(Problem(path.name, None, what))
     if "text" not in columns.role:
@@ -303,13 +306,21 @@ def _require_a_recording(path: Path, recordings: Recordings, utterances: Sequenc
         raise CorpusError(f"{path} names no recording: its audio column is empty")
     if not any(os.path.exists(recordings.folder / audio) for audio in named):
         where = (
-            "they are looked for in --audio-root"
+            f"they are looked for in --audio-root{_of_that_name(recordings.folder, named[0])}"
             if recordings.is_given
             else ("paths are relative to the manifest's folder, or to --audio-root")
         )
         raise CorpusError(
             f"None of the {len(named):,} recordings of {path} exists, for one {recordings.folder / named[0]}: {where}"
         )
+
+
+def _of_that_name(folder: Path, audio: str) -> str:
+    """Where among the first files below a folder one has the name of a recording, as a hint; empty where none has."""
+    name = posixpath.basename(audio).casefold()
+    below = itertools.islice(folder.rglob("*"), LOOKED_AT)
+    found = next((file for file in below if file.name.casefold() == name), None)
+    return f", where {found} is: write folders and names as they are there" if found else ""
 
 
 def _defaults(path: Path, columns: Columns, utterances: Sequence[Utterance]) -> LabelDefaults:
