@@ -322,6 +322,29 @@ def test_columns_that_are_named_wrongly_are_refused(
 
 
 @pytest.mark.parametrize(
+    ("cell", "expected"),
+    [
+        ("D:\\Lab\\Ann\\a1.wav", "ann/A1.WAV"),
+        ("ANN/a1.WAV", "ann/A1.WAV"),
+        ("/lab/ben/b1.wav", "ben/b1.wav"),  # as written, where both are there
+        ("/lab/ben/B1.Wav", "B1.Wav"),  # two that differ from it alike: neither
+        ("/lab/ann/b1.wav", "b1.wav"),  # there is none of ann's
+    ],
+)
+def test_a_recording_that_differs_in_case_alone_is_the_same_unless_several_do(
+    cell: str, expected: str, tmp_path: Path
+) -> None:
+    for place in ("ann/A1.WAV", "ben/b1.wav", "ben/B1.wav"):
+        (tmp_path / "clips" / place).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "clips" / place).touch()
+    if len(os.listdir(tmp_path / "clips" / "ben")) == 1:
+        pytest.skip("case does not matter to this file system")
+    (tmp_path / "corpus.csv").write_text(f"id,audio,text,label\n1,{cell},x,sad\n2,ann/A1.WAV,x,sad\n")
+    corpus = read_corpus("manifest", tmp_path / "corpus.csv", audio_root=tmp_path / "clips")
+    assert corpus.utterances[0].audio == expected
+
+
+@pytest.mark.parametrize(
     ("cell", "hint"),
     [("A1.WAV", r", where .*ann.a1\.wav is: write folders and names"), ("gone.wav", "--audio-root$")],
 )
