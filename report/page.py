@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -169,6 +170,7 @@ def page(chapters: Sequence[Chapter], title: str, notes: Sequence[str] = (), bes
         loader=jinja2.FileSystemLoader(HERE), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True,
         lstrip_blocks=True,
     )  # fmt: skip
+    environment.filters["quoted"] = lambda word: shlex.quote(str(word))
     return environment.get_template("page.html").render(
         chapters=chapters,
         title=title,

@@ -8,6 +8,7 @@ import itertools
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 from dataclasses import replace
@@ -146,6 +147,16 @@ def test_runs_of_different_test_sets_have_chapters_and_are_not_compared(run: Pat
         for path in (tmp_path / "out" / "tables").glob("*.tex")
     ]
     assert len({label for (label,) in labels}) == len(labels)
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_the_command_of_a_run_is_shown_as_a_shell_takes_it(run: Path, tmp_path: Path) -> None:
+    words = ["train-heads", "--cache", "my lab's <b>/c.h5", "--kappa", "2,4"]
+    write_json(run / "settings.json", {**read_settings(run), "command": words})
+    write_report([run], tmp_path / "out", Options(draws=200))
+    page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    (shown,) = re.findall(r"<pre><code>(.*?)</code></pre>", page)
+    assert shlex.split(html.unescape(shown)) == words
 
 
 @pytest.mark.usefixtures("undrawn")
