@@ -113,7 +113,7 @@ class FoldData:
     """The three parts of one fold."""
 
     number: int  # of the fold, part of every run's random stream
-    train: Rows
+    train: Rows  # with the targets that are learnt, which may be of other raters than those of dev and test
     dev: Rows
     test: Rows
     emotions: tuple[str, ...] = ()  # C, as columns of the targets
@@ -133,12 +133,13 @@ def fold_data(data: TrainingData, fold: Fold, features: Features, *, standardise
         masks = {} if present is None else dict(zip(features.values, present, strict=False))
         standardisation = train_statistics(features.values, train, masks)
 
-    def part(rows: npt.NDArray[np.intp]) -> Rows:
-        targets = torch.from_numpy(data.targets[rows]).to(device)
+    def part(rows: npt.NDArray[np.intp], whole: npt.NDArray[np.float32] = data.targets) -> Rows:
+        targets = torch.from_numpy(whole[rows]).to(device)
         index = features.rows[torch.from_numpy(rows).to(device)]
         return Rows(features.values, index, targets, standardisation, present, features.frames)
 
-    return FoldData(fold.number, part(fold.train), part(fold.dev), part(fold.test), data.emotions)
+    learnt = data.targets if data.learnt_targets is None else data.learnt_targets
+    return FoldData(fold.number, part(fold.train, learnt), part(fold.dev), part(fold.test), data.emotions)
 
 
 def features_on(device: str, data: TrainingData) -> Features:
