@@ -134,7 +134,7 @@ class RunFolder:
     results: DataFrame
     arrays: Predictions  # predictions.npz
     # one row per row of predictions.npz: id, fold, the rest of utterances.csv where there is such a file, and the rated
-    # share of each emotion under `rated_<emotion>`
+    # share of each emotion under `rated_<emotion>`; where synthetic raters rated, theirs under `synthetic_<emotion>`
     utterances: DataFrame
     experts: DataFrame  # one row per row of experts.csv; empty where a run has none
     curves: DataFrame  # one row per row of curves.csv; empty where a run has none
@@ -360,6 +360,9 @@ def load(folder: Path | str) -> RunFolder:
     elif len(found) != count or (found["id"] != arrays.id).any() or (found["fold"] != arrays.fold).any():
         raise RunFolderError(f"{folder / 'utterances.csv'} and predictions.npz are not of the same run: train again")
     rated = pd.DataFrame(arrays.target, columns=[f"rated_{emotion}" for emotion in arrays.emotions])
+    if arrays.synthetic is not None:
+        said = pd.DataFrame(arrays.synthetic, columns=[f"synthetic_{emotion}" for emotion in arrays.emotions])
+        rated = pd.concat([rated, said], axis=1)
     results = _table(rows)
     if "r2" in results and len(arrays.emotions) < R2_CLASSES:
         results["r2"] = math.nan
