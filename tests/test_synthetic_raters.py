@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections import defaultdict
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -255,10 +256,11 @@ def test_who_runs_a_command_again_learns_from_the_same_raters(folder: Path, tmp_
 
 
 def test_a_report_shows_agreement_and_scores_against_models_only_where_there_are_any(
-    folder: Path, tmp_path: Path
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import pandas as pd
 
+    monkeypatch.setattr("amber2_report.page.figures", lambda group, speaker: defaultdict(list))  # drawing takes long
     for name, runs in (("both", ["human", "synthetic"]), ("none", ["alone"])):
         words = [*(str(folder / run) for run in runs), "--output", str(tmp_path / name)]
         done = CliRunner().invoke(report_runs, words)
