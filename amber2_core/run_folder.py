@@ -389,8 +389,9 @@ def scores_again(run: RunFolder, metrics: Sequence[str], *, split: str = "test")
 
     p, rows = run.arrays, []
     target = p.synthetic if split == AGAINST_SYNTHETIC else p.target
-    pairs = itertools.product(run.probs, p.folds.items()) if target is not None else ()
-    for (system, head, seed, probs), (fold, members) in pairs:
+    if target is None:
+        return pd.DataFrame()
+    for (system, head, seed, probs), (fold, members) in itertools.product(run.probs, p.folds.items()):
         own = members[~np.isnan(probs[members, 0]) & ~np.isnan(target[members, 0])]
         scores = {metric: float(METRICS[metric](target[own], probs[own])) for metric in metrics}
         rows.append({"system": system, "head": head, "fold": fold, "seed": seed, "n": len(own), **scores})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -12,7 +13,6 @@ import pandas as pd
 from amber2_core.distributions import ambiguity_bins, bc, entropy, js
 
 from .groups import Group
-from .runs import Floats
 
 TERTILES = 3
 
@@ -35,14 +35,21 @@ def agreement(human: npt.ArrayLike, synthetic: npt.ArrayLike) -> Agreement:
     """Agreement of two distributions (n, C) of each utterance; of ties in entropy Spearman's ρ takes the mean rank."""
     y, q = np.asarray(human, np.float64), np.asarray(synthetic, np.float64)
     if not len(y):
-        return Agreement(0, *[np.nan] * 6)
+        return Agreement(0, np.nan, np.nan, np.nan, np.nan, np.nan, np.nan)
     ours, theirs = (entropy(p).round(9) for p in (y, q))  # the order of summation must not part equal ambiguities
-    means = (float(x.mean()) for x in (js(y, q), bc(y, q), ours, theirs))
-    ranks = (pd.Series(bits).rank().to_numpy() for bits in (ours, theirs))
-    return Agreement(len(y), *means, pearson(ours, theirs), pearson(*ranks))
+    ranks = [pd.Series(bits).rank().to_numpy(np.float64) for bits in (ours, theirs)]
+    return Agreement(
+        n=len(y),
+        js=float(js(y, q).mean()),
+        bc=float(bc(y, q).mean()),
+        human_entropy=float(ours.mean()),
+        synthetic_entropy=float(theirs.mean()),
+        pearson=pearson(ours, theirs),
+        spearman=pearson(ranks[0], ranks[1]),
+    )
 
 
-def pearson(x: Floats, y: Floats) -> float:
+def pearson(x: npt.NDArray[np.floating[Any]], y: npt.NDArray[np.floating[Any]]) -> float:
     """Pearson's r of two (n,); NaN where one of them does not vary."""
     if len(x) < 2 or not np.ptp(x) or not np.ptp(y):
         return np.nan

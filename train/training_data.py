@@ -286,7 +286,8 @@ def _kept(encoded: Mapping[str, npt.NDArray[np.bool_]], missing: Missing) -> npt
 def _shares(votes: npt.NDArray[np.float64]) -> npt.NDArray[np.float32]:
     """Votes (K, C) as distributions, rows of NaN where there are none."""
     total = votes.sum(axis=1, keepdims=True)
-    return np.divide(votes, total, out=np.full(votes.shape, np.nan), where=total > 0).astype(np.float32)
+    shares = np.divide(votes, total, out=np.full(votes.shape, np.nan), where=total > 0)
+    return np.asarray(shares, dtype=np.float32)
 
 
 def _as_text(column: npt.NDArray[Any]) -> Texts:
