@@ -81,6 +81,9 @@ def describe(record: Record) -> str:
             f"ratings     {ratings['ratings']:,} of the {stimulus} stimulus, "
             f"{ratings['raters_per_utterance']:.2f} raters per rated utterance: {words}"
         )
+        if len(ratings["sources"]) > 1:
+            sources = ", ".join(f"{source} {count:,}" for source, count in ratings["sources"].items())
+            lines.append(f"              by source: {sources}; raters and words are people's")
     labels = record["labels"]
     if "error" in labels:
         lines.append(f"labels      none by default: {labels['error']}")
@@ -110,15 +113,18 @@ def _size(count: int) -> str:
 
 
 def _ratings(cache: FeatureCache) -> Record:
+    """Of each stimulus; raters and words are people's, where there are any beside the models."""
     found = {}
     ratings = cache.ratings
     for stimulus in sorted(set(ratings.stimulus)):
         chosen = ratings.stimulus == stimulus
-        raters = set(zip(ratings.utterance[chosen], ratings.rater[chosen], strict=True))
-        words = Counter(str(word) for word in ratings.label[chosen])
+        people = chosen & (ratings.source != "synthetic")
+        own = people if people.any() else chosen
+        raters = set(zip(ratings.utterance[own], ratings.rater[own], strict=True))
+        words = Counter(str(word) for word in ratings.label[own])
         found[str(stimulus)] = {
             "ratings": int(chosen.sum()),
-            "raters_per_utterance": len(raters) / max(1, len(set(ratings.utterance[chosen]))),
+            "raters_per_utterance": len(raters) / max(1, len(set(ratings.utterance[own]))),
             "sources": dict(Counter(str(source) for source in ratings.source[chosen])),
             "words": dict(words.most_common()),
         }

@@ -38,6 +38,7 @@ from .previous import (
     reusable_rows,
     stage_of,
     with_recordings,
+    with_synthetic_ratings,
 )
 from .recipe import AudioRecipe, Layers, Precision
 from .recordings import Batch, Inputs, Work, blank_cache, scan_recordings, transcript_inputs
@@ -186,6 +187,8 @@ def extract_features(
         if before is None:
             # There will be something to encode: while the corpus is scanned, workers' libraries are loaded.
             engine.prepare(*worker.PRELOADED)
+        else:
+            blank = with_synthetic_ratings(blank, before.cache)
         scan = _scan(corpus, blank.utterances, before, repair, audio=audio_model is not None)
         if strict:
             for job in jobs:

@@ -38,8 +38,8 @@ from .utterances import (
 HERE = Path(__file__).parent
 # of settings.json, what the page tells of a run beside its features and folds
 TOLD = (
-    "created", "corpus", "cache", "digest", "emotions", "systems", "seeds", "epochs", "inputs", "missing", "device",
-    "utterances", "policy", "grid", "versions",
+    "created", "corpus", "cache", "digest", "emotions", "systems", "seeds", "epochs", "inputs", "missing", "targets",
+    "device", "utterances", "policy", "grid", "versions",
 )  # fmt: skip
 _log = logging.getLogger(__name__)
 

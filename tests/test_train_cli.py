@@ -50,6 +50,11 @@ BAD = [
     (["--folds", "random"], "Bad folds 'random', expected one of ['session', 'speaker'"),
     (["--emotions", "neutral,happy,fear"], "No kept utterance has a vote for 'fear': leave it out of --emotions"),
     (["--emotions", "neutral"], "Bad emotions "),
+    (["--targets", "models"], "Bad targets 'models', expected one of ['human', 'synthetic', 'combined']"),
+    (
+        ["--targets", "combined"],
+        "No utterance has votes of synthetic raters on the audiovisual stimulus: add some with ",
+    ),
     (["--stimulus", "smell"], "Bad stimulus 'smell'"),
     (["--keep", "all"], "Bad keep 'all', expected one of"),
     (["--keep", "consensus"], "this corpus has no consensus labels of its own"),
