@@ -43,6 +43,11 @@ class Rule:
         if self.decider == "sentiment":
             check_emotions(self.emotions)
 
+    @classmethod
+    def of_record(cls, record: Mapping[str, Any]) -> Rule:
+        """The rule of which `dataclasses.asdict` and JSON made a record."""
+        return cls(record["decider"], *(tuple(record[name]) for name in ("emotions", "entropy", "varentropy")))
+
     def flags(self, audio: ArrayLike) -> NDArray[np.bool_]:
         """Where the audio's distributions (n, C) are to be left to the text (n,); nowhere among NaN."""
         p = np.asarray(audio, np.float64)
@@ -143,8 +148,10 @@ def _most_precise(
     """τ_H and τ_V for H and V (2, n) of one class, of which some are wrong (n,), and for those wrong on dev (2, m)."""
     if wrong_on_dev.shape[1] == 0:
         return None, None
-    least = np.linspace(*np.quantile(wrong_on_dev[0], ENTROPY_QUANTILES), STEPS)
-    most = np.linspace(*np.quantile(wrong_on_dev[1], VARENTROPY_QUANTILES), STEPS)
+    least, most = (
+        np.linspace(np.quantile(some, low), np.quantile(some, high), STEPS)
+        for some, (low, high) in zip(wrong_on_dev, (ENTROPY_QUANTILES, VARENTROPY_QUANTILES), strict=True)
+    )
     # an utterance is flagged by the first so many steps of H, and from that step of V on
     steps, first = np.searchsorted(least, spread[0], side="right"), np.searchsorted(most, spread[1], side="left")
     counts = np.zeros((2, STEPS + 1, STEPS + 1))

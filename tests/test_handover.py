@@ -94,16 +94,16 @@ def test_of_equals_the_pair_that_flags_most_is_taken_and_every_step_is_tried(mon
         for c in range(4):
             if not (missed := missed_on_dev(p, y, on_dev, c)):
                 continue
-            best, chosen = (0.0, 0), (None, None)
+            best, chosen = (0.0, 0), list[float]()
             for least in reference.steps([*map(reference.nats, missed)], 0.65, 0.85, 6):
                 for most in reference.steps([*map(reference.varentropy, missed)], 0.15, 0.35, 6):
                     score = precision(p, y, c, least, most)
                     if score[0] > 0 and score > best:
-                        best, chosen = score, (least, most)
-            if chosen == (None, None):
+                        best, chosen = score, [least, most]
+            if not chosen:
                 assert rule.entropy[c] is None
             else:
-                assert (rule.entropy[c], rule.varentropy[c]) == (pytest.approx(chosen[0]), pytest.approx(chosen[1]))
+                assert [rule.entropy[c], rule.varentropy[c]] == pytest.approx(chosen)
                 compared += 1
     assert compared > 40
 
@@ -195,8 +195,7 @@ def test_a_rule_is_json_and_back() -> None:
     import json
 
     rule = Rule("sentiment", EMOTIONS, (1.0, None, 0.5, 1.25), (0.1, None, 0.25, 0.5))
-    record = json.loads(json.dumps(asdict(rule)))
-    assert Rule(**{name: tuple(value) if isinstance(value, list) else value for name, value in record.items()}) == rule
+    assert Rule.of_record(json.loads(json.dumps(asdict(rule)))) == rule
 
 
 def test_a_sentiment_needs_the_emotions_that_it_decides_for() -> None:
