@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -24,6 +24,21 @@ FeatureKey = tuple[str, str]  # (modality, name)
 IMPORTED = "imported"
 BLOCK_BYTES = 1 << 22  # of numbers that lie on the disk, read together
 SAMPLED = 64  # rows looked at to see whether it is worth looking at all
+
+
+class Side(NamedTuple):
+    """A feature set that a system reads beside the modalities, as a sentiment, or predictions made elsewhere."""
+
+    modality: str
+    # None: the only one of its modality
+    name: str | None = None
+    # whether the system cannot do without
+    needed: bool = True
+
+    @property
+    def key(self) -> str:
+        """By which rows know it."""
+        return f"{self.modality}:{self.name}" if self.name else self.modality
 
 
 class Rows(Protocol):

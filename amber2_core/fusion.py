@@ -116,6 +116,8 @@ class Layer:
     # the modalities whose vectors, side by side, it reads; none where it reads what other layers make of them
     reads: tuple[str, ...] = ()
     bias: bool = False
+    # its weight starts from 0, and not from random numbers
+    starts_at_zero: bool = False
 
 
 class Fusion:

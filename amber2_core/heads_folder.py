@@ -9,9 +9,9 @@ The metadata entry `amber2` is a JSON object with `format_version` and
     versions           of amber2, torch and numpy
 
 and with whatever else a system records. `train-heads` adds `architecture`, `outputs` ("softmax", or the function of a
-system of its own that makes log-probabilities of them), `fold`, `seed`, `epochs` (head → epoch kept;
-0: none, the head is as it began), `missing` (modality → how many train utterances lacked it, where some did) and
-`untrained` (the modalities that all lacked).
+system of its own that makes log-probabilities of them), `reads` (see `TrainedHeads.probs`), `fold`, `seed`, `epochs`
+(head → epoch kept; 0: none, the head is as it began), `missing` (modality → how many train utterances lacked it, where
+some did) and `untrained` (the modalities that all lacked).
 
 Tensors are a system's parameters, those of heads as `amber2_core.heads` names them, plus `inputs.<modality>.mean` and
 `.sd` (D_m,) where it was trained on standardised features. Version 1 had neither policy nor recipes nor versions:
@@ -55,8 +55,11 @@ class TrainedHeads:
     origin: Mapping[str, Any]
 
     @torch.no_grad()
-    def probs(self, features: Mapping[str, Tensor], present: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
+    def probs(self, features: Mapping[str, Any], present: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
         """Features (N, D_m) by modality, as the cache holds them → probabilities (N, C) by head.
+
+        `origin["reads"]` tells what of a modality is read: "vector" or the number of a layer, as above; "layers", all
+        of them (N, layers, D_m); "frames", a pair of frames (N, T, D_m) and which are frames (N, T).
 
         Where utterances lack a modality, `present` has booleans (N,) under its name; a modality that is not among the
         features, or that no train utterance had, is missing everywhere. The rows of its head then are NaN.
@@ -67,14 +70,14 @@ class TrainedHeads:
         """
         if (outputs := self.origin.get("outputs", "softmax")) != "softmax":
             raise RunFolderError(f"These heads of {self.origin['system']} predict through {outputs} alone")
-        vectors = {name: standardised(x, self.standardisation.get(name)) for name, x in features.items()}
-        masks, first = dict(present or {}), next(iter(features.values()))
-        for name, size in self.model.architecture.inputs:
-            if name not in vectors:
-                vectors[name] = first.new_zeros(len(first), size)
+        inputs = {name: _standardised_input(x, self.standardisation.get(name)) for name, x in features.items()}
+        masks, some = dict(present or {}), next(iter(features.values()))
+        first, shape = some[0] if isinstance(some, tuple) else some, self.model.architecture
+        for name, nothing in shape.nothing(first).items():
+            inputs.setdefault(name, nothing)
             if name not in features or name in self.origin.get("untrained", ()):
                 masks[name] = first.new_zeros(len(first), dtype=torch.bool)
-        probs = self.model.probs(vectors, present=masks or None)
+        probs = self.model.probs(inputs, present=masks or None)
         for name, mask in masks.items():
             probs[name] = probs[name].masked_fill(~mask.unsqueeze(-1), torch.nan)
         return probs
@@ -91,6 +94,13 @@ class TrainedHeads:
 def standardised(x: Tensor, statistics: tuple[Tensor, Tensor] | None) -> Tensor:
     """(x − mean) / sd, (…, D); x itself without statistics."""
     return x if statistics is None else (x - statistics[0]) / statistics[1]
+
+
+def _standardised_input(x: Any, statistics: tuple[Tensor, Tensor] | None) -> Any:
+    """The same of frames, whose padding stays zero, with their mask."""
+    if not isinstance(x, tuple):
+        return standardised(x, statistics)
+    return standardised(x[0], statistics) * x[1].unsqueeze(-1), x[1]
 
 
 def write_heads(path: Path, tensors: Mapping[str, Tensor], record: Mapping[str, Any]) -> None:
@@ -144,8 +154,10 @@ def read_heads(path: Path) -> TrainedHeads:
     with _understood(path):
         shape = record.pop("architecture")
         inputs = tuple((name, size) for name, size in shape.pop("inputs"))
-        architecture, emotions = Architecture(inputs, **shape), tuple(record.pop("emotions"))
-        means = sorted({name.split(".")[1] for name in tensors if name.startswith("inputs.")})
+        counts = tuple(shape.pop("layer_counts", ()))
+        architecture, emotions = Architecture(inputs, **shape, layer_counts=counts), tuple(record.pop("emotions"))
+        own = [name for name in tensors if name.startswith("inputs.") and name.endswith(".mean")]
+        means = sorted(name.removeprefix("inputs.").removesuffix(".mean") for name in own)
         statistics = {m: (tensors.pop(f"inputs.{m}.mean"), tensors.pop(f"inputs.{m}.sd")) for m in means}
         if {name: tuple(x.shape) for name, x in tensors.items()} != architecture.shapes:
             raise ValueError("its tensors are not those of its architecture")

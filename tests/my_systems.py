@@ -200,8 +200,8 @@ class Sharpened(Flattened):
 
     name = "sharpened"
 
-    def learnt(self, setting: Any, target: Tensor) -> Tensor:
-        power = target ** (1 - setting.flatness)
+    def learnt(self, setting: Any, rows: Rows) -> Tensor:
+        power = rows.targets ** (1 - setting.flatness)
         return power / power.sum(-1, keepdim=True)
 
     def log_probs_of(self, outputs: Tensor) -> Tensor:

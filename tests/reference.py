@@ -129,6 +129,50 @@ def ece(target: Sequence[Distribution], probs: Sequence[Distribution], bins: int
     return total
 
 
+# --- Emo_ent: the text decides where the audio is spread evenly ---
+
+
+def nats(p: Distribution) -> float:
+    return -sum(share * math.log(share) for share in p if share > 0)
+
+
+def varentropy(p: Distribution) -> float:
+    h = nats(p)
+    return sum(share * (math.log(share) + h) ** 2 for share in p if share > 0)
+
+
+def quantile(values: Sequence[float], share: float) -> float:
+    ordered = sorted(values)
+    place = share * (len(ordered) - 1)
+    below = math.floor(place)
+    above = min(below + 1, len(ordered) - 1)
+    return ordered[below] + (place - below) * (ordered[above] - ordered[below])
+
+
+def steps(values: Sequence[float], low: float, high: float, count: int) -> list[float]:
+    first, last = quantile(values, low), quantile(values, high)
+    return [first + (last - first) * k / (count - 1) for k in range(count)]
+
+
+def precision_of_flags(
+    audio: Sequence[Distribution], target: Sequence[Distribution], c: int, least: float, most: float
+) -> tuple[float, int]:
+    """The share of wrong ones among those predicted as c that are flagged, and how many are flagged."""
+    flagged = wrong = 0
+    for p, y in zip(audio, target, strict=True):
+        if argmax(p) == c and nats(p) >= least and varentropy(p) <= most:
+            flagged += 1
+            wrong += argmax(y) != c
+    return (wrong / flagged if flagged else 0.0), flagged
+
+
+def class_of_sentiment(sentiment: Sequence[float], p: Distribution, emotions: Sequence[str]) -> int:
+    name = {0: "negative", 1: "neutral", 2: "happy"}[argmax(sentiment)]
+    if name == "negative":
+        name = "sad" if p[emotions.index("sad")] > p[emotions.index("angry")] else "angry"
+    return emotions.index(name)
+
+
 # --- losses ---
 
 
@@ -362,45 +406,31 @@ def train_reference(
     return epochs
 
 
-# --- Emo_ent: the text decides where the audio is spread evenly ---
+def layer_sum(scores: Tensor, layers: Tensor) -> Tensor:
+    """Σ_l softmax(a)_l h_l of one utterance: a (layers,), h (layers, D)."""
+    powers = [math.exp(score) for score in scores.tolist()]
+    shares = [power / sum(powers) for power in powers]
+    return sum((share * layer for share, layer in zip(shares, layers, strict=True)), torch.zeros_like(layers[0]))
 
 
-def nats(p: Distribution) -> float:
-    return -sum(share * math.log(share) for share in p if share > 0)
+def attentive_pooling(parameters: Mapping[str, Tensor], prefix: str, frames: Tensor) -> Tensor:
+    """[μ; σ] of one utterance's frames (T, D), weighed by v·tanh(W x + b)."""
+    scores = []
+    for frame in frames:
+        hidden = parameters[f"{prefix}.attention.weight"] @ frame + parameters[f"{prefix}.attention.bias"]
+        scores.append((parameters[f"{prefix}.score.weight"][0] @ hidden.tanh()).item())
+    shares = [math.exp(score) / sum(math.exp(s) for s in scores) for score in scores]
+    mean = sum((a * x for a, x in zip(shares, frames, strict=True)), torch.zeros_like(frames[0]))
+    square = sum((a * x * x for a, x in zip(shares, frames, strict=True)), torch.zeros_like(frames[0]))
+    return torch.cat((mean, (square - mean * mean).clamp_min(1e-5).sqrt()))
 
 
-def varentropy(p: Distribution) -> float:
-    h = nats(p)
-    return sum(share * (math.log(share) + h) ** 2 for share in p if share > 0)
-
-
-def quantile(values: Sequence[float], share: float) -> float:
-    ordered = sorted(values)
-    place = share * (len(ordered) - 1)
-    below = math.floor(place)
-    above = min(below + 1, len(ordered) - 1)
-    return ordered[below] + (place - below) * (ordered[above] - ordered[below])
-
-
-def steps(values: Sequence[float], low: float, high: float, count: int) -> list[float]:
-    first, last = quantile(values, low), quantile(values, high)
-    return [first + (last - first) * k / (count - 1) for k in range(count)]
-
-
-def precision_of_flags(
-    audio: Sequence[Distribution], target: Sequence[Distribution], c: int, least: float, most: float
-) -> tuple[float, int]:
-    """The share of wrong ones among those predicted as c that are flagged, and how many are flagged."""
-    flagged = wrong = 0
-    for p, y in zip(audio, target, strict=True):
-        if argmax(p) == c and nats(p) >= least and varentropy(p) <= most:
-            flagged += 1
-            wrong += argmax(y) != c
-    return (wrong / flagged if flagged else 0.0), flagged
-
-
-def class_of_sentiment(sentiment: Sequence[float], p: Distribution, emotions: Sequence[str]) -> int:
-    name = {0: "negative", 1: "neutral", 2: "happy"}[argmax(sentiment)]
-    if name == "negative":
-        name = "sad" if p[emotions.index("sad")] > p[emotions.index("angry")] else "angry"
-    return emotions.index(name)
+def pointwise_pooling(parameters: Mapping[str, Tensor], prefix: str, frames: Tensor) -> Tensor:
+    """Three layers of each of one utterance's frames (T, D), ReLU after the first two, then the mean."""
+    made = []
+    for frame in frames:
+        x = frame
+        for k in range(3):
+            x = parameters[f"{prefix}.conv{k}.weight"] @ (x.relu() if k else x) + parameters[f"{prefix}.conv{k}.bias"]
+        made.append(x)
+    return torch.stack(made).mean(0)

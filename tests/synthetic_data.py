@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from amber2_core.cache import FeatureCache, Features, MappedFeatures, write_cache
+from amber2_core.cache import FeatureCache, Features, Frames, MappedFeatures, write_cache
 from amber2_core.tables import RatingTable, UtteranceTable, texts
 from amber2_core.utterance import LabelDefaults
 from amber2_train.fold_data import FoldData, Rows, features_on, fold_data
@@ -164,4 +164,21 @@ def cache_of(
 def write_small_cache(folder: Path, **what: Any) -> Path:
     path = folder / "made-up.h5"
     write_cache(path, cache_of(**what))
+    return path
+
+
+def write_layered_cache(folder: Path, *, layers: int = 3, **what: Any) -> Path:
+    """A small cache of which every modality has several layers, the second the informative one, and frames."""
+    path, random, cache = folder / "layered.h5", np.random.default_rng(1), cache_of(**what)
+    sets = []
+    for some in cache.features:
+        values = np.asarray(some.values)
+        noise = random.normal(size=(len(values), layers, values.shape[1])).astype(np.float32)
+        noise[:, 1] = values
+        noise[~some.encoded] = np.nan
+        lengths = np.where(some.encoded, random.integers(1, 6, len(values)), 0)
+        rows = np.repeat(values, lengths, axis=0) + random.normal(scale=0.1, size=(lengths.sum(), values.shape[1]))
+        frames = Frames(rows.astype(np.float32), np.concatenate([[0], np.cumsum(lengths)]))
+        sets.append(replace(some, values=noise, frames=frames))
+    write_cache(path, replace(cache, features=tuple(sets)))
     return path

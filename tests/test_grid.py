@@ -101,9 +101,10 @@ def test_axes_are_a_systems_own_first_then_what_it_shares() -> None:
     ]
     shared = list(own_axes(system_of("cb-ce")))
     assert {"fusion", "hidden", "lr", "labels"} < set(shared)
-    assert list(own_axes(system_of("amber2"))) == [*own, *shared]
+    assert list(own_axes(system_of("amber2")))[: len(own)] == own
+    assert sorted(own_axes(system_of("amber2"))) == sorted([*own, *shared])
     assert list(axes_of(["cb-ce", "amber2"])) == [*shared, *own]
-    assert list(expand(["cb-ce"], {})[0].row()) == shared
+    assert sorted(expand(["cb-ce"], {})[0].row()) == sorted(shared)
 
 
 def test_two_systems_may_not_mean_different_things_by_one_name(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -52,9 +52,8 @@ def trained(fold: FoldData, settings: Sequence[Setting], seeds: Sequence[int], e
     system = settings[0].system
     assert isinstance(system, StackedSystem)
     assert {setting.reference for setting in settings} == {settings[0].reference}
-    targets = system.learnt(settings[0].values, fold.train.targets)
     values = [setting.values for setting in settings]
-    return train(system, fold, values, seeds, FitOptions(epochs, **options), targets=targets)
+    return train(system, fold, values, seeds, FitOptions(epochs, **options))
 
 
 def logits_of(found: Trained, rows: Rows) -> torch.Tensor:
@@ -185,7 +184,8 @@ def test_test_rows_are_not_looked_at_in_training() -> None:
 def test_the_dev_js_is_that_of_the_slow_formula() -> None:
     fold, shape = whole(), Architecture((("audio", 6), ("text", 5)), 4, hidden=8, fusion_width=8)
     start = {n: t.double() for n, t in initial_parameters(shape, torch.Generator().manual_seed(0)).items()}
-    found = dev_js(Amber2(), StackedHeads(shape, [start], 1, dtype=torch.float64), fold.dev)
+    stack, needs = StackedHeads(shape, [start], 1, dtype=torch.float64), {"audio": "vector", "text": "vector"}
+    found = dev_js(Amber2(), stack, fold.dev, needs)
     expected = slow_dev_js(fold, start, "gmu")
     assert found[:, 0, 0].tolist() == pytest.approx([expected[head] for head in shape.heads], abs=1e-12)
 

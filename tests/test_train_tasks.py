@@ -15,7 +15,7 @@ import pytest
 from amber2_core.errors import RunFolderError
 from amber2_train.grid import expand
 from amber2_train.systems.system import History
-from amber2_train.tasks import RUNS, FinishedTasks, Run, Task, tasks_of
+from amber2_train.tasks import RUNS, FinishedTasks, Predicted, Run, Task, tasks_of
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda:1"])
@@ -64,12 +64,15 @@ RUNS_OF_TASK = [
     Run(2, 5, 0, HISTORY, {"text": {"n": 3, "js": 1 / 3}}, {"text": {"n": 2, "js": 0.25}}),
 ]
 PROBS = {"text": np.random.default_rng(0).dirichlet([1] * 4, 5).astype(np.float32)}
+PREDICTED = Predicted(PROBS, {"vacuity": np.linspace(0, 1, 5)})
 
 
 def written(folder: Path) -> FinishedTasks:
     finished = FinishedTasks(folder)
     assert finished.read(TASK) is None
-    finished.write(TASK, [(run, Model(), PROBS) for run in RUNS_OF_TASK], [{"seed": run.seed} for run in RUNS_OF_TASK])
+    finished.write(
+        TASK, [(run, Model(), PREDICTED) for run in RUNS_OF_TASK], [{"seed": run.seed} for run in RUNS_OF_TASK]
+    )
     return finished
 
 
@@ -80,7 +83,9 @@ def test_a_task_is_read_back_as_it_was_trained(tmp_path: Path) -> None:
     assert found is not None
     assert repr(found) == repr(RUNS_OF_TASK)  # NaN is not equal to itself
     for run in found:
-        np.testing.assert_array_equal(again.probs(run)["text"], PROBS["text"])
+        assert again.predicted(run).probs.keys() == PROBS.keys()
+        np.testing.assert_array_equal(again.predicted(run).probs["text"], PROBS["text"])
+        np.testing.assert_array_equal(again.predicted(run).measures["vacuity"], PREDICTED.measures["vacuity"])
         assert again.weights(run).read_bytes() == b"weights{'seed': 0}"
     assert again.read(replace(TASK, number=4)) is None
 
@@ -92,7 +97,7 @@ def test_a_task_of_which_not_all_is_there_is_not_there(tmp_path: Path) -> None:
 
     finished = FinishedTasks(tmp_path)
     with pytest.raises(KeyboardInterrupt):
-        finished.write(TASK, [(RUNS_OF_TASK[0], Model(), PROBS), (RUNS_OF_TASK[1], Stopped(), PROBS)], [{}, {}])
+        finished.write(TASK, [(RUNS_OF_TASK[0], Model(), PREDICTED), (RUNS_OF_TASK[1], Stopped(), PREDICTED)], [{}, {}])
     assert finished.weights(RUNS_OF_TASK[0]).exists()
     assert finished.read(TASK) is None
     assert finished.count == 0
@@ -125,7 +130,7 @@ def test_damaged_distributions_are_named(tmp_path: Path) -> None:
     for content in (whole[:100], whole[:-30], b""):
         path.write_bytes(content)
         with pytest.raises(RunFolderError, match=r"setting4-seed0.npz is damaged .*: remove .*, and train again$"):
-            finished.probs(RUNS_OF_TASK[0])
+            finished.predicted(RUNS_OF_TASK[0])
 
 
 def test_a_place_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:

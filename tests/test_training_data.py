@@ -57,15 +57,16 @@ def test_a_folder_without_a_cache_says_all_that_can_be_done(tmp_path: Path, fold
 
 def test_the_feature_sets_are_the_only_ones_or_those_named(tmp_path: Path) -> None:
     path = write_small_cache(tmp_path)
-    assert feature_keys(path, {"audio": None, "text": "text-model"}) == [
-        ("audio", "audio-model"), ("text", "text-model"),
-    ]  # fmt: skip
+    assert feature_keys(path, {"audio": None, "text": "text-model"}) == {
+        "audio": ("audio", "audio-model"),
+        "text": ("text", "text-model"),
+    }
     with pytest.raises(CacheError, match=r"no text features called 'bert' .it has text-model.: name one: --text"):
         feature_keys(path, {"audio": None, "text": "bert"})
     with pytest.raises(CacheError, match=r"no video features .it has none.: encode them with extract-features"):
         feature_keys(path, {"video": None})
     # what the cache has not got is left out unless it is asked for by name
-    assert feature_keys(path, {"video": None, "audio": None}) == [("audio", "audio-model")]
+    assert feature_keys(path, {"video": None, "audio": None}) == {"audio": ("audio", "audio-model")}
     with pytest.raises(CacheError, match=r"no video features called 'faces' .it has none.: encode them with extract-"):
         feature_keys(path, {"audio": None, "video": "faces"})
 
@@ -81,7 +82,7 @@ def test_a_modality_that_is_not_asked_for_is_not_trained_on(tmp_path: Path) -> N
     )
     write_cache(tmp_path / "made-up.h5", replace(cache, features=(*cache.features, sentiment)))
     asked_for = {"audio": None, "text": None, "video": None}
-    assert [modality for modality, _ in feature_keys(tmp_path / "made-up.h5", asked_for)] == ["audio", "text"]
+    assert list(feature_keys(tmp_path / "made-up.h5", asked_for)) == ["audio", "text"]
     assert list(read_material(tmp_path / "made-up.h5", asked_for, {}).data.inputs) == ["audio", "text"]
 
 

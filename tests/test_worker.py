@@ -57,7 +57,7 @@ def test_a_task_gives_every_run_with_its_scores_on_dev_and_leaves_its_weights_an
             features = {m: torch.from_numpy(x[rows]) for m, x in values_of(data).items()}
             for head, probs in heads.probs(features).items():
                 if scores is None:
-                    np.testing.assert_allclose(probs, finished.probs(run)[head], atol=1e-6)
+                    np.testing.assert_allclose(probs, finished.predicted(run).probs[head], atol=1e-6)
                     continue
                 expected = evaluate(data.targets[rows], probs.numpy())
                 assert scores[head]["n"] == 16
@@ -70,7 +70,7 @@ def test_a_task_gives_every_run_with_its_scores_on_dev_and_leaves_its_weights_an
 def test_where_every_setting_is_to_be_scored_on_test_its_runs_tell_how(tmp_path: Path) -> None:
     data = training_data(48)
     (run,) = trained(tmp_path, Task(1, 1, (0,), (0,)), score_all=True)
-    fold, probs = make_folds("session", data)[0], FinishedTasks(tmp_path).probs(run)
+    fold, probs = make_folds("session", data)[0], FinishedTasks(tmp_path).predicted(run).probs
     for head, scores in run.test.items():
         expected = evaluate(data.targets[fold.test], probs[head])
         assert {name: scores[name] for name in METRICS} == {name: float(expected[name]) for name in METRICS}
@@ -88,8 +88,8 @@ def assert_equal(one: Run, other: Run, folders: Sequence[Path]) -> None:
     """To the last bit."""
     assert one == other
     finished = [FinishedTasks(folder) for folder in folders]
-    for head, probs in finished[0].probs(one).items():
-        np.testing.assert_array_equal(probs, finished[1].probs(other)[head])
+    for head, probs in finished[0].predicted(one).probs.items():
+        np.testing.assert_array_equal(probs, finished[1].predicted(other).probs[head])
     assert finished[0].weights(one).read_bytes() == finished[1].weights(other).read_bytes()
 
 
@@ -175,7 +175,7 @@ def test_in_bfloat16_a_run_is_nearly_the_same_and_its_scores_are_those_of_what_i
     assert low.dev["fusion"]["js"] != exact.dev["fusion"]["js"]
     assert low.dev["fusion"]["js"] == pytest.approx(exact.dev["fusion"]["js"], abs=0.02)
     target = training_data(48).targets[make_folds("session", training_data(48))[0].test]
-    probs = FinishedTasks(tmp_path / "low").probs(low)["fusion"]
+    probs = FinishedTasks(tmp_path / "low").predicted(low).probs["fusion"]
     assert low.test["fusion"]["js"] == float(evaluate(target, probs)["js"])
 
 

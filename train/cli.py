@@ -65,16 +65,18 @@ def _named(ctx: click.Context) -> tuple[str, ...]:
 def _settings(named: tuple[str, ...]) -> list[tuple[str, list[click.Parameter]]]:
     """The options of all settings of our systems and those that are named, by title: what all have, what some have."""
     from .grid import axes_of, own_axes
-    from .systems.system import OURS, system_of
+    from .systems.system import ALL, OURS, system_of
 
-    references = list(dict.fromkeys((*OURS, *named)))
+    references = list(dict.fromkeys((*OURS, *(name for name in named if name != ALL))))
     groups: dict[tuple[str, ...], list[click.Parameter]] = {}
     for name, axis in axes_of(references).items():
-        having = tuple(r for r in references if name in own_axes(system_of(r)))
+        own = {r: mine[name] for r in references if name in (mine := own_axes(system_of(r)))}
+        having = tuple(own)
         what, choices = axis.metadata["what"], ", ".join(axis.metadata["choices"])
         text = f"{what}: {choices}." if choices else what
+        others = "".join(f"; {r} {_shown(a.default)}" for r, a in own.items() if a.default != axis.default)
         flag = "--" + name.replace("_", "-")
-        option = click.Option([flag], metavar="LIST", help=f"{text} [default: {_shown(axis.default)}]")
+        option = click.Option([flag], metavar="LIST", help=f"{text} [default: {_shown(axis.default)}{others}]")
         groups.setdefault(having, []).append(option)
     return [
         ("Settings of " + ("all systems" if len(having) == len(references) else ", ".join(having)), some)
@@ -110,8 +112,8 @@ def _list(text: str) -> list[str]:
 @click.option(
     "--system",
     metavar="LIST",
-    help="Systems to train: amber2, cb-ce, one of another package, or your own, path/to/my_system.py:MySystem. "
-    "[default: amber2,cb-ce]",
+    help="Systems to train (see docs/systems.md): amber2, cb-ce, …; all, as far as the cache can feed them; one of "
+    "another package; or your own, path/to/my_system.py:MySystem. [default: amber2,cb-ce]",
 )
 @click.option("--seeds", type=int, help="Number of seeds. [default: 5]")
 @click.option("--epochs", type=int, help="Epochs; the best one on dev is kept. [default: 30]")
@@ -148,9 +150,13 @@ def _list(text: str) -> list[str]:
     "--merge", metavar="LIST", help="Count a word for an emotion, as excited=happy; none. [default: the corpus's own]"
 )
 @click.option("--keep", help="Utterances: consensus, plurality, majority, any-vote. [default: the corpus's own]")
-@click.option("--audio", metavar="NAME", help="Audio feature set; none. [default: the only one, if any]")
-@click.option("--text", metavar="NAME", help="Text feature set; none. [default: the only one, if any]")
-@click.option("--video", metavar="NAME", help="Video feature set, as a third modality. [default: none]")
+@click.option(
+    "--audio",
+    metavar="LIST",
+    help="Audio feature set, or several, each with a head of its own; none. [default: the only one, if any]",
+)
+@click.option("--text", metavar="LIST", help="Text feature sets likewise; none. [default: the only one, if any]")
+@click.option("--video", metavar="LIST", help="Video feature sets, as a further modality. [default: none]")
 @click.option("--device", default="auto", help="auto, cpu, cuda, cuda:0, …")
 @click.option(
     "--track",
@@ -286,7 +292,7 @@ def _grid(typed: Mapping[str, Any]) -> Grid:
     """The preset's or the file's grid, changed by what else was typed."""
     from .grid import axes_of, parse_axis
     from .options import Grid, preset, read_grid
-    from .systems.system import OURS, systems_of
+    from .systems.system import ALL, OURS, systems_of
 
     if typed["preset"] and typed["grid_file"]:
         raise SettingError("--preset and --grid are both a grid to start from: give one of them")
@@ -298,7 +304,8 @@ def _grid(typed: Mapping[str, Any]) -> Grid:
     changes = {key: value for key in ("seeds", "epochs") if (value := typed[key]) is not None}
     if typed["system"] is not None:
         changes["systems"] = tuple(_list(typed["system"]))
-        systems_of(changes["systems"])
-    axes = axes_of(list(dict.fromkeys((*OURS, *changes.get("systems", ())))))
+        systems_of([name for name in changes["systems"] if name != ALL] or list(OURS))
+    named = [name for name in changes.get("systems", ()) if name != ALL]
+    axes = axes_of(list(dict.fromkeys((*OURS, *named))))
     values = {name: parse_axis(name, axis, text) for name, axis in axes.items() if (text := typed[name]) is not None}
     return replace(grid, axes={**grid.axes, **values}, **changes)

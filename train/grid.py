@@ -71,6 +71,8 @@ class Variant:
 def axes_of(references: Sequence[str]) -> dict[str, Field[Any]]:
     """The axes of some systems by name: what is a system's own first, then what it shares with others.
 
+    Systems that share one may each have a default of their own.
+
     Raises:
         SettingError: as `system_of`, or two systems mean different things by one name.
     """
@@ -78,7 +80,7 @@ def axes_of(references: Sequence[str]) -> dict[str, Field[Any]]:
     for reference in references:
         for name, axis in own_axes(system_of(reference)).items():
             other = axes.setdefault(name, axis)
-            if (other.default, other.metadata["choices"]) != (axis.default, axis.metadata["choices"]):
+            if (type(other.default), other.metadata) != (type(axis.default), axis.metadata):
                 raise SettingError(f"Bad system {reference!r}: its setting {name} is another system's, too: rename it")
     return axes
 

@@ -6,11 +6,10 @@ import hashlib
 import importlib.metadata
 import itertools
 import json
-import logging
 import os
 import zlib
-from collections.abc import Collection, Hashable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Collection, Hashable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -19,9 +18,9 @@ import numpy as np
 import numpy.typing as npt
 
 from amber2_core import engine
-from amber2_core.cache import Features, MappedFeatures
-from amber2_core.errors import CacheError, SettingError
-from amber2_core.features import IMPORTED
+from amber2_core.cache import Features, MappedFeatures, read_feature_headers
+from amber2_core.errors import Amber2Error, CacheError, SettingError
+from amber2_core.features import IMPORTED, Side
 from amber2_core.metrics import METRICS
 from amber2_core.run_folder import FORMAT_VERSION
 from amber2_core.tables import RatingTable, texts
@@ -31,11 +30,9 @@ from .folds import heard_before, make_folds
 from .grid import Setting
 from .options import TrainOptions, check_modalities
 from .selection import check_deciders
-from .systems.system import Need
-from .training_data import Fold, Material, TrainingData, read_material
+from .systems.system import ALL, OURS, Need
+from .training_data import Fold, Material, TrainingData, read_material, side_keys
 from .worker import Sweep, look_at
-
-_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,6 +46,8 @@ class Request:
     material: Material
     protocol: str
     folds: tuple[Fold, ...]
+    # of all systems that were asked for, which the cache cannot feed, and why
+    left_out: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def shapes(self) -> list[Hashable]:
@@ -74,8 +73,9 @@ class Request:
         standardise = self.options.inputs == "standardized"
         # digests of what was encoded are large, and no worker's business
         inputs = {m: replace(some, inputs=some.inputs[:0]) for m, some in material.data.inputs.items()}
+        sides = {key: replace(some, inputs=some.inputs[:0]) for key, some in material.data.sides.items()}
         return Sweep(
-            replace(material.data, inputs=inputs, columns={}),
+            replace(material.data, inputs=inputs, sides=sides, columns={}),
             folds,
             settings,
             names,
@@ -122,19 +122,49 @@ def prepared(cache_path: Path, options: TrainOptions) -> Request:
         Amber2Error: anything of it cannot be had.
     """
     engine.prepare(*PRELOADED)
+    left_out: dict[str, str] = {}
+    if ALL in options.grid.systems:
+        options, left_out = _of_all_systems(cache_path, options)
     settings = options.settings()
     device, has_bfloat16 = engine.call(look_at, options.device)
     if options.precision == "tf32" and device == "cpu":
         raise SettingError("Bad precision 'tf32' on a CPU: only GPUs have it; use --precision fp32 or --device cuda")
-    material = read_material(cache_path, options.modalities, options.policy, missing=options.missing)
+    sides = {Side(*side) for setting in settings for side in setting.system.sides(setting.values)}
+    material = read_material(cache_path, options.modalities, options.policy, missing=options.missing, sides=sides)
     check_modalities(settings, tuple(material.data.inputs))
     protocol = options.folds or material.cache.defaults.folds
     folds = make_folds(protocol, material.data)
     check_deciders(material.data, folds, settings)
-    for setting in settings:
-        for modality, inputs in material.data.inputs.items():
-            _check_reads(inputs, setting.system.reads(setting.values, modality), setting.name)
-    return Request(options, settings, device, has_bfloat16, material, protocol, folds)
+    _check_reads(material.data, settings)
+    return Request(options, settings, device, has_bfloat16, material, protocol, folds, left_out)
+
+
+def _of_all_systems(cache_path: Path, options: TrainOptions) -> tuple[TrainOptions, dict[str, str]]:
+    """The same with every system that the cache can feed, and what was imported; of the others, why not.
+
+    Raises:
+        SettingError: none can be fed.
+    """
+    grid, fed, left_out = options.grid, list[str](), dict[str, str]()
+    headers = read_feature_headers(cache_path)
+    imported = [f"imported:{header.name}" for header in headers if header.modality == "prediction"]
+    named = [name for name in grid.systems if name != ALL]
+    whole = read_material(cache_path, options.modalities, options.policy, missing=options.missing)
+    for name in dict.fromkeys([*named, *OURS, *imported]):
+        try:
+            settings = replace(options, grid=replace(grid, systems=(name,), variants=())).settings()
+            check_modalities(settings, tuple(whole.data.inputs))
+            _check_reads(whole.data, settings)
+            side_keys(cache_path, {Side(*side) for one in settings for side in one.system.sides(one.values)})
+        except Amber2Error as problem:
+            if name in named:
+                raise
+            left_out[name] = str(problem)
+        else:
+            fed.append(name)
+    if not fed:
+        raise SettingError(f"No system can be trained from this cache: {'; '.join(left_out.values())}")
+    return replace(options, grid=replace(grid, systems=tuple(fed))), left_out
 
 
 def identity(request: Request) -> dict[str, Any]:
@@ -151,7 +181,7 @@ def identity(request: Request) -> dict[str, Any]:
         **options.named(request.device),
         "folds": request.protocol,
         "policy": asdict(request.material.policy),
-        "features": {m: [some.name, some.fingerprint] for m, some in data.inputs.items()},
+        "features": {m: [some.name, some.fingerprint] for m, some in [*data.inputs.items(), *data.sides.items()]},
         "cache's contents": _contents(data, request.folds),
         # how finished tasks are numbered
         "runs in a task": tasks.RUNS[request.device.partition(":")[0]],
@@ -224,12 +254,22 @@ def settings_record(request: Request) -> dict[str, Any]:
         "digest": _sha256(itertools.chain.from_iterable(digests.items())),
         "digests": digests,
         "systems": list(dict.fromkeys(setting.name for setting in request.settings)),
+        "remarks": _remarks(request.settings),
         "axes": options.grid.columns,
         "metrics": list(METRICS),
         "grid": {axis: list(values) for axis, values in options.grid.axes.items()},
         **options.named(request.device),
         "device": request.device,
     }
+
+
+def _remarks(settings: Sequence[Setting]) -> dict[str, list[str]]:
+    """Of each system, where it is another thing than its paper describes."""
+    remarks: dict[str, list[str]] = {}
+    for setting in settings:
+        known = remarks.setdefault(setting.name, [])
+        known += [line for line in setting.system.remarks(setting.values) if line not in known]
+    return {name: lines for name, lines in remarks.items() if lines}
 
 
 def _whole_command(words: Sequence[str], cache: Path) -> list[str]:
@@ -289,6 +329,9 @@ def _read(features: Features | MappedFeatures, needs: Collection[Need]) -> str:
     shape, words = features.values.shape, []
     if "vector" in needs:
         words.append(f"the vectors of the last of {shape[1]} layers" if len(shape) == 3 else "the vectors")
+    numbers = [str(need) for need in needs if isinstance(need, int)]
+    if numbers:
+        words.append(f"the vectors of layer {' and '.join(sorted(numbers, key=int))} of {shape[1]}")
     if "layers" in needs:
         words.append(f"all {shape[1]} layers")
     if features.frames is not None:
@@ -296,10 +339,19 @@ def _read(features: Features | MappedFeatures, needs: Collection[Need]) -> str:
     return ", ".join(words)
 
 
-def _check_reads(features: Features | MappedFeatures, need: Need, system: str) -> None:
+def _check_reads(data: TrainingData, settings: Sequence[Setting]) -> None:
     """Raises CacheError where a feature set lacks what a system reads of it."""
-    place = f"{features.modality}/{features.name}"
-    if need == "layers" and len(features.values.shape) < 3:
-        raise CacheError(f"{system} reads all layers, and {place} has one: encode with extract-features --layers all")
-    if need == "frames" and features.frames is None:
-        raise CacheError(f"{system} reads frames, and {place} has none: encode with extract-features --frames")
+    for setting, (modality, features) in itertools.product(settings, data.inputs.items()):
+        need, shape = setting.system.reads(setting.values, modality), features.values.shape
+        place = f"{features.modality}/{features.name}"
+        if need == "layers" and len(shape) < 3:
+            raise CacheError(
+                f"{setting.name} reads all layers, and {place} has one: encode with extract-features --layers all"
+            )
+        if need == "frames" and features.frames is None:
+            raise CacheError(
+                f"{setting.name} reads frames, and {place} has none: encode with extract-features --frames"
+            )
+        if isinstance(need, int) and need >= (shape[1] if len(shape) == 3 else 0):
+            held = f"layers 0 to {shape[1] - 1}" if len(shape) == 3 else "one, which is --input-layers last"
+            raise CacheError(f"{setting.name} reads layer {need}, and {place} has {held}")

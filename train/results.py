@@ -59,7 +59,7 @@ def results_of(selection: Selection, data: TrainingData, folds: Sequence[Fold], 
         for name, place in chosen.items():
             selected.setdefault(name, {})[fold.number] = place
             runs = selection.of(fold.number, place)
-            probs = [selection.finished.probs(run) for run in runs]
+            probs = [selection.finished.predicted(run).probs for run in runs]
             for run, predicted in zip(runs, probs, strict=True):
                 tested = {
                     head: scores_of(target, some, _having(data, fold, head) & (head not in run.history.unjudged))

@@ -74,7 +74,7 @@ def train(
             warn_of_deciders(request.material.data, request.settings)
             selection = _trained(request, finished, on_progress)
             _say_what_lies_at_the_edge(selection, request)
-        results = results_of(selection, request.material.data, request.folds, options.grid.columns)
+        results = results_of(selection, request.material.data, request.folds, request.options.grid.columns)
         with new_run_folder(output) as folder:
             report = _write(folder, request, selection, results)
             shutil.copyfile(finished.folder / LOG, folder / LOG)
@@ -179,6 +179,8 @@ def _say_what_is_kept(request: Request) -> None:
     """Log what was read, kept and divided."""
     material, data, folds = request.material, request.material.data, request.folds
     sets = ", ".join(f"{modality} {some.name}" for modality, some in data.inputs.items())
+    for name, reason in request.left_out.items():
+        _log.warning("%s is left out: %s", name, reason)
     _log.info("%s: corpus %s, %s", material.path, material.cache.corpus, sets)
     if unread := request.options.modalities.keys() - data.inputs.keys():
         _log.info("no %s features in the cache: trained without", " or ".join(sorted(unread)))

@@ -30,6 +30,8 @@ RUNS = {"cpu": 6, "cuda": 80}
 
 Scores = Mapping[str, float]  # "n" utterances, and every metric of these
 Probs = Mapping[str, npt.NDArray[np.float32]]  # head → (n, C)
+Measures = Mapping[str, npt.NDArray[np.floating[Any]]]  # name → (n,)
+MEASURE = "measure/"  # before a measure's name in the file of a run's distributions
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,14 @@ class Task:
     number: int  # of the task in its fold, from 1
     settings: tuple[int, ...]  # their places in the sweep
     seeds: tuple[int, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Predicted:
+    """What a run says of the utterances of test."""
+
+    probs: Probs
+    measures: Measures
 
 
 @dataclass(frozen=True)
@@ -77,7 +87,7 @@ class FinishedTasks:
         return len(list(self.folder.glob("fold*-task*.json")))
 
     def write(
-        self, task: Task, fitted: Sequence[tuple[Run, Fitted, Probs]], origins: Sequence[Mapping[str, Any]]
+        self, task: Task, fitted: Sequence[tuple[Run, Fitted, Predicted]], origins: Sequence[Mapping[str, Any]]
     ) -> None:
         """Keep a finished task; `origins` are what `Fitted.save` is to write down of each run.
 
@@ -85,10 +95,11 @@ class FinishedTasks:
             RunFolderError: the place cannot be written, or is full.
         """
         try:
-            for (run, model, probs), origin in zip(fitted, origins, strict=True):
+            for (run, model, predicted), origin in zip(fitted, origins, strict=True):
                 model.save(self.weights(run), origin)
-                with written_whole(self._probs(run)) as path, path.open("wb") as file:
-                    np.savez(file, **probs)  # type: ignore[arg-type]
+                measures = {f"{MEASURE}{name}": values for name, values in predicted.measures.items()}
+                with written_whole(self._predicted(run)) as path, path.open("wb") as file:
+                    np.savez(file, **predicted.probs, **measures)  # type: ignore[arg-type]
             record = [_record(run) for run, _, _ in fitted]
             write_text(self._path(task), json.dumps({"runs": record}))
         except OSError as problem:
@@ -108,12 +119,14 @@ class FinishedTasks:
         except (OSError, ValueError, KeyError, TypeError) as problem:
             raise RunFolderError(f"{path} is damaged ({problem}): remove it, and it is trained again") from None
 
-    def probs(self, run: Run) -> dict[str, npt.NDArray[np.float32]]:
-        """A run's distributions on test by head. RunFolderError: they are damaged."""
-        path = self._probs(run)
+    def predicted(self, run: Run) -> Predicted:
+        """What a run says of test. RunFolderError: its file is damaged."""
+        path = self._predicted(run)
         try:
             with np.load(path, allow_pickle=False) as arrays:
-                return dict(arrays)
+                probs = {name: arrays[name] for name in arrays if not name.startswith(MEASURE)}
+                measures = {name.removeprefix(MEASURE): arrays[name] for name in arrays if name.startswith(MEASURE)}
+                return Predicted(probs, measures)
         except Exception as problem:  # zipfile raises many things on damaged bytes
             raise RunFolderError(f"{path} is damaged ({problem}): remove {path.parent}, and train again") from None
 
@@ -125,9 +138,9 @@ class FinishedTasks:
         """Remove weights and distributions of runs that are not wanted any more."""
         for run in runs:
             self.weights(run).unlink(missing_ok=True)
-            self._probs(run).unlink(missing_ok=True)
+            self._predicted(run).unlink(missing_ok=True)
 
-    def _probs(self, run: Run) -> Path:
+    def _predicted(self, run: Run) -> Path:
         return self.weights(run).with_suffix(".npz")
 
     def _path(self, task: Task) -> Path:

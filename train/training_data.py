@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import zlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -21,7 +21,7 @@ from amber2_core.cache import (
     read_feature_headers,
 )
 from amber2_core.errors import CacheError, SettingError
-from amber2_core.features import blocks
+from amber2_core.features import Side, blocks
 from amber2_core.label_spaces import policy_with
 from amber2_core.tables import Texts, take, texts
 from amber2_core.votes import LabelPolicy, label_distributions
@@ -44,7 +44,8 @@ class TrainingData:
     speaker: Texts
     session: Texts
     split: Texts
-    # by modality, of all N utterances of the cache: in memory, or where they lie on the disk
+    # by modality, `audio:<set>` where there are several sets of one, of all N utterances of the cache: in memory, or
+    # where they lie on the disk
     inputs: Mapping[str, Features | MappedFeatures]
     rows: npt.NDArray[np.int64]  # (K,) ascending, which of the N utterances of the cache they are
     targets: npt.NDArray[np.float32]  # (K, C)
@@ -60,6 +61,10 @@ class TrainingData:
     checksum: str = ""
     # modalities whose vectors are all the same
     constant: tuple[str, ...] = ()
+    # (K, C) the votes that the targets are made of
+    votes: npt.NDArray[np.float32] | None = None
+    # key of a `Side` → what is read beside the modalities, of all N utterances
+    sides: Mapping[str, Features | MappedFeatures] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.id)
@@ -107,8 +112,10 @@ def find_cache(path: Path | None, cache_dir: Path | None) -> Path:
     raise CacheError(f"Several caches in {folder} ({', '.join(c.name for c in caches)}): name one with --cache")
 
 
-def feature_keys(path: Path, names: Mapping[str, str | None]) -> list[tuple[str, str]]:
-    """(modality, name) of the feature sets to read: those named, else the only one of each modality that there is.
+def feature_keys(path: Path, names: Mapping[str, str | None]) -> dict[str, tuple[str, str]]:
+    """Modality → (modality, name) of the feature set to read: the one named, else the only one that there is.
+
+    Of several named, "a,b", each is a modality of its own here, `audio:a` and `audio:b`.
 
     Raises:
         CacheError: as `read_feature_headers`, or a modality has several and no name, or lacks the one that is named; or
@@ -119,19 +126,41 @@ def feature_keys(path: Path, names: Mapping[str, str | None]) -> list[tuple[str,
         held_of.setdefault(header.modality, []).append(header.name)
     if any(held_of[modality] for modality in names):
         names = {modality: name for modality, name in names.items() if name is not None or held_of[modality]}
-    keys = []
-    for modality, name in names.items():
-        held = held_of[modality]
-        chosen = [h for h in held if name in (None, h)]
-        if len(chosen) != 1:
-            problem = "no" if not chosen else "several"
-            what = f"{modality} features" + (f" called {name!r}" if name else "")
-            where = f"{path} holds {problem} {what} (it has {', '.join(held) or 'none'})"
-            raise CacheError(
-                f"{where}: {'encode them with extract-features' if not held else f'name one: --{modality}'}"
-            )
-        keys.append((modality, chosen[0]))
+    keys = {}
+    for modality, named in names.items():
+        wanted = [None] if named is None else [name.strip() for name in named.split(",")]
+        for name in wanted:
+            key = modality if len(wanted) == 1 else f"{modality}:{name}"
+            if key in keys:
+                raise CacheError(f"Bad {modality} {named!r}: a feature set stands twice")
+            keys[key] = (modality, _named(path, modality, name, held_of[modality]))
     return keys
+
+
+def _named(path: Path, modality: str, name: str | None, held: Sequence[str]) -> str:
+    """The feature set of that name among those of a modality, or the only one."""
+    chosen = [h for h in held if name in (None, h)]
+    if len(chosen) == 1:
+        return chosen[0]
+    problem = "no" if not chosen else "several"
+    what = f"{modality} features" + (f" called {name!r}" if name else "")
+    where = f"{path} holds {problem} {what} (it has {', '.join(held) or 'none'})"
+    raise CacheError(f"{where}: {'encode them with extract-features' if not held else f'name one: --{modality}'}")
+
+
+def side_keys(path: Path, sides: Collection[Side]) -> dict[str, tuple[str, str]]:
+    """Key → (modality, name) of what systems read beside the modalities; what is not needed may be missing.
+
+    Raises:
+        CacheError: as `feature_keys`.
+    """
+    held = {(header.modality, header.name) for header in read_feature_headers(path)}
+    names = {side: sorted(name for modality, name in held if modality == side.modality) for side in sides}
+    return {
+        side.key: (side.modality, _named(path, side.modality, side.name, own))
+        for side, own in names.items()
+        if side.needed or side.name in own or (side.name is None and len(own) == 1)
+    }
 
 
 @dataclass(frozen=True, eq=False)
@@ -165,7 +194,12 @@ class Material:
 
 
 def read_material(
-    path: Path, names: Mapping[str, str | None], changes: Mapping[str, Any], *, missing: Missing = "drop"
+    path: Path,
+    names: Mapping[str, str | None],
+    changes: Mapping[str, Any],
+    *,
+    missing: Missing = "drop",
+    sides: Collection[Side] = (),
 ) -> Material:
     """Read a cache: the tables as they are, the features checked and left where they lie.
 
@@ -173,17 +207,18 @@ def read_material(
         names: modality → name of the feature set, None: the only one, if the cache has features of the modality.
         changes: fields of the label policy that replace the corpus's own.
         missing: utterances without features of some modality.
+        sides: what systems read beside the modalities.
 
     Raises:
-        CacheError: as `amber2_core.cache.read_cache`, `feature_keys` and `training_data`.
+        CacheError: as `amber2_core.cache.read_cache`, `feature_keys`, `side_keys` and `training_data`.
         LabelError: as `amber2_core.label_spaces.policy_with` and `label_distributions`.
     """
-    keys = feature_keys(path, names)
-    cache, sets = read_cache(path, only=()), mapped_features(path, only=keys)
+    keys, beside = feature_keys(path, names), side_keys(path, sides)
+    cache = read_cache(path, only=())
     policy = policy_with(cache.defaults, changes)
-    held = {some.modality: some for some in sets}
-    inputs = {modality: held[modality] for modality, _ in keys}
-    return Material(path, cache, policy, training_data(cache, inputs, policy, missing=missing))
+    held = {(some.modality, some.name): some for some in mapped_features(path, only=[*keys.values(), *beside.values()])}
+    inputs, read = ({key: held[place] for key, place in places.items()} for places in (keys, beside))
+    return Material(path, cache, policy, training_data(cache, inputs, policy, missing=missing, sides=read))
 
 
 def training_data(
@@ -192,6 +227,7 @@ def training_data(
     policy: LabelPolicy,
     *,
     missing: Missing = "drop",
+    sides: Mapping[str, Features | MappedFeatures] | None = None,
 ) -> TrainingData:
     """Apply a label policy to a cache and keep what has features of every modality.
 
@@ -209,6 +245,7 @@ def training_data(
     rows = labelled.rows[kept]
     table = take(cache.utterances, rows)
     checked = {modality: _checked(some, rows) for modality, some in inputs.items()}
+    beside = [_checked(some, rows)[0] for some in (sides or {}).values()]
     return TrainingData(
         id=table.id,
         speaker=table.speaker,
@@ -225,8 +262,10 @@ def training_data(
             **{name: _as_text(column[rows]) for name, column in cache.attributes.items() if name not in FOLD_COLUMNS},
         },
         present={modality: mask[kept] for modality, mask in encoded.items() if not mask[kept].all()},
-        checksum="".join(checksum for checksum, _ in checked.values()),
+        checksum="".join([*(checksum for checksum, _ in checked.values()), *beside]),
         constant=tuple(modality for modality, (_, is_constant) in checked.items() if is_constant),
+        votes=labelled.votes[kept].astype(np.float32),
+        sides=sides or {},
     )
 
 

@@ -15,7 +15,7 @@ from amber2_core.devices import choose_device, is_out_of_memory, set_arithmetic
 from amber2_core.errors import SettingError, WorkerError
 
 from .systems.system import FitOptions, Fitted, system_of
-from .tasks import FinishedTasks, Probs, Run, Scores, Task, scores_of
+from .tasks import FinishedTasks, Predicted, Probs, Run, Scores, Task, scores_of
 from .training_data import Fold, TrainingData
 
 if TYPE_CHECKING:  # the process that plans a sweep never loads torch
@@ -98,15 +98,16 @@ def train(worker: Worker, task: Task) -> list[Run]:
     return [run for run, _, _ in found]
 
 
-def scored(sweep: Sweep, fold: FoldData, place: int, one: Fitted) -> tuple[Run, Fitted, Probs]:
-    """A trained run with its scores, and its distributions on test."""
+def scored(sweep: Sweep, fold: FoldData, place: int, one: Fitted) -> tuple[Run, Fitted, Predicted]:
+    """A trained run with its scores, and what it says of test."""
     on_dev, on_test = (_checked(sweep.names[place], one.probs(rows), rows) for rows in (fold.dev, fold.test))
     test = scores(fold.test, on_test) if sweep.score_all else {}
     run = Run(fold.number, place, one.seed, one.history, scores(fold.dev, on_dev), test)
-    return run, one, on_test
+    system = system_of(sweep.settings[place][0])
+    return run, one, Predicted(on_test, system.measures(one, fold.test))
 
 
-def keep(sweep: Sweep, task: Task, found: Sequence[tuple[Run, Fitted, Probs]]) -> None:
+def keep(sweep: Sweep, task: Task, found: Sequence[tuple[Run, Fitted, Predicted]]) -> None:
     """Write a finished task into the folder of the sweep."""
     FinishedTasks(sweep.folder).write(task, found, [_origin(sweep, run) for run, _, _ in found])
 

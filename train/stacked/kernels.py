@@ -36,10 +36,11 @@ def multiplies_bfloat16() -> bool:
 
 
 class WideProduct(torch.autograd.Function):
-    """x Wᵀ of every seed's rows with the weights of all its settings, cut up by layer; x is data and has no gradient.
+    """x Wᵀ of every seed's rows with the weights of all its settings, cut up by layer.
 
     x (seeds, batch, D) and W (seeds, settings, Σ outputs, D) → one (seeds, settings, batch, outputs) for each of
-    `sizes`. `low` is W `rounded` to bfloat16, as all factors and products then are, or None. With `learn`, the gradient
+    `sizes`. x is data and has no gradient; where runs learn what to read, x is (seeds, settings, batch, D) and has one.
+    `low` is W `rounded` to bfloat16, as all factors and products then are, or None. With `learn`, the gradient
     of each run's weight is handed over as soon as it is computed, while it lies in the processor's cache, and W has no
     `.grad`.
     """
@@ -50,7 +51,7 @@ class WideProduct(torch.autograd.Function):
     ) -> tuple[Tensor, ...]:
         to_low = _as_it_is if low is None else partial(rounded, factors=low.dtype)
         factors, x = weight if low is None else low, to_low(x)
-        ctx.save_for_backward(x)
+        ctx.save_for_backward(x, *([factors] if ctx.needs_input_grad[0] else []))
         ctx.learn, ctx.to_low, ctx.sizes, ctx.shape, ctx.dtype = learn, to_low, sizes, weight.shape, weight.dtype
         parts = _run_by_run(x, factors, sizes) if x.device.type == "cpu" else _all_at_once(x, factors, sizes)
         return tuple(to_low(part).to(weight.dtype) for part in parts)
@@ -58,36 +59,47 @@ class WideProduct(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        (x,) = ctx.saved_tensors
+        x, *factors = ctx.saved_tensors
         seeds, settings, outputs, size = ctx.shape
-        if ctx.learn is None:
+        of_x = None
+        if ctx.learn is None or factors:
             joined = ctx.to_low(torch.cat(gradients, dim=-1))  # (seeds, settings, batch, Σ outputs)
-            return None, ctx.to_low(joined.mT @ x.unsqueeze(1)).to(ctx.dtype), None, None, None
+            if factors:  # before the weights are updated
+                of_x = ctx.to_low(joined @ factors[0]).to(ctx.dtype)
+        if ctx.learn is None:
+            rows = x if factors else x.unsqueeze(1)
+            return of_x, ctx.to_low(joined.mT @ rows).to(ctx.dtype), None, None, None
         piece, full = (torch.empty(outputs, size, dtype=dtype) for dtype in (x.dtype, ctx.dtype))
         places = torch.split(piece, list(ctx.sizes))
         for seed in range(seeds):
             for setting in range(settings):
                 for part, place in zip(gradients, places, strict=True):
-                    torch.mm(ctx.to_low(part[seed, setting]).mT, x[seed], out=place)
+                    torch.mm(ctx.to_low(part[seed, setting]).mT, _of_run(x, seed, setting), out=place)
                 gradient = ctx.to_low(piece)
                 ctx.learn(seed, setting, gradient if gradient.dtype == ctx.dtype else full.copy_(gradient))
-        return None, None, None, None, None
+        return of_x, None, None, None, None
 
 
 def _run_by_run(x: Tensor, factors: Tensor, sizes: Sequence[int]) -> Sequence[Tensor]:
     """The wide product's parts, each as one piece of memory: what a processor computes then stays in its cache."""
     seeds, settings = factors.shape[:2]
-    parts = [torch.empty(seeds, settings, x.shape[1], size, dtype=x.dtype) for size in sizes]
+    parts = [torch.empty(seeds, settings, x.shape[-2], size, dtype=x.dtype) for size in sizes]
     for seed in range(seeds):
         for setting in range(settings):
             for part, layer in zip(parts, torch.split(factors[seed, setting], list(sizes)), strict=True):
-                torch.mm(x[seed], layer.mT, out=part[seed, setting])
+                torch.mm(_of_run(x, seed, setting), layer.mT, out=part[seed, setting])
     return parts
 
 
 def _all_at_once(x: Tensor, factors: Tensor, sizes: Sequence[int]) -> Sequence[Tensor]:
     """The same with one call."""
-    return torch.split(x.unsqueeze(1) @ factors.mT, list(sizes), dim=-1)
+    rows = x.unsqueeze(1) if x.ndim == 3 else x
+    return torch.split(rows @ factors.mT, list(sizes), dim=-1)
+
+
+def _of_run(x: Tensor, seed: int, setting: int) -> Tensor:
+    """A run's rows (batch, D), where settings share them or not."""
+    return x[seed] if x.ndim == 3 else x[seed, setting]
 
 
 def run_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -14,21 +14,37 @@ from torch import Generator, Tensor
 from amber2_core.devices import on
 from amber2_core.divergences import js
 from amber2_core.errors import SettingError
-from amber2_core.heads import Architecture, initial_parameters
+from amber2_core.heads import Architecture, Mixing, initial_parameters, mixed
 
-from ..systems.system import FitOptions, FoldData, Rows
+from ..systems.system import FitOptions, FoldData, Need, Rows
 from .cuda_graph import record_steps
 from .optimizer import StackedAdamW
 from .parameters import BestHeads, StackedHeads, dropout_factors
 
 # Rows scored at a time, by device: on a CPU what is computed between two products stays in its cache.
 SCORED_ROWS = {"cpu": 256, "cuda": 2048}
+# what a run's random numbers are drawn for, each from a stream of its own
+PURPOSES = ("order", "dropout", "rows", "mixing")
 
 
 class Objective(Protocol):
-    """What a stack learns, and how it is judged; see `amber2_train.stacked.system.StackedSystem`."""
+    """What a stack is, learns, and is judged by; see `amber2_train.stacked.system.StackedSystem`."""
 
     name: str
+
+    def architecture(self, setting: Any, fold: FoldData) -> Architecture: ...
+
+    def reads(self, setting: Any, modality: str) -> Need: ...
+
+    def learnt(self, setting: Any, rows: Rows) -> Tensor: ...
+
+    def drawn(self, setting: Any, train: Rows, epoch: int, stream: Generator) -> Rows: ...
+
+    def mixing(self, setting: Any, batch: int, streams: Sequence[Generator]) -> Mixing | None: ...
+
+    def rate(self, setting: Any, epoch: int) -> float: ...
+
+    def rates(self, setting: Any, parameters: Sequence[str]) -> Mapping[str, float]: ...
 
     def loss(self, settings: Sequence[Any], *, heads: Sequence[str], fold: FoldData) -> Callable[..., Tensor]: ...
 
@@ -46,15 +62,9 @@ class Trained:
 
 
 def train(
-    system: Objective,
-    fold: FoldData,
-    settings: Sequence[Any],
-    seeds: Sequence[int],
-    options: FitOptions,
-    *,
-    targets: Tensor | None = None,
+    system: Objective, fold: FoldData, settings: Sequence[Any], seeds: Sequence[int], options: FitOptions
 ) -> Trained:
-    """Train all settings, of one shape, under every seed on one fold, on targets (n, C) in place of its own.
+    """Train all settings, of one shape and on the same targets, under every seed on one fold.
 
     Every run starts from the numbers of its (seed, fold) and meets the rows in the order of its (seed, fold): settings
     are compared like with like, and a run's numbers do not depend on which others are trained with it. After each epoch
@@ -64,29 +74,37 @@ def train(
     Raises:
         SettingError: the system's loss is not one number for each run.
     """
-    first, data = settings[0], fold.train
-    device, dtype = data.targets.device, data.targets.dtype
-    targets = data.targets if targets is None else targets
-    stack = new_stack(fold, settings, seeds)
-    heads = stack.architecture.heads
-    orders = [random_stream(seed, fold.number, "order") for seed in seeds]
-    streams = [random_stream(seed, fold.number, "dropout") for seed in seeds]
+    first, dtype = settings[0], fold.train.targets.dtype
+    device = fold.train.targets.device
+    stack = new_stack(system, fold, settings, seeds)
+    heads, needs = stack.architecture.heads, needs_of(system, first, fold)
+    streams = {purpose: [random_stream(seed, fold.number, purpose) for seed in seeds] for purpose in PURPOSES}
     optimizer = StackedAdamW(
-        stack.parameters, wide=stack.wide, lr=first.lr, weight_decay=first.weight_decay, precision=options.precision
+        stack.parameters,
+        wide=stack.wide,
+        lr=first.lr,
+        weight_decay=first.weight_decay,
+        rates=system.rates(first, list(stack.parameters)),
+        precision=options.precision,
     )
     loss = system.loss(settings, heads=heads, fold=fold)
     judges = np.array([[heads.index(system.judge(head, setting)) for setting in settings] for head in heads])
     best = BestHeads(stack, judges, patience=options.patience)
     epoch, runs = torch.zeros((), device=device), (len(seeds), len(settings))
 
-    def step(rows: Tensor, keep: Tensor | None) -> None:  # (seeds, batch), (heads, seeds, batch, hidden)
+    def step(rows: Tensor, keep: Tensor | None, partner: Tensor | None, share: Tensor | None) -> None:
+        # (seeds, batch), (heads, seeds, batch, hidden), and twice (seeds, batch)
         optimizer.zero_grad()
-        vectors = data.vectors(rows)  # each (seeds, batch, D)
+        inputs = data.inputs(rows, needs)  # each (seeds, batch, …)
         present = data.presence(rows)  # (heads, seeds, batch), or None
+        mixing = None if partner is None or share is None else Mixing(partner, share)
         # (heads, seeds, settings, batch, C)
-        outputs = stack.logits(vectors, present=present, keep=keep, optimizer=optimizer)
+        outputs = stack.logits(inputs, present=present, keep=keep, mixing=mixing, optimizer=optimizer)
+        target = targets[rows]  # (seeds, batch, C)
+        if mixing is not None:
+            target = mixed(target, *mixing)
         there = None if present is None else present.unsqueeze(2)  # for all settings
-        losses = loss(outputs, targets[rows].unsqueeze(1), there, epoch)  # (seeds, settings)
+        losses = loss(outputs, target.unsqueeze(1), there, epoch)  # (seeds, settings)
         if losses.shape != runs:
             raise SettingError(
                 f"The loss of {system.name} is {tuple(losses.shape)}, expected one number for each run, "
@@ -95,16 +113,28 @@ def train(
         losses.sum().backward()  # type: ignore[no-untyped-call]
         optimizer.step()
 
-    take_step = record_steps(step, device)
+    data, targets, take_step = fold.train, system.learnt(first, fold.train), record_steps(step, device)
     for number in range(1, options.epochs + 1):
         epoch.fill_(number)
-        order = on(device, torch.stack([torch.randperm(len(data), generator=stream) for stream in orders]))
-        for rows in torch.split(order, first.batch_size, dim=1):  # (seeds, batch)
+        drawn = [system.drawn(first, fold.train, number, stream) for stream in streams["rows"]]
+        if any(rows is not fold.train for rows in drawn):
+            data = drawn[0].joined(drawn[1:])
+            targets = system.learnt(first, data)
+            take_step = record_steps(step, device)
+        if (rate := first.lr * system.rate(first, number)) != optimizer.lr:
+            optimizer.lr, take_step = rate, record_steps(step, device)
+        for rows in _batches(drawn, first.batch_size, streams["order"], device):
             keep = dropout_factors(
-                first.dropout, streams, heads=len(heads), batch=rows.shape[1], units=first.hidden, dtype=dtype
+                first.dropout,
+                streams["dropout"],
+                heads=len(heads),
+                batch=rows.shape[1],
+                units=first.hidden,
+                dtype=dtype,
             )
-            take_step(rows, keep if keep is None else on(device, keep))
-        best.keep(number, dev_js(system, stack, fold.dev, optimizer=optimizer))
+            mixing = system.mixing(first, rows.shape[1], streams["mixing"])
+            take_step(rows, *(x if x is None else on(device, x) for x in (keep, *(mixing or (None, None)))))
+        best.keep(number, dev_js(system, stack, fold.dev, needs, optimizer=optimizer))
         if best.all_stopped:
             break
     best.restore()
@@ -112,13 +142,25 @@ def train(
     return Trained(stack, best)
 
 
-def new_stack(fold: FoldData, settings: Sequence[Any], seeds: Sequence[int]) -> StackedHeads:
+def _batches(drawn: Sequence[Rows], size: int, streams: Sequence[Generator], device: torch.device) -> Iterator[Tensor]:
+    """An epoch's batches (seeds, batch): each seed's rows, which may be its own, in an order of its own."""
+    orders = [torch.randperm(len(rows), generator=stream) for rows, stream in zip(drawn, streams, strict=True)]
+    if any(rows is not drawn[0] for rows in drawn):  # they stand behind one another
+        orders = [order + k * len(order) for k, order in enumerate(orders)]
+    yield from torch.split(on(device, torch.stack(orders)), size, dim=1)
+
+
+def new_stack(system: Objective, fold: FoldData, settings: Sequence[Any], seeds: Sequence[int]) -> StackedHeads:
     """Untrained runs of all settings and seeds."""
-    first, targets = settings[0], fold.train.targets
-    inputs = tuple((name, x.shape[-1]) for name, x in fold.train.features.items())
-    shape = Architecture(inputs, targets.shape[1], first.fusion, first.hidden, first.hidden, first.dropout)
+    targets = fold.train.targets
+    shape = system.architecture(settings[0], fold)
     initial = [initial_parameters(shape, random_stream(seed, fold.number, "parameters")) for seed in seeds]
     return StackedHeads(shape, initial, len(settings), device=targets.device, dtype=targets.dtype)
+
+
+def needs_of(system: Objective, setting: Any, fold: FoldData) -> dict[str, Need]:
+    """What a setting reads of each modality."""
+    return {modality: system.reads(setting, modality) for modality in fold.train.features}
 
 
 def random_stream(seed: int, fold: int, purpose: str) -> Generator:
@@ -129,7 +171,12 @@ def random_stream(seed: int, fold: int, purpose: str) -> Generator:
 
 @torch.no_grad()
 def dev_js(
-    system: Objective, stack: StackedHeads, dev: Rows, *, optimizer: StackedAdamW | None = None
+    system: Objective,
+    stack: StackedHeads,
+    dev: Rows,
+    needs: Mapping[str, Need],
+    *,
+    optimizer: StackedAdamW | None = None,
 ) -> npt.NDArray[np.float64]:
     """JS on dev, mean over the utterances that have the head, (heads, seeds, settings); NaN where none has.
 
@@ -137,10 +184,11 @@ def dev_js(
     """
     index, divergences = torch.arange(len(dev), device=dev.index.device), []
     for some in torch.split(index, SCORED_ROWS[index.device.type]):
-        vectors = {name: x.expand(stack.seeds, -1, -1) for name, x in dev.vectors(some).items()}
+        inputs = dev.inputs(some.unsqueeze(0), needs)
+        inputs = {name: _for_all_seeds(x, stack.seeds) for name, x in inputs.items()}
         present = dev.presence(some)
         masks = None if present is None else present.unsqueeze(1)  # for all seeds
-        outputs = stack.logits(vectors, present=masks, optimizer=optimizer)
+        outputs = stack.logits(inputs, present=masks, optimizer=optimizer)
         log_p = system.log_probs_of(outputs.double()).mT  # (heads, seeds, settings, C, batch)
         divergences.append(js(dev.targets[some].double().mT, log_p, dim=-2))
     divergence = torch.cat(divergences, dim=-1)  # (heads, seeds, settings, n)
@@ -149,3 +197,9 @@ def dev_js(
         return np.asarray(divergence.mean(-1).cpu().numpy())
     there = present[:, None, None]
     return np.asarray((divergence.masked_fill(~there, 0.0).sum(-1) / there.sum(-1)).cpu().numpy())
+
+
+def _for_all_seeds(x: Any, seeds: int) -> Any:
+    """(1, batch, …) → (seeds, batch, …) without a copy; of frames and their mask, of both."""
+    parts = [part.expand(seeds, *[-1] * (part.ndim - 1)) for part in (x if isinstance(x, tuple) else (x,))]
+    return tuple(parts) if isinstance(x, tuple) else parts[0]

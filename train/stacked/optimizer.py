@@ -27,6 +27,8 @@ class _Piece:
     mean: Tensor
     square: Tensor
     steps: Tensor
+    rate: float = 1.0  # times the learning rate
+    decay: bool = True
 
 
 class StackedAdamW:
@@ -36,6 +38,7 @@ class StackedAdamW:
         parameters: (seeds, settings, …) by name.
         wide: names of the large ones. On a CPU they are updated run by run, while a run's gradient still lies in the
             processor's cache; all others, and on other devices all, by `step`, from their `.grad`.
+        rates: name → how many times the learning rate a parameter learns at, of those that differ; without decay.
         precision: for "bf16" there is a copy of the wide ones, `rounded` to bfloat16, up to date after every step.
     """
 
@@ -46,8 +49,10 @@ class StackedAdamW:
         wide: frozenset[str],
         lr: float,
         weight_decay: float,
+        rates: Mapping[str, float] | None = None,
         precision: Precision = "fp32",
     ) -> None:
+        # `lr` may be changed between steps
         self.lr, self.weight_decay = lr, weight_decay
         self._masters = {name: parameters[name].detach() for name in wide if precision == "bf16"}
         self.low = {name: rounded(master, low_factors(master)) for name, master in self._masters.items()}
@@ -65,7 +70,8 @@ class StackedAdamW:
                     for s in range(seeds)
                 ]
             else:
-                self._whole.append(_Piece(parameter, mean, square, torch.zeros((), device=parameter.device)))
+                steps, rate = torch.zeros((), device=parameter.device), (rates or {}).get(name, 1.0)
+                self._whole.append(_Piece(parameter, mean, square, steps, rate, decay=name not in (rates or {})))
 
     def learner(self, name: str) -> Learn | None:
         """What takes the gradients of a parameter run by run; None for one that `step` updates."""
@@ -82,7 +88,9 @@ class StackedAdamW:
         moved = [(piece, gradient) for piece in self._whole if (gradient := piece.parameter.grad) is not None]
         if moved:
             torch._foreach_add_([piece.steps for piece, _ in moved], 1)
-            self._update([piece for piece, _ in moved], [gradient for _, gradient in moved])
+            for kind in dict.fromkeys((piece.rate, piece.decay) for piece, _ in moved):
+                alike = [pair for pair in moved if (pair[0].rate, pair[0].decay) == kind]
+                self._update([piece for piece, _ in alike], [gradient for _, gradient in alike])
         self._under_way += 1
         for name, low in self.low.items():
             if name not in self._pieces:
@@ -104,10 +112,10 @@ class StackedAdamW:
             [piece.square for piece in pieces],
             [],
             [piece.steps for piece in pieces],
-            lr=self.lr,
+            lr=self.lr * pieces[0].rate,
             beta1=BETAS[0],
             beta2=BETAS[1],
-            weight_decay=self.weight_decay,
+            weight_decay=self.weight_decay if pieces[0].decay else 0.0,
             eps=EPSILON,
             amsgrad=False,
             maximize=False,

@@ -1,8 +1,8 @@
 """The parameters of many runs as one stack: the heads of all runs of a fold, along a seed axis and a setting axis.
 
-Runs of one seed read the same rows. All layers of a run that read one modality (its own head, the fusion's projection,
-the modality's half of the gate) lie side by side in one weight: `wide.<modality>` (seeds, settings, outputs, D_m). All
-else is called as `amber2_core.heads.Heads` calls it, and is computed there.
+Runs of one seed read the same rows. All layers of a run that read one source, a modality's vectors (its own head, the
+fusion's projection, the modality's half of the gate), lie side by side in one weight: `wide.<source>` (seeds, settings,
+outputs, D). All else is called as `amber2_core.heads.Heads` calls it, and is computed there.
 """
 
 from __future__ import annotations
@@ -10,13 +10,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Generator, Tensor
 
-from amber2_core.heads import FUSION_HEAD, Architecture, Heads
+from amber2_core.heads import FUSION_HEAD, Architecture, Heads, Mixing
 
 from .kernels import WideProduct, run_linear
 from .optimizer import StackedAdamW
@@ -24,7 +25,7 @@ from .optimizer import StackedAdamW
 
 @dataclass(frozen=True)
 class Block:
-    """A first layer's share of a wide weight: its outputs there, and which of its own columns read the modality."""
+    """A first layer's share of a wide weight: its outputs there, and which of its own columns read the source."""
 
     layer: str
     columns: slice
@@ -56,7 +57,7 @@ class StackedHeads:
     ) -> None:
         self.architecture = architecture
         self.seeds, self.settings = len(initial), settings
-        self._blocks = {f"wide.{modality}": _blocks(architecture, modality) for modality in architecture.modalities}
+        self._blocks = {f"wide.{source}": _blocks(architecture, source) for source in architecture.sizes}
         wide = {block.weight for blocks in self._blocks.values() for block in blocks}
         self._own_names = [name for name in architecture.shapes if name not in wide]
         starts = [self._packed(parameters) for parameters in initial]
@@ -72,23 +73,25 @@ class StackedHeads:
 
     def logits(
         self,
-        vectors: Mapping[str, Tensor],
+        inputs: Mapping[str, Any],
         *,
         present: Tensor | None = None,
         keep: Tensor | None = None,
+        mixing: Mixing | None = None,
         optimizer: StackedAdamW | None = None,
     ) -> Tensor:
-        """Vectors (seeds, batch, D_m) by modality → logits (heads, seeds, settings, batch, classes).
+        """Inputs (seeds, batch, …) by modality → logits (heads, seeds, settings, batch, classes).
 
         `present` (heads, seeds, batch) tells who has which head, where some lack a modality; logits of a head that is
-        not there mean nothing. `keep` are `dropout_factors`. With an optimizer the wide products are of its
-        precision, and a backward pass lets it update their weights.
+        not there mean nothing. `keep` are `dropout_factors`, `mixing` is (seeds, batch). With an optimizer the wide
+        products are of its precision, and a backward pass lets it update their weights.
         """
-        of_all = {name: x.unsqueeze(1) for name, x in vectors.items()}  # one axis for all settings
+        of_all = {name: _of_all_settings(x) for name, x in inputs.items()}
         masks = None if present is None else dict(zip(self.architecture.modalities, present.unsqueeze(2), strict=False))
         kept = None if keep is None else keep.unsqueeze(2)
+        blend = None if mixing is None else Mixing(*(x.unsqueeze(1) for x in mixing))
         wide = partial(self._first_layers, optimizer=optimizer)
-        return self._heads.logits(of_all, present=masks, keep=kept, first_layers=wide)
+        return self._heads.logits(of_all, present=masks, keep=kept, mixing=blend, first_layers=wide)
 
     def state(self, seed: int, setting: int) -> dict[str, Tensor]:
         """One run's parameters, as `Heads` names them."""
@@ -108,8 +111,13 @@ class StackedHeads:
     def owned(self, head: str) -> Iterator[tuple[str, slice]]:
         """The parameters that only `head` reads, as (name, rows): what to keep when this head was at its best."""
         for wide, blocks in self._blocks.items():
-            yield from ((wide, block.outputs) for block in blocks if _owner(block.weight) == head)
-        yield from ((name, slice(None)) for name in self._own_names if _owner(name) == head)
+            yield from ((wide, block.outputs) for block in blocks if self._owner(block.weight) == head)
+        yield from ((name, slice(None)) for name in self._own_names if self._owner(name) == head)
+
+    def _owner(self, parameter: str) -> str:
+        """The head that alone reads a parameter."""
+        modalities = self.architecture.modalities
+        return next((m for m in modalities if parameter.startswith(f"heads.{m}.")), FUSION_HEAD)
 
     def _packed(self, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """A run's parameters as the stack holds them."""
@@ -120,10 +128,10 @@ class StackedHeads:
         return {**wide, **{name: parameters[name] for name in self._own_names}}
 
     def _first_layers(self, vectors: Mapping[str, Tensor], *, optimizer: StackedAdamW | None) -> dict[str, Tensor]:
-        """What every layer that reads vectors (seeds, 1, batch, D_m) gives, (seeds, settings, batch, outputs)."""
+        """What every layer that reads vectors (seeds, 1 or settings, batch, D) gives, (seeds, settings, batch, …)."""
         given: dict[str, Tensor] = {}
-        for modality, (wide, blocks) in zip(self.architecture.modalities, self._blocks.items(), strict=True):
-            x = vectors[modality].squeeze(1)
+        for source, (wide, blocks) in zip(self.architecture.sizes, self._blocks.items(), strict=True):
+            x = vectors[source] if self.architecture.stages else vectors[source].squeeze(1)
             low = None if optimizer is None else optimizer.low.get(wide)
             learn = None if optimizer is None else optimizer.learner(wide)
             sizes = [block.outputs.stop - block.outputs.start for block in blocks]
@@ -146,23 +154,22 @@ def dropout_factors(
     return (torch.stack([torch.stack(of_seeds) for of_seeds in draws]) >= share).to(dtype) / (1 - share)
 
 
-def _blocks(architecture: Architecture, modality: str) -> list[Block]:
-    """Every layer that reads the modality, in the order of the wide weight's outputs."""
-    sizes = dict(architecture.inputs)
+def _blocks(architecture: Architecture, source: str) -> list[Block]:
+    """Every layer that reads the source, in the order of the wide weight's outputs."""
+    sizes = architecture.sizes
     blocks, start = [], 0
     for layer in architecture.first_layers:
-        if modality in layer.reads:
-            before = sum(sizes[name] for name in layer.reads[: layer.reads.index(modality)])
-            columns = slice(before, before + sizes[modality])
+        if source in layer.reads:
+            before = sum(sizes[name] for name in layer.reads[: layer.reads.index(source)])
+            columns = slice(before, before + sizes[source])
             blocks.append(Block(layer.name, columns, slice(start, start + layer.outputs)))
             start += layer.outputs
     return blocks
 
 
-def _owner(parameter: str) -> str:
-    """The head that alone reads a parameter."""
-    room, name, *_ = parameter.split(".")
-    return name if room == "heads" else FUSION_HEAD
+def _of_all_settings(x: Any) -> Any:
+    """One axis for all settings, (seeds, batch, …) → (seeds, 1, batch, …); of frames and their mask, of both."""
+    return tuple(part.unsqueeze(1) for part in x) if isinstance(x, tuple) else x.unsqueeze(1)
 
 
 class BestHeads:

@@ -7,16 +7,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
+from amber2_core.errors import SettingError
 from amber2_core.fusion import FUSIONS
+from amber2_core.inputs import MEAN, POOLINGS
 
-from ..systems.system import FitOptions, Fitted, FoldData, History, Rows, System, option
+from ..systems.system import FitOptions, Fitted, FoldData, History, Need, Rows, System, option
 
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
-    from torch import Tensor
+    from torch import Generator, Tensor
 
-    from amber2_core.heads import Architecture
+    from amber2_core.heads import Architecture, Mixing
 
     from .loop import Trained
 
@@ -26,12 +28,26 @@ Labels = Literal["soft", "hard"]
 Loss = Callable[["Tensor", "Tensor", "Tensor | None", "Tensor"], "Tensor"]
 
 
-@dataclass(frozen=True)
-class StackedSettings:
-    """The shape of the heads and how AdamW trains them."""
+LearnFrom = Literal["all", "plurality", "majority"]
+LAST, WEIGHTED = "last", "weighted"
+# times the learning rate: what the scores of a learnt layer sum learn at, or they would hardly leave 0 in 30 epochs
+LAYER_RATE = 30.0
 
-    labels: Labels = option(
-        "soft", "The raters' distribution, or its largest share alone, one-hot", choices=get_args(Labels)
+
+@dataclass(frozen=True)
+class HeadSettings:
+    """The shape of the heads, what they read and learn from, and how AdamW trains them."""
+
+    input_layers: str = option(
+        LAST, "Layer of the encoders that heads read, of a cache made with --layers all: last, a number, weighted."
+    )
+    input_pooling: str = option(
+        MEAN, "Vectors as cached, or learnt pooling of cached frames", choices=(MEAN, *POOLINGS)
+    )
+    learn_from: LearnFrom = option(
+        "all",
+        "Train utterances to learn from: all; those with one largest share; with more than half",
+        choices=get_args(LearnFrom),
     )
     fusion: str = option("gmu", "Fusion layer", choices=tuple(FUSIONS))
     hidden: int = option(256, "Units of each head's hidden layer and of the fused vector.", least=1)
@@ -40,6 +56,15 @@ class StackedSettings:
     lr: float = option(3e-4, "Learning rate of AdamW.", above=0)
     weight_decay: float = option(1e-2, "Weight decay of AdamW.", least=0)
     batch_size: int = option(128, "Utterances in a step.", least=1)
+
+
+@dataclass(frozen=True)
+class StackedSettings(HeadSettings):
+    """Those of systems that learn the raters' distribution or its label."""
+
+    labels: Labels = option(
+        "soft", "The raters' distribution, or its largest share alone, one-hot", choices=get_args(Labels)
+    )
 
 
 class StackedSystem(System):
@@ -61,37 +86,90 @@ class StackedSystem(System):
 
     def shape(self, setting: Any) -> Hashable:
         """Runs train in one stack where these are equal."""
-        return tuple(getattr(setting, name) for name in StackedSettings.__dataclass_fields__)
+        shared = StackedSettings.__dataclass_fields__
+        return tuple(getattr(setting, name) for name in shared if hasattr(setting, name))
 
-    def learnt(self, setting: Any, target: Tensor) -> Tensor:
-        """What is learnt of targets (…, C): these, or with labels "hard" their label, one-hot."""
+    def check(self, setting: Any, heads: Sequence[str]) -> None:
+        """See `System.check`."""
+        if setting.input_layers not in (LAST, WEIGHTED) and not setting.input_layers.isdecimal():
+            raise SettingError(f"Bad input-layers {setting.input_layers!r}, expected last, weighted or a number from 0")
+        if setting.input_layers != LAST and setting.input_pooling != MEAN:
+            raise SettingError(
+                f"input-pooling {setting.input_pooling} with input-layers {setting.input_layers}: frames are cached of "
+                "the last layer alone"
+            )
+
+    def reads(self, setting: Any, modality: str) -> Need:
+        """What its input layers and pooling say."""
+        if setting.input_pooling != MEAN:
+            return POOLINGS[setting.input_pooling].reads
+        if setting.input_layers.isdecimal():
+            return int(setting.input_layers)
+        return "layers" if setting.input_layers == WEIGHTED else "vector"
+
+    def architecture(self, setting: Any, fold: FoldData) -> Architecture:
+        """The shape of the heads for the features and classes of a fold."""
+        from amber2_core.heads import Architecture
+
+        features = fold.train.features
+        counts = tuple(x.shape[1] for x in features.values()) if setting.input_layers == WEIGHTED else ()
+        return Architecture(
+            tuple((name, x.shape[-1]) for name, x in features.items()),
+            fold.train.targets.shape[1],
+            setting.fusion,
+            setting.hidden,
+            setting.hidden,
+            setting.dropout,
+            pooling=setting.input_pooling,
+            layer_counts=counts,
+        )
+
+    def learnt(self, setting: Any, rows: Rows) -> Tensor:
+        """What is learnt of some rows of train (n, …): their targets, or with labels "hard" their label, one-hot."""
         from amber2_core.losses import one_hot_labels
 
-        return one_hot_labels(target) if setting.labels == "hard" else target
+        return one_hot_labels(rows.targets) if getattr(setting, "labels", "soft") == "hard" else rows.targets
+
+    def drawn(self, setting: Any, train: Rows, epoch: int, stream: Generator) -> Rows:
+        """The rows that a run meets in an epoch, by its seed's random numbers: as many under every seed."""
+        return train
+
+    def mixing(self, setting: Any, batch: int, streams: Sequence[Generator]) -> Mixing | None:
+        """How hidden units and targets of a batch are mixed, both (seeds, batch), by each seed's random numbers."""
+        return None
+
+    def rate(self, setting: Any, epoch: int) -> float:
+        """How many times the learning rate an epoch has."""
+        return 1.0
+
+    def rates(self, setting: Any, parameters: Sequence[str]) -> Mapping[str, float]:
+        """Parameter → how many times the learning rate it learns at, without decay, of those that differ."""
+        return {name: LAYER_RATE for name in parameters if name.endswith(".layers.weight")}
 
     def fit(
         self, fold: FoldData, settings: Sequence[Any], seeds: Sequence[int], options: FitOptions
     ) -> Iterator[Fitted]:
         from .loop import train
 
-        for targets, alike in self._by_targets(fold, settings):
-            trained = train(self, fold, alike, seeds, options, targets=targets)
+        fold = _learnt_from(fold, settings[0].learn_from)
+        for alike in self._by_targets(fold, settings):
+            trained = train(self, fold, alike, seeds, options)
             for s, seed in enumerate(seeds):
                 for k, setting in enumerate(alike):
                     yield self._fitted(trained, fold, setting, seed, s, k)
 
-    def _by_targets(self, fold: FoldData, settings: Sequence[Any]) -> list[tuple[Tensor, list[Any]]]:
+    def _by_targets(self, fold: FoldData, settings: Sequence[Any]) -> list[list[Any]]:
         """The settings that learn the same targets of train (n, C) together: one stack has the same for all."""
         groups: list[tuple[Tensor, list[Any]]] = []
         for setting in settings:
-            targets = self.learnt(setting, fold.train.targets)
+            targets = self.learnt(setting, fold.train)
             for known, alike in groups:
                 if known is targets or known.equal(targets):
                     alike.append(setting)
                     break
             else:
                 groups.append((targets, [setting]))
-        return groups
+        return [alike for _, alike in groups]
 
     def _fitted(self, trained: Trained, fold: FoldData, setting: Any, seed: int, s: int, k: int) -> FittedHeads:
         heads, best = trained.stack.architecture.heads, trained.best
@@ -102,6 +180,25 @@ class StackedSystem(System):
             unjudged=frozenset(h for h in heads if not on_dev[self.judge(h, setting)].any()),
         )
         return FittedHeads(self, setting, seed, history, trained.stack.architecture, trained.stack.state(s, k), fold)
+
+
+def _learnt_from(fold: FoldData, which: LearnFrom) -> FoldData:
+    """A fold whose train has only the utterances of which raters agree so far; dev and test stay as they are."""
+    if which == "all":
+        return fold
+    from dataclasses import replace
+
+    import torch
+
+    from amber2_core.distributions import SHARE_TOLERANCE
+
+    shares = fold.train.targets.double()
+    top, second = shares.topk(2, dim=-1).values.unbind(-1)
+    agreed = top > 0.5 + SHARE_TOLERANCE if which == "majority" else top - second > SHARE_TOLERANCE
+    if not agreed.any():
+        raise SettingError(f"learn-from {which}: raters agree so far on no train utterance of fold {fold.number}")
+    kept = torch.nonzero(agreed).flatten()
+    return replace(fold, train=fold.train.some(kept))  # type: ignore[type-var]
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,15 +219,16 @@ class FittedHeads:
 
         from amber2_core.heads import Heads
 
-        from .loop import SCORED_ROWS
+        from .loop import SCORED_ROWS, needs_of
 
         model, names = Heads(self.architecture, self.state), self.architecture.heads
+        needs = needs_of(self.system, self.setting, self.fold)
         index, parts = torch.arange(len(rows), device=rows.index.device), []
         with torch.no_grad():
             for some in torch.split(index, SCORED_ROWS[index.device.type]):
                 present = rows.presence(some)
                 masks = None if present is None else dict(zip(names[:-1], present, strict=False))
-                log_probs = self.system.log_probs_of(model.logits(rows.vectors(some), present=masks))
+                log_probs = self.system.log_probs_of(model.logits(rows.inputs(some, needs), present=masks))
                 parts.append(log_probs.exp().float().cpu())
         probs = torch.cat(parts, dim=1).numpy()  # (heads, n, C)
         for head, own, having in zip(names, probs, rows.having(), strict=True):
@@ -142,14 +240,21 @@ class FittedHeads:
         from amber2_core.heads import Heads
         from amber2_core.heads_folder import TrainedHeads
 
+        from ..fold_data import read_statistics
+        from .loop import needs_of
+
+        needs = needs_of(self.system, self.setting, self.fold)
         having = dict(zip(self.architecture.modalities, self.fold.train.having(), strict=False))
         own = type(self.system).log_probs_of
         record = {
-            **origin,
             "outputs": "softmax" if own is StackedSystem.log_probs_of else f"{own.__module__}.{own.__qualname__}",
+            "reads": needs,
             "epochs": dict(self.history.epoch),
             "missing": {name: int((~own).sum()) for name, own in having.items() if not own.all()},
             "untrained": [name for name, own in having.items() if not own.any()],
+            **origin,  # last: what is made of the heads may predict in another way
         }
-        statistics = {m: (mean.cpu(), sd.cpu()) for m, (mean, sd) in self.fold.train.standardisation.items()}
+        standardisation = self.fold.train.standardisation
+        own_statistics = {m: read_statistics(standardisation[m], needs[m]) for m in standardisation}
+        statistics = {m: (own[0].cpu(), own[1].cpu()) for m, own in own_statistics.items() if own is not None}
         TrainedHeads(Heads(self.architecture, self.state), tuple(origin["emotions"]), statistics, record).write(path)

@@ -73,6 +73,7 @@ class Amber2(StackedSystem):
         return setting.student
 
     def check(self, setting: Amber2Settings, heads: Sequence[str]) -> None:
+        super().check(setting, heads)
         if len(heads) < 3:
             raise SettingError(
                 f"amber2 weighs experts of two modalities or more against each other, and there is {heads[0]} alone: "

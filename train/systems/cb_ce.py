@@ -21,7 +21,7 @@ class ClassBalancedCrossEntropy(StackedSystem):
         """See `StackedSystem.loss`. The heads share no parameter, so their sum trains each as if it were alone."""
         from amber2_core.losses import class_balanced_cross_entropy, class_balanced_weights
 
-        weights = class_balanced_weights(self.learnt(settings[0], fold.train.targets), fold.emotions)  # (C,)
+        weights = class_balanced_weights(self.learnt(settings[0], fold.train), fold.emotions)  # (C,)
 
         def losses(outputs: Tensor, target: Tensor, present: Tensor | None, epoch: Tensor) -> Tensor:
             return class_balanced_cross_entropy(outputs, target, weights, present=present).sum(0)

@@ -11,8 +11,7 @@ from amber2_core.errors import SettingError
 from amber2_core.heads import FUSION_HEAD, heads_of
 
 from ..stacked.system import StackedSettings
-from .cb_ce import ClassBalancedCrossEntropy
-from .system import FitOptions, Fitted, FoldData, History, Need, Rows, System, option
+from .system import FitOptions, Fitted, FoldData, History, Need, Rows, System, option, system_of
 
 if TYPE_CHECKING:
     import numpy as np
@@ -23,7 +22,7 @@ if TYPE_CHECKING:
 
 AUDIO, TEXT, SENTIMENT = "audio", "text", "sentiment"
 Decider = Literal["auto", "sentiment", "text"]
-_HEADS = ClassBalancedCrossEntropy()
+HEADS = "cb-ce"  # the system that trains its heads
 
 
 @dataclass(frozen=True)
@@ -52,12 +51,12 @@ class EmoEnt(System):
     ) -> Iterator[Fitted]:
         """See `System.fit`. Settings of one shape differ in what decides alone: one training is for all of them."""
         deciders = [_decider(setting, fold) for setting in settings]
-        for heads in _HEADS.fit(fold, settings[:1], seeds, options):
+        for heads in system_of(HEADS).fit(fold, settings[:1], seeds, options):
             for setting, decider in zip(settings, deciders, strict=True):
                 yield FittedEmoEnt(setting, heads, _rule(heads, decider, fold), fold)
 
     def reads(self, setting: Any, modality: str) -> Need:
-        return _HEADS.reads(setting, modality)
+        return system_of(HEADS).reads(setting, modality)
 
     def sides(self, setting: Any) -> Sequence[Side]:
         from amber2_core.features import Side
@@ -69,10 +68,10 @@ class EmoEnt(System):
         return tuple(dict.fromkeys((*heads_of(modalities), FUSION_HEAD)))
 
     def shape(self, setting: Any) -> Hashable:
-        return _HEADS.shape(setting)
+        return system_of(HEADS).shape(setting)
 
     def check(self, setting: Any, heads: Sequence[str]) -> None:
-        _HEADS.check(setting, heads)
+        system_of(HEADS).check(setting, heads)
         if AUDIO not in heads:
             raise SettingError(
                 "emo-ent leaves to the text what the audio is unsure of, and there are no audio features, or several"

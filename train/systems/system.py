@@ -26,12 +26,17 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     from torch import Tensor
 
+    from amber2_core.features import Side
+
     Floats = npt.NDArray[np.floating[Any]]
 
-# What a system reads of a modality: one vector of an utterance, all layers' vectors, or the sequence of its frames.
-Need = Literal["vector", "layers", "frames"]
+# What a system reads of a modality: one vector of an utterance (the last layer's), that of the layer of a number, from
+# 0, all layers' vectors, or the sequence of its frames.
+Need = Literal["vector", "layers", "frames"] | int
 Precision = Literal["fp32", "tf32", "bf16"]
 ENTRY_POINTS = "amber2.systems"
+# in place of a system's name: every one of `OURS` that a cache can feed
+ALL = "all"
 # name → where its class is; what a worker is told, too
 OURS: Mapping[str, str] = {
     "amber2": "amber2_train.systems.amber2:Amber2",
@@ -56,6 +61,12 @@ def option(
     """
     limits = {"least": least, "above": above, "below": below}
     return field(default=default, metadata={"what": what, "choices": tuple(choices), **limits})
+
+
+def with_default(settings: type, name: str, default: float | int | str) -> Any:
+    """An option of other settings, with a default of one's own."""
+    (known,) = (each for each in fields(settings) if each.name == name)
+    return field(default=default, metadata=known.metadata)
 
 
 @dataclass(frozen=True)
@@ -98,9 +109,33 @@ class Rows(Protocol):
 
     @property
     def standardisation(self) -> Mapping[str, tuple[Tensor, Tensor]]:
-        """Modality → mean and sd (D_m,) of the train rows; empty where features are used as they are."""
+        """Modality → mean and sd, (D_m,) or (layers, D_m), of the train rows; empty where features stay as they are."""
+
+    @property
+    def votes(self) -> Tensor | None:
+        """(n, C) the votes that the targets are made of."""
+
+    @property
+    def sides(self) -> Mapping[str, Tensor]:
+        """What there is to read beside the modalities, by key; see `side`."""
 
     def __len__(self) -> int: ...
+
+    def some(self, rows: Tensor) -> Rows:
+        """Some of these utterances (m,) of 0 … n−1, in that order."""
+
+    def mixed(self, partners: Tensor, shares: Mapping[str, Tensor]) -> Rows:
+        """These utterances with the features of two, λ h_i + (1 − λ) h_j: j of 0 … n−1 (n,), λ (n,) by modality."""
+
+    def joined(self, others: Sequence[Any]) -> Rows:
+        """These utterances, and after them those of other parts of the same train rows."""
+
+    def inputs(self, rows: Tensor, needs: Mapping[str, Need]) -> dict[str, Any]:
+        """What is needed of some of these utterances (…, batch) by modality, standardised, 0 where there is none.
+
+        Of a "vector", or of one layer by its number, (…, batch, D_m); of "layers" (…, batch, layers, D_m); of "frames"
+        (…, batch, T, D_m) and which are frames (…, batch, T).
+        """
 
     def vectors(self, rows: Tensor) -> dict[str, Tensor]:
         """The last layer's vectors of some of these utterances, (…, batch) of 0 … n−1 → (…, batch, D_m) by modality.
@@ -112,7 +147,13 @@ class Rows(Protocol):
         """All layers' vectors as cached, (…, batch) → (…, batch, layers, D_m), NaN where there are none."""
 
     def frames(self, modality: str, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """Sequences of some utterances (batch,), padded with 0: (batch, T, D), and which are frames (batch, T)."""
+        """Sequences of some utterances (…, batch), padded with 0: (…, batch, T, D), and which are frames (…, batch, T).
+
+        SettingError: the utterances are mixtures, of which there are no sequences.
+        """
+
+    def side(self, key: str, rows: Tensor) -> Tensor:
+        """A `Side` by its key, (…, batch) → (…, batch, D), NaN where there is none."""
 
     def presence(self, rows: Tensor) -> Tensor | None:
         """Which heads some of these utterances have, (…, batch) of 0 … n−1 → (heads, …, batch); None: all of them.
@@ -143,6 +184,10 @@ class FoldData(Protocol):
     @property
     def emotions(self) -> tuple[str, ...]:
         """C, as columns of the targets."""
+
+    @property
+    def side_recipes(self) -> Mapping[str, Mapping[str, Any]]:
+        """Key of a `Side` → how it was made."""
 
 
 class Fitted(Protocol):
@@ -186,6 +231,18 @@ class System(Protocol):
     def reads(self, setting: Any, modality: str) -> Need:
         """What it needs of the cache."""
         return "vector"
+
+    def sides(self, setting: Any) -> Sequence[Side]:
+        """What it reads beside the modalities."""
+        return ()
+
+    def measures(self, fitted: Any, rows: Rows) -> Mapping[str, npt.NDArray[np.floating[Any]]]:
+        """What else one of its `Fitted` tells of every utterance, as its uncertainty: name → numbers (n,)."""
+        return {}
+
+    def remarks(self, setting: Any) -> Sequence[str]:
+        """Where it is another thing than its paper describes, a line each; a report shows them under its tables."""
+        return ()
 
     def heads(self, modalities: Sequence[str]) -> tuple[str, ...]:
         """The names of what it predicts; one named for a modality predicts for the utterances that have it."""
