@@ -197,6 +197,13 @@ def test_the_history_is_that_of_the_heads_and_has_none_of_the_rule() -> None:
     assert history.unjudged == frozenset()
 
 
+def test_remarks_say_where_the_text_head_decides_and_the_paper_has_a_sentiment() -> None:
+    lines = {name: EmoEnt().remarks(EmoEntSettings(decider=name)) for name in ("auto", "text", "sentiment")}
+    assert [len(lines[name]) for name in ("auto", "text", "sentiment")] == [2, 2, 1]
+    assert lines["text"][1] == "where a sentiment decides in the paper, the text head does"
+    assert lines["auto"][1].endswith("unless the cache has a sentiment")
+
+
 def test_a_file_has_heads_and_rule_and_predicts_alone(tmp_path: Path) -> None:
     fold = with_sentiment(fold_of())
     one = fitted(fold)

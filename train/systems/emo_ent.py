@@ -87,9 +87,13 @@ class EmoEnt(System):
         return {"flagged": fitted.applied(rows)[1]}
 
     def remarks(self, setting: Any) -> Sequence[str]:
+        """What differs from the paper and its code."""
+        by_text = "where a sentiment decides in the paper, the text head does"
+        where = {"sentiment": (), "text": (by_text,), "auto": (f"{by_text}, unless the cache has a sentiment",)}
         return (
-            "emo-ent: on frozen encoders, with soft labels; the authors fine-tune theirs, and take back changes of "
-            "class that did harm on train and dev",
+            "the encoders are frozen; the authors tune theirs, and take back changes of class that did harm on train "
+            "and dev",
+            *where[setting.decider],
         )
 
 
