@@ -37,7 +37,7 @@ def all_tables(
     group: Group, comparisons: pd.DataFrame, method: str, by: Mapping[str, Texts] | None = None
 ) -> dict[str, Table]:
     """Every table that a group has, by name; `by`: columns to group the test utterances by."""
-    tables = [*result_tables(group), published_table(group)]
+    tables = [*result_tables(group), *published_tables(group)]
     if len(comparisons):
         tables.append(significance_table(comparisons, method))
     tables += (
@@ -70,22 +70,22 @@ def result_tables(group: Group) -> list[Table]:
     return tables
 
 
-def published_table(group: Group) -> Table:
-    """Table 5: our rows, and what others printed for the same corpus, with the traps under it."""
+def published_tables(group: Group) -> list[Table]:
+    """Table 5: our rows, and what others printed for the same corpus, with the traps under it; none if nothing was."""
     printed = pd.read_csv(PUBLISHED)
     theirs = printed[printed["corpus"] == group.corpus].rename(columns={"method": "entry"})
+    if not len(theirs):
+        return []
     ours = [{"entry": f"{entry.label} (this run)", **_scores(entry.tested, AGAINST_PUBLISHED)} for entry in group.mains]
-    traps = list(theirs["note"].dropna().unique())
-    if len(theirs):
-        traps.append(
-            "Printed numbers come from other features, folds and label sets: they orient, they do not compare."
-        )
-    else:
-        traps.append(f"Nothing that this project knows of was published for the corpus {group.corpus!r}.")
-    notes = [_spread(group).partition(";")[0] + ".", *coverage_notes(group, group.mains), *traps]
+    notes = [
+        _spread(group).partition(";")[0] + ".",
+        *coverage_notes(group, group.mains),
+        *theirs["note"].dropna().unique(),
+        "Printed numbers come from other features, folds and label sets: they orient, they do not compare.",
+    ]
     columns = [ENTRY, *(Column(name, title_of(name), "score") for name in AGAINST_PUBLISHED)]
     rows: list[Row] = [*ours, *theirs.to_dict("records")]
-    return _table("published", "Beside published numbers", columns, rows, notes, like="Table 5", bold=False)
+    return [_table("published", "Beside published numbers", columns, rows, notes, like="Table 5", bold=False)]
 
 
 def side_by_side(groups: Sequence[Group]) -> Table:
@@ -351,12 +351,12 @@ def _head_notes(group: Group) -> list[str]:
     return [f"Systems are told by their head {group.head}, as was asked for{lacking}."]
 
 
-def _natural(text: str) -> tuple[bool, float, str]:
-    """What numbers are sorted by as numbers, before words."""
+def _natural(text: str) -> tuple[bool, bool, float, str]:
+    """What numbers are sorted by as numbers, before words, and nothing at all after both."""
     try:
-        return False, float(text), text
+        return False, False, float(text), text
     except ValueError:
-        return True, 0.0, text
+        return not text, True, 0.0, text
 
 
 def _expert_notes(group: Group) -> list[str]:
