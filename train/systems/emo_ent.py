@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -52,8 +52,9 @@ class EmoEnt(System):
         """See `System.fit`. Settings of one shape differ in what decides alone: one training is for all of them."""
         deciders = [_decider(setting, fold) for setting in settings]
         for heads in system_of(HEADS).fit(fold, settings[:1], seeds, options):
+            rule = _rule(heads, deciders[0], fold)  # whose thresholds do not ask what decides
             for setting, decider in zip(settings, deciders, strict=True):
-                yield FittedEmoEnt(setting, heads, _rule(heads, decider, fold), fold)
+                yield FittedEmoEnt(setting, heads, replace(rule, decider=decider), fold)
 
     def reads(self, setting: Any, modality: str) -> Need:
         return system_of(HEADS).reads(setting, modality)
