@@ -51,11 +51,20 @@ _log = logging.getLogger(__name__)
     help="Text encoder: an id of the Hugging Face hub, with @REVISION if need be, or a folder.",
 )
 @click.option(
+    "--sentiment-model",
+    help="Classifier, an id or a folder, that adds how negative, neutral and positive transcripts are. [default: none]",
+)
+@click.option(
+    "--sentiment-labels",
+    metavar="NAMES",
+    help="What the classifier's outputs are, such as negative,neutral,positive. [default: as its config says]",
+)
+@click.option(
     "--modality",
-    type=click.Choice(["both", "audio", "text"]),
+    type=click.Choice(["both", "audio", "text", "sentiment"]),
     default="both",
     show_default=True,
-    help="What to encode now; what the cache holds already of the other is kept.",
+    help="What to encode now, beside the sentiment if asked for; what else the cache holds is kept.",
 )
 @click.option(
     "--layers",
@@ -126,7 +135,9 @@ def extract_features(
     columns: tuple[str, ...],
     audio_model: str,
     text_model: str,
-    modality: Literal["both", "audio", "text"],
+    sentiment_model: str | None,
+    sentiment_labels: str | None,
+    modality: Literal["both", "audio", "text", "sentiment"],
     layers: Literal["last", "all"],
     frames: int | None,
     pooling: str,
@@ -159,8 +170,9 @@ def extract_features(
         summary = pipeline.extract_features(
             read_corpus(corpus, corpus_root(corpus, root), audio_root=audio_root, columns=columns),
             output or folder / f"{corpus}.h5",
-            audio_model=None if modality == "text" else audio_model,
-            text_model=None if modality == "audio" else text_model,
+            audio_model=audio_model if modality in ("both", "audio") else None,
+            text_model=text_model if modality in ("both", "text") else None,
+            sentiment_model=sentiment_model,
             audio_name=audio_name,
             text_name=text_name,
             layers=layers,
@@ -169,6 +181,7 @@ def extract_features(
             precision=precision,
             max_seconds=max_seconds,
             repair=None if repair_text == "none" else repair_text,
+            sentiment_labels=sentiment_labels,
             effort=effort,
             force=force,
             strict=strict,

@@ -22,7 +22,7 @@ from amber2_core.tables import Texts
 from amber2_core.votes import LabelPolicy, label_distributions
 
 from .previous import find_features, sequence_of, stage_of
-from .recipe import differences, settings
+from .recipe import OF_TRANSCRIPTS, differences, settings
 
 Record = dict[str, Any]  # JSON values
 
@@ -154,7 +154,7 @@ def _labels(cache: FeatureCache) -> Record:
 
 def without_content(modality: str, counts: tuple[int, int], transcripts: Texts) -> str:
     """In words, that most utterances have one and the same vector, as `repeated_rows` counts them."""
-    empty = sum(not transcript.strip() for transcript in transcripts) if modality == "text" else 0
+    empty = sum(not transcript.strip() for transcript in transcripts) if modality in OF_TRANSCRIPTS else 0
     why = f" ({empty:,} transcripts are empty)" if empty else ""
     return (
         f"{counts[0]:,} of {counts[1]:,} utterances have the same vector{why}: little or nothing can be learnt from it"
