@@ -7,7 +7,7 @@ the end uses torch: plain `nn.functional` on one utterance after the other, and 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Literal
 
 import torch
@@ -89,6 +89,18 @@ def uar(target: Sequence[Distribution], probs: Sequence[Distribution]) -> float:
         if found:
             recalls.append(sum(found) / len(found))
     return sum(recalls) / len(recalls)
+
+
+def balanced(score: Callable[[Distribution, Distribution], float]) -> Callable[..., float]:
+    """The mean over the classes that are somebody's label of the mean score over the utterances of each."""
+
+    def mean(target: Sequence[Distribution], probs: Sequence[Distribution]) -> float:
+        by_label: dict[int, list[float]] = {}
+        for y, p in zip(target, probs, strict=True):
+            by_label.setdefault(argmax(y), []).append(score(y, p))
+        return sum(sum(scores) / len(scores) for scores in by_label.values()) / len(by_label)
+
+    return mean
 
 
 def f1(rated: Sequence[bool], predicted: Sequence[bool]) -> float:
