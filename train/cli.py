@@ -148,6 +148,11 @@ def _list(text: str) -> list[str]:
     "--merge", metavar="LIST", help="Count a word for an emotion, as excited=happy; none. [default: the corpus's own]"
 )
 @click.option("--keep", help="Utterances: consensus, plurality, majority, any-vote. [default: the corpus's own]")
+@click.option(
+    "--secondary",
+    default="drop",
+    help="Secondary labels of raters (MSP-Podcast): drop; merge: further ticks, which --multi-label weighs.",
+)
 @click.option("--audio", metavar="NAME", help="Audio feature set; none. [default: the only one, if any]")
 @click.option("--text", metavar="NAME", help="Text feature set; none. [default: the only one, if any]")
 @click.option("--video", metavar="NAME", help="Video feature set, as a third modality. [default: none]")
