@@ -429,12 +429,13 @@ def _check_shapes(path: Path, p: Predictions) -> None:
         odd = no_number.any(axis=-1) & ~np.isnan(probs).all(axis=-1)
         if odd.any() or not np.isfinite(p.target).all():
             raise RunFolderError(f"{path}: {name} or its targets hold no number: {again}")
-    systems = {name.partition("/")[0] for name in p.probs}
+    systems = {name.partition("/")[0]: len(probs) for name, probs in p.probs.items()}
     for name, values in p.measures.items():
-        if values.ndim != 2 or values.shape[1] != count or not len(values) or np.isinf(values).any():
-            raise RunFolderError(f"{path}: {MEASURE}{name} is not (seeds, {count}) of numbers: {again}")
-        if name.partition("/")[0] not in systems:
+        seeds = systems.get(name.partition("/")[0])
+        if seeds is None:
             raise RunFolderError(f"{path}: {MEASURE}{name} is of a system without predictions: {again}")
+        if values.shape != (seeds, count) or np.isinf(values).any():
+            raise RunFolderError(f"{path}: {MEASURE}{name} is not ({seeds}, {count}) of numbers: {again}")
 
 
 def _with_younger_metrics(run: RunFolder) -> RunFolder:

@@ -32,6 +32,7 @@ class Entry:
     head: str
     label: str
     probs: npt.NDArray[np.float32]  # (seeds, N, C), NaN rows where the head predicts nothing
+    members: tuple[Entry, ...] = ()  # of an ensemble, what it is the mean of
 
     @cached_property
     def there(self) -> npt.NDArray[np.bool_]:

@@ -148,7 +148,8 @@ def test_predictions_are_read_back_as_they_were_written(tmp_path: Path) -> None:
 def test_measures_are_read_back_beside_the_predictions(tmp_path: Path) -> None:
     probs = np.full((2, 3, 2), 0.5, np.float32)
     written = Predictions(
-        texts(["a", "b", "c"]), np.array([1, 1, 2]), probs[0], ("up", "down"), {"measure/fusion": probs, "x/audio": probs},
+        texts(["a", "b", "c"]), np.array([1, 1, 2]), probs[0], ("up", "down"),
+        {"measure/fusion": probs[:1], "x/audio": probs},
         {"x/vacuity": np.array([[0.5, np.nan, 1], [0, 1, 2.5]]), "measure/flag": np.array([[True, False, True]])},
     )  # fmt: skip
     write_predictions(tmp_path / "predictions.npz", written)
@@ -162,9 +163,9 @@ def test_measures_are_read_back_beside_the_predictions(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "values", "line"),
     [
-        ("x/vacuity", np.zeros(3), r"measure/x/vacuity is not \(seeds, 3\) of numbers"),
-        ("x/vacuity", np.zeros((2, 4)), r"measure/x/vacuity is not \(seeds, 3\) of numbers"),
-        ("x/vacuity", np.full((1, 3), np.inf), r"measure/x/vacuity is not \(seeds, 3\) of numbers"),
+        ("x/vacuity", np.zeros(3), r"measure/x/vacuity is not \(1, 3\) of numbers"),
+        ("x/vacuity", np.zeros((2, 3)), r"measure/x/vacuity is not \(1, 3\) of numbers"),
+        ("x/vacuity", np.full((1, 3), np.inf), r"measure/x/vacuity is not \(1, 3\) of numbers"),
         ("x/words", np.array([["a", "b", "c"]]), "is damaged"),
         ("y/vacuity", np.zeros((1, 3)), "measure/y/vacuity is of a system without predictions"),
     ],
