@@ -19,7 +19,7 @@ LATEX = {
     "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
     "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "↓": r"$\downarrow$", "↑": r"$\uparrow$", "²": "$^2$",
     "√": r"$\surd$", "−": "$-$", "κ": r"$\kappa$", "λ": r"$\lambda$", "±": r"$\pm$", "<": "$<$", ">": "$>$",
-    "–": "--", "·": r"$\cdot$", "†": r"\dag{}", "≤": r"$\le$", "×": r"$\times$",
+    "–": "--", "·": r"$\cdot$", "†": r"\dag{}", "≤": r"$\le$", "×": r"$\times$", "ρ": r"$\rho$",
 }  # fmt: skip
 
 # score: 0.193 ± 0.001, its spread in NAME_sd where there is one; change: +0.0105; interval: [−0.0100, +0.0020], its
