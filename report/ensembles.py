@@ -13,8 +13,7 @@ from amber2_core.errors import RunFolderError, bad_choice
 from amber2_core.metrics import METRICS
 from amber2_core.run_folder import RunFolder, scores_again
 
-from .analysis import FUSION
-from .groups import Entry, Group
+from .groups import FUSION, Entry, Group
 from .provenance import differences
 
 NAME = "ensemble"

@@ -20,6 +20,7 @@ from .provenance import same_test_set
 from .runs import Floats
 
 LONGEST_NAME = 80  # characters of a part of a file's name, of which file systems allow 255 in all
+FUSION = "fusion"
 DEEPEST = 100  # folders
 
 
@@ -163,7 +164,7 @@ def main_head(heads: Sequence[Entry]) -> str:
     """The head of a system that its tables are about: the student, else fusion, else the only one."""
     names = [entry.head for entry in heads]
     students = heads[0].settings.get("student", pd.Series()).unique()  # dev may have chosen another one in each fold
-    wanted = [*students, "fusion"] if len(students) == 1 else ["fusion"]
+    wanted = [*students, FUSION] if len(students) == 1 else [FUSION]
     return next((name for name in wanted if name in names), names[-1])
 
 

@@ -10,8 +10,7 @@ import pandas as pd
 from amber2_core.distributions import entropy
 from amber2_core.metrics import utterance_js
 
-from .analysis import FUSION
-from .groups import Entry, Group, main_head
+from .groups import FUSION, Entry, Group, main_head
 from .runs import Floats
 from .table import Column, Row, Table, means_and_sds, table_of
 

@@ -155,7 +155,7 @@ def test_what_there_is_no_ensemble_of_is_one_line(
 
 
 def test_one_model_is_no_ensemble(tmp_path: Path) -> None:
-    with pytest.raises(RunFolderError, match="^No ensemble: amber2 fusion has one seed, and there is no"):
+    with pytest.raises(RunFolderError, match=r"^No ensemble: amber2 fusion has one seed, and there is no"):
         with_ensemble(groups_of(write_run(tmp_path / "run", Sketch(seeds=1))), ["amber2"])
 
 
