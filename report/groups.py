@@ -20,8 +20,8 @@ from .provenance import same_test_set
 from .runs import Floats
 
 LONGEST_NAME = 80  # characters of a part of a file's name, of which file systems allow 255 in all
-FUSION = "fusion"
 DEEPEST = 100  # folders
+FUSION = "fusion"  # the head of all modalities
 
 
 @dataclass(frozen=True, eq=False)

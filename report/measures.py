@@ -70,4 +70,5 @@ def spearman(a: Floats, b: Floats) -> float:
     >>> spearman(np.array([1, 2, 3, 4]), np.array([10, 40, np.nan, 90]))
     1.0
     """
-    return float(pd.DataFrame({"a": a, "b": b}).round(9).dropna().rank().corr().loc["a", "b"])
+    ranks = pd.DataFrame({"a": a, "b": b}).round(9).dropna().rank()
+    return float(ranks.corr().to_numpy()[0, 1])

@@ -312,7 +312,8 @@ def _told_rivals(own: pd.DataFrame, systems: Set[str]) -> list[tuple[str, str]]:
 def _strongest(own: pd.DataFrame) -> tuple[str, str]:
     """The rival with the lowest JS, which is where the difference is largest."""
     js = own[own["metric"] == "js"]
-    return js.loc[js["difference"].idxmax(), "second"], ", the best single one by its JS on test,"
+    best = js["second"].tolist()[int(np.argmax(js["difference"].to_numpy()))]
+    return best, ", the best single one by its JS on test,"
 
 
 def _told(own: pd.DataFrame) -> str:

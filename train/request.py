@@ -25,6 +25,7 @@ from amber2_core.features import IMPORTED
 from amber2_core.metrics import METRICS
 from amber2_core.run_folder import FORMAT_VERSION
 from amber2_core.tables import RatingTable, texts
+from amber2_core.votes import all_ticks
 
 from . import PRELOADED, tasks
 from .folds import heard_before, make_folds
@@ -246,7 +247,9 @@ def _digests(material: Material) -> dict[str, str]:
     data = material.data
     found = {"ids": _sha256(data.id)}
     found |= {modality: _sha256(_inputs(some, data.rows)) for modality, some in data.inputs.items()}
-    return {**found, "votes": _sha256(_votes(material.cache.ratings, data.rows))}
+    cache = material.cache
+    ticks = all_ticks(cache.ratings, cache.attributes, len(cache.utterances), material.policy)
+    return {**found, "votes": _sha256(_votes(ticks, data.rows))}
 
 
 def _inputs(features: Features | MappedFeatures, rows: npt.NDArray[np.int64]) -> Iterator[str]:
