@@ -13,12 +13,12 @@ from amber2_core.metrics import METRICS
 from amber2_core.run_folder import fold_means
 from amber2_core.tables import Texts
 
-from .agreement import agreement_tables
 from .analysis import bins_of, confusion_counts, confusion_shares, scores_by_bin, vote_shares
 from .ensembles import ensemble_notes
 from .groups import Entry, Group, slugs
 from .measures import measure_tables
 from .provenance import remarks, stimulus
+from .subsets import subset_tables
 from .table import (
     CLASSIFICATION,
     DISTRIBUTION,
@@ -45,7 +45,7 @@ def all_tables(
     group: Group, comparisons: pd.DataFrame, method: str, by: Mapping[str, Texts] | None = None
 ) -> dict[str, Table]:
     """Every table that a group has, by name; `by`: columns to group the test utterances by."""
-    tables = [*result_tables(group), *agreement_tables(group), published_table(group)]
+    tables = [*result_tables(group), *subset_tables(group), published_table(group)]
     if len(comparisons):
         tables.append(significance_table(comparisons, method))
     tables += (

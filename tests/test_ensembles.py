@@ -95,7 +95,7 @@ def test_an_ensemble_has_rows_in_the_tables_that_tell_its_members(runs: list[Pat
 
     group = with_ensemble(groups_of(*runs))
     tables = all_tables(group, pd.DataFrame(), "")
-    for name in ("systems-distribution", "heads-classification", "all-metrics", "published", "agreement", "ambiguity"):
+    for name in ("systems-distribution", "heads-classification", "all-metrics", "published", "subsets", "ambiguity"):
         assert any("ensemble of 10, fusion" in label for label in tables[name].frame["entry"]), name
     (row,) = tables["all-metrics"].frame.query("entry == 'ensemble of 10, fusion'").to_dict("records")
     assert row["js"] == pytest.approx(group.mains[-1].tested["js"].mean())

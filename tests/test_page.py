@@ -209,7 +209,7 @@ def test_the_best_of_a_column_is_bold_and_nothing_else(report: Report, text: str
 def test_a_run_becomes_a_page_tables_and_figures(report: Report) -> None:
     names = {path.relative_to(report.folder).as_posix() for path in report.folder.rglob("*") if path.is_file()}
     tables = {"heads-distribution", "heads-classification", "systems-distribution", "systems-classification",
-              "all-metrics", "published", "significance", "folds", "ambiguity", "agreement",
+              "all-metrics", "published", "significance", "folds", "ambiguity", "subsets",
               "settings-amber2-fusion"}  # fmt: skip
     figures = {"ambiguity", "confusion-amber2-fusion", "confusion-cb-ce-fusion", "votes-amber2-fusion", "entropy",
                "votes-cb-ce-fusion", "reliability", "experts-class", "experts-bin", "conflict-class", "conflict-bin",

@@ -31,7 +31,7 @@ def subsets(target: npt.NDArray[np.float32]) -> Mapping[str, npt.NDArray[np.bool
     }
 
 
-def agreement_tables(group: Group) -> list[Table]:
+def subset_tables(group: Group) -> list[Table]:
     """The main scores on the three subsets, side by side; none where every test utterance has a majority."""
     found = subsets(group.predictions.target)
     if found["majority"].all():
@@ -46,7 +46,7 @@ def agreement_tables(group: Group) -> list[Table]:
     columns = [ENTRY, Column("subset", "test utterances"), Column("n", "n")]
     columns += [Column(name, title_of(name), "score") for name in metrics]
     caption = "Scores on utterances with a majority, with a plurality, and on all"
-    return [table_of("agreement", caption, columns, rows, NOTES, bold=False)]
+    return [table_of("subsets", caption, columns, rows, NOTES, bold=False)]
 
 
 def _scores(group: Group, entry: Entry, members: npt.NDArray[np.bool_], metrics: list[str]) -> Floats:

@@ -10,9 +10,9 @@ import pytest
 import reference
 from run_folders import Sketch, write_run
 
-from amber2_report.agreement import agreement_tables, subsets
 from amber2_report.groups import grouped
 from amber2_report.runs import read_run
+from amber2_report.subsets import subset_tables, subsets
 
 VOTES = [
     # votes by class, whether a majority, whether a plurality
@@ -45,7 +45,7 @@ def test_shares_of_single_precision_make_no_majority_of_a_half_and_no_plurality_
 def test_the_table_holds_each_system_on_each_subset_as_loops_have_it(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "run", Sketch(count=90, raters=4, lacking={"fusion": [7]}))
     (group,) = grouped([read_run(folder)])
-    (table,) = agreement_tables(group)
+    (table,) = subset_tables(group)
     p, scores = group.predictions, {"js": reference.js, "bc": reference.bhattacharyya}
     assert table.frame["subset"].tolist() == ["majority", "plurality", "all"] * 2
     for row in table.frame.to_dict("records"):
@@ -73,7 +73,7 @@ def test_the_table_holds_each_system_on_each_subset_as_loops_have_it(tmp_path: P
 
 def test_on_all_utterances_scores_are_those_of_the_main_table(run_folder: Path) -> None:
     (group,) = grouped([read_run(run_folder)])
-    (table,) = agreement_tables(group)
+    (table,) = subset_tables(group)
     whole = table.frame[table.frame["subset"] == "all"].set_index("entry")
     for entry in group.mains:
         for name in ("js", "bc", "r2", "macro_f1", "weighted_f1", "accuracy"):
@@ -82,4 +82,4 @@ def test_on_all_utterances_scores_are_those_of_the_main_table(run_folder: Path) 
 
 def test_there_is_no_such_table_where_every_utterance_has_a_majority(tmp_path: Path) -> None:
     (group,) = grouped([read_run(write_run(tmp_path / "run", Sketch(raters=1)))])
-    assert agreement_tables(group) == []
+    assert subset_tables(group) == []
