@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from .devices import is_out_of_memory, memory_in_words
+from .devices import is_out_of_memory, memory_in_words, watch_loading
 from .errors import Amber2Error
 
 # exit codes; click itself exits with 2 on bad usage
@@ -53,6 +53,7 @@ def command_body(callback: Callable[..., int | None]) -> Callable[..., None]:
     @functools.wraps(callback)
     def body(*args: Any, quiet: bool, verbose: bool, **options: Any) -> None:
         _set_up_log(quiet=quiet, verbose=verbose)
+        watch_loading()
         try:
             code = callback(*args, **options)
         except Amber2Error as error:
