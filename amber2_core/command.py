@@ -65,8 +65,9 @@ def command_body(callback: Callable[..., int | None]) -> Callable[..., None]:
                 raise
             fail(f"memory ran out ({memory_in_words(error)})")
         except OSError as error:
+            where = error.filename or ("standard output" if _is_full(sys.stdout) else "")
             reason = error.strerror or str(error)
-            fail(f"{error.filename}: {reason}" if error.filename else reason)
+            fail(f"{where}: {reason}" if where else reason)
         click.get_current_context().exit(code or DONE)
 
     return body
@@ -79,12 +80,30 @@ def fail(line: str) -> None:
     click.get_current_context().exit(FAILED)
 
 
+def _is_full(stream: Any) -> bool:
+    """Whether a stream has no room for another line; an error of its own names no file."""
+    try:
+        stream.write("\n")
+        stream.flush()
+    except OSError:
+        return True
+    return False
+
+
 class _StandardError(logging.Handler):
-    """Writes each record as one plain line, to what is standard error at that moment."""
+    """Writes each record as one plain line, to what is standard error at that moment.
+
+    Where a disk has no room for it the work goes on; where its reader has gone nobody waits for the work.
+    """
 
     def emit(self, record: logging.LogRecord) -> None:
         line = self.format(record)
-        click.echo(f"warning: {line}" if record.levelno >= logging.WARNING else line, err=True)
+        try:
+            click.echo(f"warning: {line}" if record.levelno >= logging.WARNING else line, err=True)
+        except BrokenPipeError:
+            raise
+        except OSError:
+            pass
 
 
 def _set_up_log(*, quiet: bool, verbose: bool) -> None:
