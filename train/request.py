@@ -238,6 +238,7 @@ def settings_record(request: Request) -> dict[str, Any]:
     return {
         "format_version": FORMAT_VERSION,
         "command": _whole_command(options.command, material.path),
+        "started_in": os.getcwd(),
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "corpus": cache.corpus,
         "corpus_version": cache.corpus_version,
