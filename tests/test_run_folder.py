@@ -150,7 +150,9 @@ def test_measures_are_read_back_beside_the_predictions(tmp_path: Path) -> None:
     written = Predictions(
         texts(["a", "b", "c"]), np.array([1, 1, 2]), probs[0], ("up", "down"),
         {"measure/fusion": probs[:1], "x/audio": probs},
-        measures={"x/vacuity": np.array([[0.5, np.nan, 1], [0, 1, 2.5]]), "measure/flag": np.array([[True, False, True]])},
+        measures={
+            "x/vacuity": np.array([[0.5, np.nan, 1], [0, 1, 2.5]]), "measure/flag": np.array([[True, False, True]]),
+        },
     )  # fmt: skip
     write_predictions(tmp_path / "predictions.npz", written)
     back = read_predictions(tmp_path)
