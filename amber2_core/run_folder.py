@@ -14,8 +14,9 @@ results.csv       one row per (system, head, split, fold, seed, setting): `KEY_C
                   selected one (with --score-all for every one), and test_synthetic for its predictions on test once
                   more, against synthetic raters on the utterances that have any, where the cache held some: dev and
                   test are people's targets. selected is 1 where dev chose the setting. A head is
-                  scored on the utterances that have its modality (with --missing mask some may lack it), and `n` says
-                  how many. Metrics are nan where n is 0, and where epoch is 0, since no epoch was kept: the run
+                  scored on the utterances that have its modality (with --missing mask some may lack it), or that have
+                  a prediction where predictions were imported, and `n` says how many. Metrics are nan where n is 0, and
+                  where epoch is 0, since no epoch was kept: the run
                   diverged at once, or (n is 0 then on test) no dev utterance has the head; r2 is nan of two classes
                   (earlier versions wrote a number, which `load` leaves out). epoch is empty where a system trains by
                   none. A setting that a system does not look at is empty. Any other column is carried along: it is

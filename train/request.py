@@ -202,7 +202,7 @@ def identity(request: Request) -> dict[str, Any]:
 def _files(settings: Sequence[Setting]) -> list[str]:
     """The users' own files that systems come from."""
     paths = [setting.reference.rpartition(":")[0] for setting in settings]
-    return list(dict.fromkeys(path for path in paths if path))
+    return list(dict.fromkeys(path for path in paths if path.endswith(".py")))
 
 
 def _contents(data: TrainingData, folds: Sequence[Fold]) -> str:

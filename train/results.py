@@ -69,12 +69,18 @@ def results_of(selection: Selection, data: TrainingData, folds: Sequence[Fold], 
             probs = [one.probs for one in found]
             for run, predicted in zip(runs, probs, strict=True):
                 having = {head: _having(data, fold, head) & (head not in run.history.unjudged) for head in predicted}
-                tested = {head: scores_of(target, some, having[head]) for head, some in predicted.items()}
+                tested = {
+                    head: scores_of(target, some, having[head], has_epochs=head in run.history.epoch)
+                    for head, some in predicted.items()
+                }
                 tests += _rows(selection, run, "test", tested, columns, chosen=True)
                 if data.synthetic is not None:
                     said = data.synthetic[fold.test]
                     rated = ~np.isnan(said[:, 0])
-                    tested = {head: scores_of(said, some, having[head] & rated) for head, some in predicted.items()}
+                    tested = {
+                        head: scores_of(said, some, having[head] & rated, has_epochs=head in run.history.epoch)
+                        for head, some in predicted.items()
+                    }
                     tests += _rows(selection, run, AGAINST_SYNTHETIC, tested, columns, chosen=True)
                 curves += _curve_rows(name, run)
             for head in probs[0]:

@@ -202,6 +202,9 @@ def _say_what_is_kept(request: Request) -> None:
     if data.missing:
         lacking = ", ".join(f"{count} without {modality}" for modality, count in data.missing.items())
         _log.info("of these, trained and scored with what they have: %s", lacking)
+    for side in data.sides.values():
+        if without := int((~side.encoded[data.rows]).sum()):
+            _log.warning("%s/%s: %d of these have none", side.modality, side.name, without)
     ignored = ", ".join(f"{count} {reason}" for reason, count in data.ignored.items() if count)
     if ignored:
         _log.info("%d ratings, ignored: %s", len(material.cache.ratings), ignored)

@@ -38,7 +38,8 @@ class Selection:
         """Take in a run; with a setting's last one it competes.
 
         The lowest dev JS of the head that the system names wins, the earlier setting on a tie. A setting of which a
-        run never had a dev JS that is a number does not compete.
+        run never had a dev JS that is a number does not compete; one that predicts nothing on dev does, as imported
+        predictions may be of test alone.
         """
         runs = self.runs.setdefault((run.fold, run.setting), {})
         runs[run.seed] = run
@@ -48,7 +49,9 @@ class Selection:
         setting = self.settings[run.setting]
         head = decider(setting, tuple(run.dev))
         score = float(np.mean([each.dev[head]["js"] for each in self.of(run.fold, run.setting)]))
-        if not np.isfinite(score):
+        if run.dev[head].get("n") == 0:
+            score = float("inf")
+        elif not np.isfinite(score):
             _log.warning("%s: the dev JS of a run is not a number from the first epoch on: left out", setting.point)
             self._drop(run.fold, run.setting)
             return

@@ -147,12 +147,16 @@ class FinishedTasks:
         return self.folder / f"fold{task.fold}-task{task.number}.json"
 
 
-def scores_of(target: npt.NDArray[Any], probs: npt.NDArray[Any], having: npt.NDArray[np.bool_]) -> Scores:
+def scores_of(
+    target: npt.NDArray[Any], probs: npt.NDArray[Any], having: npt.NDArray[np.bool_], *, has_epochs: bool = True
+) -> Scores:
     """`n`, how many utterances have a head, and its metrics over those for which it predicts something.
 
-    NaN for a head that no utterance has, and for one of which no epoch was kept, since it diverged at once.
+    NaN for a head that no utterance has, and for one of which no epoch was kept, since it diverged at once. Of a head
+    without epochs, as one of imported predictions, `n` is how many it predicts.
     """
     there = having & ~np.isnan(probs).any(axis=-1)
+    having = having if has_epochs else there
     metrics = evaluate(target[there], probs[there])
     return {"n": int(having.sum()), **{name: float(metrics[name]) for name in METRICS}}
 

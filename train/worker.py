@@ -14,7 +14,7 @@ import numpy as np
 from amber2_core.devices import choose_device, is_out_of_memory, set_arithmetic
 from amber2_core.errors import SettingError, WorkerError
 
-from .systems.system import FitOptions, Fitted, system_of
+from .systems.system import FitOptions, Fitted, History, system_of
 from .tasks import FinishedTasks, Predicted, Probs, Run, Scores, Task, scores_of
 from .training_data import Fold, TrainingData
 
@@ -101,8 +101,8 @@ def train(worker: Worker, task: Task) -> list[Run]:
 def scored(sweep: Sweep, fold: FoldData, place: int, one: Fitted) -> tuple[Run, Fitted, Predicted]:
     """A trained run with its scores, and what it says of test."""
     on_dev, on_test = (_checked(sweep.names[place], one.probs(rows), rows) for rows in (fold.dev, fold.test))
-    test = scores(fold.test, on_test) if sweep.score_all else {}
-    run = Run(fold.number, place, one.seed, one.history, scores(fold.dev, on_dev), test)
+    test = scores(fold.test, on_test, one.history) if sweep.score_all else {}
+    run = Run(fold.number, place, one.seed, one.history, scores(fold.dev, on_dev, one.history), test)
     system = system_of(sweep.settings[place][0])
     return run, one, Predicted(on_test, system.measures(one, fold.test))
 
@@ -130,10 +130,13 @@ def _checked(name: str, probs: Probs, rows: Rows) -> Probs:
     return probs
 
 
-def scores(rows: Rows, probs: Probs) -> dict[str, Scores]:
+def scores(rows: Rows, probs: Probs, history: History) -> dict[str, Scores]:
     """Every metric of every head, over the utterances that have it."""
     target = rows.targets.cpu().numpy()
-    return {head: scores_of(target, some, rows.having_head(head)) for head, some in probs.items()}
+    return {
+        head: scores_of(target, some, rows.having_head(head), has_epochs=head in history.epoch)
+        for head, some in probs.items()
+    }
 
 
 def _origin(sweep: Sweep, run: Run) -> dict[str, Any]:

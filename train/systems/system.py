@@ -271,7 +271,8 @@ class System(Protocol):
 
 @cache
 def system_of(reference: str) -> System:
-    """The system of that name, or of a file's class: ``path/to/my_system.py:MySystem``.
+    """The system of that name, of a file's class, ``path/to/my_system.py:MySystem``, or of predictions of the cache,
+    ``imported:NAME``.
 
     Raises:
         SettingError: there is none, or it cannot be loaded.
@@ -279,11 +280,13 @@ def system_of(reference: str) -> System:
     path, _, name = reference.rpartition(":")
     if path.endswith(".py"):
         return _made(reference, _module_of(Path(path)), name)
+    if path == "imported":
+        return _made(reference, importlib.import_module("amber2_train.systems.imported"), "Imported", name)
     ours = {each: EntryPoint(each, place, ENTRY_POINTS) for each, place in OURS.items()}
     points = {point.name: point for point in entry_points(group=ENTRY_POINTS)} if reference not in ours else {}
     found = (points | ours).get(reference)
     if found is None:
-        known = [*ours, *points, "path/to/my_system.py:MySystem"]
+        known = [*ours, *points, "path/to/my_system.py:MySystem", "imported:NAME"]
         raise SettingError(bad_choice("system", reference, known))
     try:
         return _made(reference, importlib.import_module(found.module), found.attr)
@@ -320,7 +323,7 @@ def _module_of(path: Path) -> Any:
     return sys.modules[name]
 
 
-def _made(reference: str, module: Any, name: str) -> System:
+def _made(reference: str, module: Any, name: str, *arguments: str) -> System:
     kind = getattr(module, name, None)
     if not isinstance(kind, type):
         held = [
@@ -330,7 +333,7 @@ def _made(reference: str, module: Any, name: str) -> System:
         ]
         line = f"Bad system {reference!r}: {module.__file__} has no class {name!r}"
         raise SettingError(f"{line}, it has {', '.join(held)}" if held else line)
-    made: Any = kind()
+    made: Any = kind(*arguments)
     for attribute in ("name", "Settings", "fit"):
         if not hasattr(made, attribute):
             raise SettingError(f"Bad system {reference!r}: {name} has no {attribute}; see docs/extend.md")
