@@ -38,6 +38,18 @@ def label(target: ArrayLike) -> NDArray[np.intp]:
     return np.asarray(largest(target).argmax(-1))
 
 
+def agreed(target: ArrayLike, by: Literal["plurality", "majority"]) -> NDArray[np.bool_]:
+    """On which targets raters agree so far: one share is the largest, or more than half: (…, classes) → (…).
+
+    >>> agreed([[0.2, 0.4, 0.4], [0.4, 0.35, 0.25], [0.6, 0.4, 0]], "plurality")
+    array([False,  True,  True])
+    >>> agreed([[0.2, 0.4, 0.4], [0.4, 0.35, 0.25], [0.6, 0.4, 0]], "majority")
+    array([False, False,  True])
+    """
+    y = np.asarray(target, np.float64)
+    return np.asarray(y.max(-1) > 0.5 + SHARE_TOLERANCE if by == "majority" else largest(y).sum(-1) == 1)
+
+
 def entropy(p: ArrayLike) -> FloatArray:
     """H(p) = −Σ p log₂ p in bits, (…, classes) → (…); of a target: its ambiguity, 0 (all agree) to log₂ C (uniform).
 
