@@ -60,6 +60,11 @@ def test_every_quantity_is_that_of_the_computed_table(evidence: str) -> None:
     assert [one.item() for one in found] == pytest.approx(COSTS[evidence], abs=1e-6)
 
 
+def test_single_votes_are_sensoys_log_loss_of_a_label() -> None:
+    for evidence, expected in (("softplus", 1.332521), ("relu", 1.294727)):
+        assert dirichlet.votes_nll(alpha_of(evidence), exact(1, 0, 0, 0)).item() == pytest.approx(expected, abs=1e-6)
+
+
 def test_a_prior_networks_loss_is_that_of_the_computed_table() -> None:
     z, votes = exact(*OUTPUTS), exact(*VOTES)
     alpha = z.exp() + dirichlet.DPN_FLOOR

@@ -16,7 +16,8 @@ from click.testing import CliRunner, Result
 from slow_training import SMALL, small
 from synthetic_data import layered_fold, write_layered_cache, write_small_cache
 
-from amber2_core.losses import soft_cross_entropy
+from amber2_core import divergences
+from amber2_core.losses import class_balanced_cross_entropy, soft_cross_entropy
 from amber2_core.metrics import METRICS
 from amber2_core.run_folder import read_results, read_settings
 from amber2_train.cli import train_heads
@@ -85,6 +86,16 @@ def test_losses_are_those_of_the_computed_vector() -> None:
     assert slope[0].tolist() == pytest.approx([-0.1, -0.2, 0.2, 0.1])
     (slope,) = torch.autograd.grad(soft_cross_entropy(z, y, above_entropy=True), z)
     assert slope[0].tolist() == pytest.approx([-0.1, -0.2, 0.2, 0.1])
+    weights, log_p = torch.tensor([0.5, 1, 2, 0.5]).double(), p.log()
+    of_classes = soft_cross_entropy(z, weights * y)
+    assert of_classes.item() == pytest.approx(0.831059, abs=1e-6)
+    (slope,) = torch.autograd.grad(of_classes, z)
+    assert slope[0].tolist() == pytest.approx([0.05, -0.275, 0.15, 0.075])
+    assert class_balanced_cross_entropy(log_p, y, weights).item() == pytest.approx(0.795099, abs=1e-6)
+    renormalised = weights * y / (weights * y).sum()
+    assert soft_cross_entropy(log_p, renormalised, above_entropy=True).item() == pytest.approx(0.471565, abs=1e-6)
+    assert divergences.js(y, log_p).item() == pytest.approx(0.172242, abs=1e-6)
+    assert divergences.kl(y, log_p).item() == pytest.approx(0.529447, abs=1e-6)
     majority = system_of("majority-ce")
     assert isinstance(majority, StackedSystem)
     first = majority.learnt(majority.Settings(ties="first"), rows_of([[0.5, 0.5, 0, 0]]).train)
