@@ -17,6 +17,7 @@ from .errors import SettingError, bad_choice
 
 FloatArray = NDArray[np.float64]
 BinEdges = Literal["equal-width", "quantiles"]
+Agreement = Literal["plurality", "majority"]
 BIN_EDGES: tuple[BinEdges, ...] = get_args(BinEdges)
 
 # the share of a few votes can be off by the rounding of single precision, but two different shares are never this near
@@ -38,7 +39,7 @@ def label(target: ArrayLike) -> NDArray[np.intp]:
     return np.asarray(largest(target).argmax(-1))
 
 
-def agreed(target: ArrayLike, by: Literal["plurality", "majority"]) -> NDArray[np.bool_]:
+def agreed(target: ArrayLike, by: Agreement) -> NDArray[np.bool_]:
     """On which targets raters agree so far: one share is the largest, or more than half: (…, classes) → (…).
 
     >>> agreed([[0.2, 0.4, 0.4], [0.4, 0.35, 0.25], [0.6, 0.4, 0]], "plurality")

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from amber2_core import engine
-from amber2_core.distributions import agreed
+from amber2_core.distributions import Agreement, agreed
 from amber2_core.errors import RunFolderError, SettingError
 from amber2_core.run_folder import (
     new_run_folder,
@@ -35,7 +35,6 @@ from .plan import Plan, plan_sweep
 from .request import Request, identity, prepared, settings_record, utterance_rows
 from .results import Report, Results, results_of
 from .selection import Selection, warn_of_deciders
-from .systems.system import LearnFrom
 from .tasks import FinishedTasks, Run
 from .unfinished import LOG, check_free, earlier_output, new_output, unfinished_sweep
 
@@ -225,9 +224,9 @@ def _say_what_is_kept(request: Request) -> None:
                 _log.warning("fold %d: no utterance of %s has %s%s", fold.number, " and ".join(empty), modality, so)
 
 
-def _learners(settings: Sequence[Setting]) -> dict[LearnFrom, list[str]]:
+def _learners(settings: Sequence[Setting]) -> dict[Agreement, list[str]]:
     """The systems that learn from a part of the train utterances, by which part."""
-    found: dict[LearnFrom, dict[str, None]] = {}
+    found: dict[Agreement, dict[str, None]] = {}
     for setting in settings:
         if (which := setting.system.learns_from(setting.values)) != "all":
             found.setdefault(which, {})[setting.name] = None
