@@ -215,11 +215,22 @@ class Heads:
         kept = [None] * len(hidden) if keep is None else keep
         return torch.stack([self._head(*head, mixing) for head in zip(shape.heads, hidden, kept, strict=True)])
 
-    def probs(self, inputs: Mapping[str, Any], *, present: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
-        """Probabilities (*runs, batch, classes) by head, as of `logits`, whatever vectors hold that are not present."""
+    def probs(
+        self,
+        inputs: Mapping[str, Any],
+        *,
+        present: Mapping[str, Tensor] | None = None,
+        log_probs: Callable[[Tensor], Tensor] | None = None,
+    ) -> dict[str, Tensor]:
+        """Probabilities (*runs, batch, classes) by head, as of `logits`, whatever vectors hold that are not present.
+
+        `log_probs` makes them of outputs that are no logits, as in `amber2_core.outputs`.
+        """
         if present is not None and not self.architecture.stages:
             inputs = only_present(inputs, present)
-        return dict(zip(self.architecture.heads, self.logits(inputs, present=present).softmax(-1), strict=True))
+        outputs = self.logits(inputs, present=present)
+        probs = outputs.softmax(-1) if log_probs is None else log_probs(outputs).exp()
+        return dict(zip(self.architecture.heads, probs, strict=True))
 
     def vectors(self, inputs: Mapping[str, Any], present: Mapping[str, Tensor] | None = None) -> Mapping[str, Tensor]:
         """The vectors (*runs, batch, size) of every source, 0 where an utterance lacks the modality."""

@@ -15,6 +15,7 @@ from click.testing import CliRunner
 from synthetic_data import layered_fold, write_small_cache
 
 from amber2_core.errors import SettingError
+from amber2_core.heads_folder import read_heads
 from amber2_core.run_folder import read_results, read_settings
 from amber2_train.cli import train_heads
 from amber2_train.fold_data import FoldData, Rows
@@ -96,6 +97,23 @@ def test_shares_without_votes_are_refused() -> None:
     rows = Rows({"audio": torch.zeros(2, 1)}, torch.arange(2), torch.eye(2))
     with pytest.raises(SettingError, match=r"^evidential dm learns from votes, and there are shares alone$"):
         Evidential().learnt(EvidentialSettings(), rows)
+
+
+@pytest.mark.parametrize(("kind", "evidence"), [("dm", "softplus"), ("edl-star-r2", "relu"), ("dpn", "exp")])
+def test_a_file_of_evidential_heads_predicts_alone_what_they_predict(tmp_path: Path, kind: Any, evidence: Any) -> None:
+    fold, system = layered_fold(tmp_path, standardise=True), Evidential()
+    setting = EvidentialSettings(**SMALL, evidential=kind, evidence=evidence)
+    (one,) = system.fit(fold, [setting], [0], FitOptions(2))
+    recipe = {"name": "made", "fingerprint": "f", "recipe": {}}
+    origin = {
+        "system": "evidential", "setting": {}, "emotions": fold.emotions, "policy": {},
+        "features": {"audio": recipe, "text": recipe},
+    }  # fmt: skip
+    one.save(tmp_path / "heads.safetensors", origin)
+    every = torch.arange(len(fold.test))
+    raw = {modality: fold.test.layers(modality, every)[:, -1] for modality in ("audio", "text")}
+    for head, probs in read_heads(tmp_path / "heads.safetensors").probs(raw).items():
+        np.testing.assert_allclose(probs, one.probs(fold.test)[head], atol=1e-6)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -90,12 +90,18 @@ class StackedSystem(System):
         """The head whose dev JS decides which epoch of `head` is kept."""
         return head
 
+    def outputs_mean(self, setting: Any) -> str:
+        """What a head's outputs are, of `amber2_core.outputs.OUTPUTS`: a file of heads tells it."""
+        return "softmax"
+
     def log_probs_of(self, outputs: Tensor, setting: Any) -> Tensor:
-        """Log-probabilities (…, C) of a head's outputs (…, C).
+        """Log-probabilities (…, C) of a head's outputs (…, C); one of a system's own is known to it alone.
 
         Runs of one `shape` are asked for together, by the setting of one of them: what this depends on belongs there.
         """
-        return outputs.log_softmax(-1)
+        from amber2_core.outputs import OUTPUTS
+
+        return OUTPUTS[self.outputs_mean(setting)](outputs)
 
     def shape(self, setting: Any) -> Hashable:
         """Runs train in one stack where these are equal."""
@@ -283,10 +289,10 @@ class FittedHeads:
 
         needs = needs_of(self.system, self.setting, self.fold)
         having = dict(zip(self.architecture.modalities, self.fold.train.having(), strict=False))
-        own = type(self.system).log_probs_of
+        own, known = type(self.system).log_probs_of, self.system.outputs_mean(self.setting)
         record = {
             **origin,
-            "outputs": "softmax" if own is StackedSystem.log_probs_of else f"{own.__module__}.{own.__qualname__}",
+            "outputs": known if own is StackedSystem.log_probs_of else f"{own.__module__}.{own.__qualname__}",
             "reads": needs,
             "epochs": dict(self.history.epoch),
             "missing": {name: int((~own).sum()) for name, own in having.items() if not own.all()},

@@ -75,12 +75,9 @@ class Evidential(StackedSystem):
 
         return losses
 
-    def log_probs_of(self, outputs: Tensor, setting: EvidentialSettings) -> Tensor:
-        """Ln α/S; of a prior network a softmax."""
-        if setting.evidential == "dpn":
-            return outputs.log_softmax(-1)
-        alpha = _alpha(outputs, setting)
-        return alpha.log() - alpha.sum(-1, keepdim=True).log()
+    def outputs_mean(self, setting: EvidentialSettings) -> str:
+        """α/S; of a prior network a softmax."""
+        return "softmax" if setting.evidential == "dpn" else f"evidence-{setting.evidence}"
 
     def learns_from(self, setting: EvidentialSettings) -> LearnFrom:
         """Sensoy's loss is of a label: of utterances that have one."""
