@@ -1,4 +1,4 @@
-"""What heads' outputs mean: by name, the maps from outputs (…, C) to log-probabilities (…, C) that files of heads tell."""
+"""What heads' outputs mean: maps from outputs (…, C) to log-probabilities (…, C), by the names in files of heads."""
 
 from __future__ import annotations
 

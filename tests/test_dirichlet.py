@@ -105,7 +105,7 @@ def test_formulas_are_what_loops_and_scipy_give_for_any_distribution() -> None:
         y = n / n.sum()
         ways = math.log(math.factorial(6)) - sum(math.log(math.factorial(k)) for k in votes)
         marginal = dirichlet.marginal_nll(a, n).item()
-        assert marginal == pytest.approx(ways - dirichlet_multinomial.logpmf(votes, alpha, 6))
+        assert marginal == pytest.approx(ways - dirichlet_multinomial.logpmf(votes, alpha, np.array(6)))
         assert marginal == pytest.approx(reference.votes_in_order(alpha, votes))
         assert dirichlet.votes_nll(a, n).item() == pytest.approx(reference.votes_alone(alpha, votes))
         assert dirichlet.squared_error(a, y).item() == pytest.approx(reference.squared_error(alpha, y.tolist()))

@@ -156,7 +156,7 @@ def test_32_utterances_are_learnt_down_to_the_floor_of_the_loss(name: str) -> No
     setting = system.Settings(hidden=64, batch_size=32, lr=0.01, weight_decay=0.0, **more)
     train = fold.train
     if (which := system.learns_from(setting)) != "all":
-        train = train.some(torch.from_numpy(agreed(train.targets.numpy(), which)).nonzero().flatten())  # type: ignore[arg-type]
+        train = train.some(torch.from_numpy(agreed(train.targets.numpy(), which)).nonzero().flatten())
     learnt = system.learnt(setting, train)
     y, best = train.targets.numpy(), learnt.numpy()
     floors = {
