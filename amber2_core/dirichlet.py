@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-# exp(z) of the evidence is that of z within ±10, as the authors of EDL cut it: it would overflow
+# exp(z) of the evidence is that of z within ±10, as in the usual code of evidential heads: it would overflow
 LARGEST_EXPONENT = 10.0
 # what a vote of a prior network leaves to each of the other classes, and the least α
 DPN_FLOOR = 1e-6
@@ -43,7 +43,7 @@ def marginal_nll(alpha: Tensor, votes: Tensor) -> Tensor:
 
 
 def votes_nll(alpha: Tensor, votes: Tensor) -> Tensor:
-    """NLL* = Σ_c n_c (ln S − ln α_c), the sum over votes as independent draws (EDL*, Eqs. 10 and 11).
+    """NLL* = Σ_c n_c (ln S − ln α_c), the sum over votes as independent draws (EDL*, Eqs. 10–13).
 
     It depends on α/S alone: nothing in it ties S.
     """
@@ -58,7 +58,7 @@ def squared_error(alpha: Tensor, target: Tensor) -> Tensor:
 
 
 def misleading(alpha: Tensor, target: Tensor) -> Tensor:
-    """KL(Dir(α̃) ‖ Dir(1)), α̃ = y + (1 − y) α: what evidence costs for what nobody voted for (R1 of EDL*, Eq. 12).
+    """KL(Dir(α̃) ‖ Dir(1)), α̃ = y + (1 − y) α: what evidence costs for what nobody voted for (R1 of EDL*).
 
     Of a split vote it also counts evidence that is right: y = (½, ½, 0, 0), α = (11, 11, 1, 1) costs 2.217.
     """
@@ -70,7 +70,7 @@ def misleading(alpha: Tensor, target: Tensor) -> Tensor:
 
 
 def kl(target: Tensor, log_probs: Tensor) -> Tensor:
-    """KL(y ‖ p) in nats, of log-probabilities (R2 of EDL*, Eq. 13)."""
+    """KL(y ‖ p) in nats, of log-probabilities (R2 of EDL*)."""
     return (torch.xlogy(target, target) - target * log_probs).sum(-1)
 
 

@@ -4,12 +4,12 @@
 loss, in nats, summed over heads, its mean over the batch; n are an utterance's M votes, y = n/M, ε = epoch / annealing:
 
     dm           the Dirichlet–multinomial likelihood of the votes / M + λ min(1, ε) R1; ours
-    edl-star-r1  NLL* + λ min(1, ε) R1 (EDL*: Wu et al. 2024, arXiv 2402.12862, Eqs. 11 and 12)
-    edl-star-r2  NLL* + λ min(1, ε) R2 (Eqs. 11 and 13)
+    edl-star-r1  NLL* + λ min(1, ε) R1 (EDL*: Wu et al. 2024, arXiv 2402.12862, Eqs. 11–13)
+    edl-star-r2  NLL* + λ min(1, ε) R2 (likewise)
     dpn          20 KL(y ‖ softmax z) − Σ_c n_c ln Dir(m_c; α), α = exp z + 1e-6, p = softmax z: the prior network of
                  Wu et al. 2022 (arXiv 2203.04443), as in the code of the authors (W-Wu/ERC-SLT22)
     sensoy       squared error + λ min(1, ε) R1 of the label, one-hot, where raters have one (Sensoy et al. 2018,
-                 arXiv 1806.01768, Eqs. 5 and 6)
+                 arXiv 1806.01768, Eq. 5 with its annealed KL term)
 
 The formulas stand in `amber2_core.dirichlet`. As in EDL* itself, NLL* is a sum over votes: an utterance counts as often
 as it was heard. λ = 0.02 is ours, small because R1 punishes right evidence for a split vote; EDL* has λ = 0.8 or 0.2
@@ -117,7 +117,7 @@ class Evidential(StackedSystem):
         if setting.evidential == "dpn":
             return (f"dpn is the published loss, its mean over the batch instead of the sum; {heads}",)
         if setting.evidential == "dm":
-            return (f"dm is this project's own loss (see docs/systems.md); {heads}",)
+            return (f"dm is this project's own loss, the Dirichlet-multinomial likelihood of the votes; {heads}",)
         published = "1" if setting.evidential == "sensoy" else "0.8 or 0.2, without annealing,"
         own = f"weight {setting.lambda_evidence:g}, annealed over {setting.annealing} epochs"
         return (f"{setting.evidential}: {own}, for the paper's {published}; {heads}",)
