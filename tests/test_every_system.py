@@ -16,7 +16,7 @@ import torch
 from synthetic_data import layered_fold, votes
 
 from amber2_core.distributions import agreed
-from amber2_core.errors import CacheError
+from amber2_core.errors import CacheError, SettingError
 from amber2_train.fold_data import FoldData, Rows
 from amber2_train.grid import own_axes
 from amber2_train.stacked.system import FittedHeads, StackedSettings, StackedSystem
@@ -49,7 +49,7 @@ def changed(system: System, heads: Sequence[str]) -> Iterator[Any]:
                 continue
             try:
                 system.check(one, heads)
-            except Exception:
+            except SettingError:  # what does not go together is no setting
                 continue
             yield one
 
