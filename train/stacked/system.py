@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -218,6 +219,13 @@ def sum_of_heads(loss: Callable[..., Tensor]) -> Loss:
     The heads share no parameter, so their sum trains each as if it were alone.
     """
     return lambda outputs, target, present, epoch: loss(outputs, target, present=present).sum(0)
+
+
+def class_balanced(targets: Tensor, emotions: Sequence[str]) -> Loss:
+    """The sum of the heads' class-balanced cross-entropies, of weights from all that is learnt in a fold (n, C)."""
+    from amber2_core.losses import class_balanced_cross_entropy, class_balanced_weights
+
+    return sum_of_heads(partial(class_balanced_cross_entropy, weights=class_balanced_weights(targets, emotions)))
 
 
 def _learnt_from(fold: FoldData, which: LearnFrom) -> FoldData:

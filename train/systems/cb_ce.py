@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
 from typing import Any
 
-from ..stacked.system import Loss, StackedSystem, sum_of_heads
+from ..stacked.system import Loss, StackedSystem, class_balanced
 from .system import FoldData
 
 
@@ -17,7 +16,4 @@ class ClassBalancedCrossEntropy(StackedSystem):
 
     def loss(self, settings: Sequence[Any], *, heads: Sequence[str], fold: FoldData) -> Loss:
         """See `StackedSystem.loss`."""
-        from amber2_core.losses import class_balanced_cross_entropy, class_balanced_weights
-
-        weights = class_balanced_weights(self.learnt(settings[0], fold.train), fold.emotions)  # (C,)
-        return sum_of_heads(partial(class_balanced_cross_entropy, weights=weights))
+        return class_balanced(self.learnt(settings[0], fold.train), fold.emotions)

@@ -14,10 +14,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from ..stacked.system import LAYER_RATE, WEIGHTED, HeadSettings, Loss, StackedSystem, sum_of_heads
+from ..stacked.system import LAYER_RATE, WEIGHTED, HeadSettings, Loss, StackedSystem, class_balanced
 from .system import FoldData, Rows, option, with_default
 
 if TYPE_CHECKING:
@@ -45,10 +44,7 @@ class EmoSuperb(StackedSystem):
 
     def loss(self, settings: Sequence[Any], *, heads: Sequence[str], fold: FoldData) -> Loss:
         """See `StackedSystem.loss`."""
-        from amber2_core.losses import class_balanced_cross_entropy, class_balanced_weights
-
-        weights = class_balanced_weights(self.learnt(settings[0], fold.train), fold.emotions)  # (C,)
-        return sum_of_heads(partial(class_balanced_cross_entropy, weights=weights))
+        return class_balanced(self.learnt(settings[0], fold.train), fold.emotions)
 
     def architecture(self, setting: EmoSuperbSettings, fold: FoldData) -> Architecture:
         """See `StackedSystem.architecture`."""
