@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 # What a system reads of a modality: one vector of an utterance (the last layer's), that of the layer of a number, from
 # 0, all layers' vectors, or the sequence of its frames.
 Need = Literal["vector", "layers", "frames"] | int
+# Train utterances to learn from: all, or those of which raters agree so far: one largest share, or more than half
+LearnFrom = Literal["all", "plurality", "majority"]
 Precision = Literal["fp32", "tf32", "bf16"]
 ENTRY_POINTS = "amber2.systems"
 # in place of a system's name: every one of `OURS` that a cache can feed
@@ -42,6 +44,12 @@ OURS: Mapping[str, str] = {
     "amber2": "amber2_train.systems.amber2:Amber2",
     "cb-ce": "amber2_train.systems.cb_ce:ClassBalancedCrossEntropy",
     "emo-ent": "amber2_train.systems.emo_ent:EmoEnt",
+    "all-inclusive": "amber2_train.systems.all_inclusive:AllInclusive",
+    "emo-superb": "amber2_train.systems.emo_superb:EmoSuperb",
+    "evidential": "amber2_train.systems.evidential:Evidential",
+    "ldl-kl": "amber2_train.systems.label_distribution:KullbackLeibler",
+    "ldl-ce": "amber2_train.systems.label_distribution:CrossEntropy",
+    "majority-ce": "amber2_train.systems.majority_ce:MajorityCrossEntropy",
 }
 
 
@@ -221,6 +229,10 @@ class System(Protocol):
     name: str
     # a frozen dataclass of `option`s
     Settings: type
+    # the --keep without which it would be another thing, as it learns from whatever is kept; "": any
+    keeps: str = ""
+    # the system of which it gives the very models, under another name; --system all has one of the two
+    same_as: str = ""
 
     def fit(
         self, fold: FoldData, settings: Sequence[Any], seeds: Sequence[int], options: FitOptions
@@ -231,6 +243,10 @@ class System(Protocol):
     def reads(self, setting: Any, modality: str) -> Need:
         """What it needs of the cache."""
         return "vector"
+
+    def learns_from(self, setting: Any) -> LearnFrom:
+        """Which train utterances it learns from; dev and test stay whole."""
+        return "all"
 
     def sides(self, setting: Any) -> Sequence[Side]:
         """What it reads beside the modalities."""
