@@ -195,6 +195,8 @@ def fused_vector(parameters: Mapping[str, Tensor], vectors: Mapping[str, Tensor]
     joined = torch.cat(list(vectors.values()))
     if fusion == "concat":
         return joined
+    if fusion == "deep":
+        return deep_vector(parameters, vectors, list(vectors))
     if fusion == "self-gate":
         return torch.sigmoid(functional.linear(joined, parameters["fusion.gate.weight"])) * joined
     values = {
@@ -225,6 +227,8 @@ def fused_vector_of_some(
     """
     if len(vectors) == len(sizes):
         return fused_vector(parameters, {m: vectors[m] for m in sizes}, fusion)
+    if fusion == "deep":
+        return deep_vector(parameters, {m: vectors[m] for m in sizes if m in vectors}, list(sizes))
     columns, end = {}, 0
     for m, size in sizes.items():
         columns[m] = range(end, end + size)
@@ -249,6 +253,41 @@ def fused_vector_of_some(
             gate = torch.sigmoid(functional.linear(torch.cat(list(some.values())), gates[place][:, own]))
             fused = fused + gate * values[m]
     return fused
+
+
+def deep_vector(parameters: Mapping[str, Tensor], vectors: Mapping[str, Tensor], modalities: Sequence[str]) -> Tensor:
+    """[h3 of every modality; f3] of one utterance, by `torch.nn.TransformerEncoderLayer`; 0 for what lacks."""
+    legs = {m: deep_leg(parameters, f"fusion.leg.{m}", h.unsqueeze(0)) for m, h in vectors.items()}
+    _, f2 = deep_leg(parameters, "fusion.joint1", torch.cat([h1 for h1, _ in legs.values()]))
+    _, last = deep_leg(parameters, "fusion.joint2", torch.cat([*(h2 for _, h2 in legs.values()), f2]))
+    f3 = last.mean(0)
+    return torch.cat([*(legs[m][1].mean(0) if m in legs else torch.zeros_like(f3) for m in modalities), f3])
+
+
+def deep_leg(parameters: Mapping[str, Tensor], name: str, tokens: Tensor) -> tuple[Tensor, Tensor]:
+    """h1 and h2 of tokens (T, D)."""
+    x = functional.linear(tokens, parameters[f"{name}.in.weight"], parameters[f"{name}.in.bias"]).relu()
+    x = functional.linear(x, parameters[f"{name}.out.weight"], parameters[f"{name}.out.bias"])
+    h1 = encoder_layer(parameters, f"{name}.encoder1", x)
+    return h1, encoder_layer(parameters, f"{name}.encoder2", h1)
+
+
+def encoder_layer(parameters: Mapping[str, Tensor], name: str, x: Tensor) -> Tensor:
+    """torch's encoder layer of a transformer on tokens (T, width), with our parameters."""
+    width = x.shape[-1]
+    layer = torch.nn.TransformerEncoderLayer(width, math.gcd(4, width), 2 * width, dropout=0, dtype=x.dtype)
+    theirs = {
+        "self_attn.in_proj_weight": parameters[f"{name}.attention.in.weight"],
+        "self_attn.in_proj_bias": parameters[f"{name}.attention.in.bias"],
+    }
+    parts = {"self_attn.out_proj": "attention.out", "linear1": "feed.in", "linear2": "feed.out"}
+    for their, ours in parts.items():
+        theirs |= {f"{their}.{kind}": parameters[f"{name}.{ours}.{kind}"] for kind in ("weight", "bias")}
+    for norm in ("norm1", "norm2"):
+        theirs[f"{norm}.weight"] = 1 + parameters[f"{name}.{norm}.weight"][:, 0]
+        theirs[f"{norm}.bias"] = parameters[f"{name}.{norm}.bias"]
+    made: Tensor = torch.func.functional_call(layer, theirs, (x,))
+    return made
 
 
 def head_logits(
