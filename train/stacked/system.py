@@ -29,6 +29,7 @@ Loss = Callable[["Tensor", "Tensor", "Tensor | None", "Tensor"], "Tensor"]
 
 
 LearnFrom = Literal["all", "plurality", "majority"]
+Augment = Literal["none", "dime"]
 LAST, WEIGHTED = "last", "weighted"
 # times the learning rate: what the scores of a learnt layer sum learn at, or they would hardly leave 0 in 30 epochs
 LAYER_RATE = 30.0
@@ -48,6 +49,9 @@ class HeadSettings:
         "all",
         "Train utterances to learn from: all; those with one largest share; with more than half",
         choices=get_args(LearnFrom),
+    )
+    augment: Augment = option(
+        "none", "Train utterances made up for rare classes between neighbours", choices=get_args(Augment)
     )
     fusion: str = option("gmu", "Fusion layer", choices=tuple(FUSIONS))
     hidden: int = option(256, "Units of each head's hidden layer and of the fused vector.", least=1)
@@ -93,6 +97,10 @@ class StackedSystem(System):
         """See `System.check`."""
         if setting.input_layers not in (LAST, WEIGHTED) and not setting.input_layers.isdecimal():
             raise SettingError(f"Bad input-layers {setting.input_layers!r}, expected last, weighted or a number from 0")
+        if setting.augment != "none" and self.reads(setting, heads[0]) == "frames":
+            raise SettingError(
+                f"augment {setting.augment} with input-pooling {setting.input_pooling}: frames cannot be mixed"
+            )
         if setting.input_layers != LAST and setting.input_pooling != MEAN:
             raise SettingError(
                 f"input-pooling {setting.input_pooling} with input-layers {setting.input_layers}: frames are cached of "
@@ -149,11 +157,13 @@ class StackedSystem(System):
     def fit(
         self, fold: FoldData, settings: Sequence[Any], seeds: Sequence[int], options: FitOptions
     ) -> Iterator[Fitted]:
+        from ..augment import dime
         from .loop import train
 
         fold = _learnt_from(fold, settings[0].learn_from)
-        for alike in self._by_targets(fold, settings):
-            trained = train(self, fold, alike, seeds, options)
+        augmented = dime(fold) if settings[0].augment == "dime" else fold
+        for alike in self._by_targets(augmented, settings):
+            trained = train(self, augmented, alike, seeds, options)
             for s, seed in enumerate(seeds):
                 for k, setting in enumerate(alike):
                     yield self._fitted(trained, fold, setting, seed, s, k)
