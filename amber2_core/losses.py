@@ -188,6 +188,35 @@ def class_balanced_cross_entropy(
     return _reduced(_there(-utterance_weight * (y * _log_probs(logits)).sum(-2), present), reduction)
 
 
+def soft_cross_entropy(
+    logits: Tensor,
+    target: Tensor,
+    weights: Tensor | None = None,
+    *,
+    present: Tensor | None = None,
+    reduction: Reduction = "mean",
+) -> Tensor:
+    """Mean of −Σ_c w_c y_c ln p_c over the batch, in nats: logits (…, batch, classes), weights (…, classes) → (…).
+
+    The sum over the batch is divided by its utterances, not by their weights. Each class has a weight, so the optimum
+    is p ∝ w∘y and not y, unlike that of `class_balanced_cross_entropy`; None: all 1. `present` as there.
+    """
+    if present is not None:
+        logits = logits.masked_fill(~present.unsqueeze(-1), 0.0)
+    y = _classes_first(target)  # (…, classes, batch)
+    weighted = y if weights is None else weights.unsqueeze(-1) * y
+    return _reduced(_there(-(weighted * _log_probs(logits)).sum(-2), present), reduction)
+
+
+def root_inverse_weights(target: Tensor) -> Tensor:
+    """w_c = √(N / (C f_c)), f_c = Σ_i y_ic, of training targets (N, classes) → (classes,), not normalised (MEDUSA).
+
+    A class of which there is nothing is treated as if one utterance had it.
+    """
+    mass = target.sum(0)
+    return (len(target) / (target.shape[1] * mass.where(mass > 0, 1.0))).sqrt()
+
+
 def _mai(
     log_s: Tensor,
     log_experts: Tensor,

@@ -118,7 +118,7 @@ def test_the_student_judges_every_head_of_amber_and_each_head_of_the_baseline_ju
 
 
 def test_an_unknown_system_names_those_there_are() -> None:
-    known = r"\['amber2', 'cb-ce', 'path/to/my_system.py:MySystem'\]"
+    known = r"\['amber2', 'cb-ce', 'sailer', 'medusa', 'path/to/my_system.py:MySystem'\]"
     with pytest.raises(SettingError, match=rf"Bad system 'lddu', expected one of {known}"):
         system_of("lddu")
 

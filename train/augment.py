@@ -91,7 +91,7 @@ def labels_of(rows: Rows) -> npt.NDArray[np.intp]:
 
 
 def _standardised(rows: Any) -> Rows:
-    """The same utterances with the last layers' vectors standardised by their own statistics, whatever is trained on."""
+    """The same utterances, the last layers' vectors standardised by their own statistics, whatever is trained on."""
     from .fold_data import layer_of, train_statistics
 
     masks = {} if rows.present is None else dict(zip(rows.features, rows.present, strict=False))

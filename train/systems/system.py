@@ -41,6 +41,8 @@ ALL = "all"
 OURS: Mapping[str, str] = {
     "amber2": "amber2_train.systems.amber2:Amber2",
     "cb-ce": "amber2_train.systems.cb_ce:ClassBalancedCrossEntropy",
+    "sailer": "amber2_train.systems.sailer:Sailer",
+    "medusa": "amber2_train.systems.medusa:Medusa",
 }
 
 
