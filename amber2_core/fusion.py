@@ -116,7 +116,8 @@ def self_attention(
         heads: by which the width can be divided.
         valid: (…, batch, tokens) those that are looked at; None: all.
     """
-    split = of_tokens(x, *into).unflatten(-1, (3, heads, -1)).movedim(-3, 0)  # (3, …, batch, tokens, heads, size)
+    three = of_tokens(x, *into)
+    split = three.reshape(*three.shape[:-1], 3, heads, -1).movedim(-3, 0)  # (3, …, batch, tokens, heads, size)
     q, k, v = (part.transpose(-3, -2) for part in split)  # each (…, batch, heads, tokens, size)
     scores = q @ k.mT / math.sqrt(q.shape[-1])
     if valid is not None:
@@ -134,7 +135,8 @@ def layer_norm(x: Tensor, gain: Tensor, bias: Tensor) -> Tensor:
 
 def of_tokens(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """`linear` of every token: x (…, batch, tokens, in), weight (…, out, in) → (…, batch, tokens, out)."""
-    return linear(x.flatten(-3, -2), weight, bias).unflatten(-2, x.shape[-3:-1])
+    product = linear(x.flatten(-3, -2), weight, bias)
+    return product.reshape(*product.shape[:-2], *x.shape[-3:-1], product.shape[-1])
 
 
 # --- fusions ---

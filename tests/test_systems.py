@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 import shutil
 from collections.abc import Sequence
 from dataclasses import replace
@@ -25,7 +26,7 @@ from amber2_train.fold_data import FoldData
 from amber2_train.folds import make_folds
 from amber2_train.grid import Setting
 from amber2_train.stacked.system import StackedSystem
-from amber2_train.systems.system import FitOptions, system_of
+from amber2_train.systems.system import OURS, FitOptions, system_of
 
 HEADS = ("audio", "text", "fusion")
 MINE = Path(__file__).with_name("my_systems.py")
@@ -118,7 +119,7 @@ def test_the_student_judges_every_head_of_amber_and_each_head_of_the_baseline_ju
 
 
 def test_an_unknown_system_names_those_there_are() -> None:
-    known = r"\['amber2', 'cb-ce', 'sailer', 'medusa', 'path/to/my_system.py:MySystem'\]"
+    known = re.escape(str([*OURS, "path/to/my_system.py:MySystem"]))
     with pytest.raises(SettingError, match=rf"Bad system 'lddu', expected one of {known}"):
         system_of("lddu")
 
@@ -310,5 +311,6 @@ def test_a_system_of_an_installed_package_goes_by_the_name_of_its_entry_point(
     assert not (tmp_path / "run" / "curves.csv").exists()
     with pytest.raises(SettingError, match=r"^Cannot load the system 'broken' from their_systems\.nowhere:Prior: "):
         system_of("broken")
-    with pytest.raises(SettingError, match=r"expected one of \['amber2', 'cb-ce', 'their-prior', 'broken', 'path"):
+    known = re.escape(", ".join(map(repr, [*OURS, "their-prior", "broken", "path"])).removesuffix("'"))
+    with pytest.raises(SettingError, match=rf"expected one of \[{known}"):
         system_of("lddu")

@@ -74,7 +74,7 @@ def nearest(x: Tensor, count: int) -> npt.NDArray[np.intp]:
     import torch
 
     found = []
-    for rows in torch.arange(len(x), device=x.device).split(COMPARED_ROWS):
+    for rows in torch.split(torch.arange(len(x), device=x.device), COMPARED_ROWS):
         distance = torch.cdist(x[rows], x, compute_mode="donot_use_mm_for_euclid_dist")
         distance[torch.arange(len(rows), device=x.device), rows] = torch.inf
         found.append(distance.topk(min(count, len(x) - 1), largest=False).indices.cpu().numpy())
