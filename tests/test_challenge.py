@@ -488,5 +488,7 @@ def test_what_differs_from_the_papers_is_told() -> None:
         plain = recipe.remarks(recipe.Settings())
         assert plain
         assert all(line and "\n" not in line for line in plain)
+    assert "made up" in Medusa().remarks(Medusa.Settings(augment="dime"))[0]
+    assert not system("cb-ce").remarks(system("cb-ce").Settings())
     assert any("p_c / w_c" in line for line in Sailer().remarks(Sailer.Settings(reweight="corrected")))
     assert any("fusion gmu" in line for line in Medusa().remarks(Medusa.Settings(fusion="gmu")))

@@ -115,6 +115,15 @@ class StackedSystem(System):
             return int(setting.input_layers)
         return "layers" if setting.input_layers == WEIGHTED else "vector"
 
+    def remarks(self, setting: Any) -> Sequence[str]:
+        """What is made up for it; own remarks come on top."""
+        if setting.augment == "none":
+            return ()
+        return (
+            "train utterances of rare classes were made up between neighbours (DiME-Aug), by the fold's number alone: "
+            "every seed learns from the same",
+        )
+
     def architecture(self, setting: Any, fold: FoldData) -> Architecture:
         """The shape of the heads for the features and classes of a fold."""
         from amber2_core.heads import Architecture

@@ -93,10 +93,12 @@ class Medusa(StackedSystem):
     def remarks(self, setting: MedusaSettings) -> Sequence[str]:
         """See `System.remarks`."""
         found = [
+            *super().remarks(setting),
             "one vector of each feature set: its attention is over feature sets, not over time and tokens",
             f"legs {setting.hidden} wide with 4 heads and {2 * setting.hidden} feed-forward units, without dropout, "
             "for 512, 1 and 2,048; initial weights are uniform, as everywhere here",
             f"learning rate {setting.lr:g} for 1e-5; AdamW goes on from stage to stage, and dev JS chooses the epoch",
+            "gains of layer norms decay towards 1, and not towards 0",
             "only emotion is learnt: no attributes; one model of a seed, without its meta-classifier and soup",
             "each feature set has a head of its own beside the fusion's, trained with the same loss",
         ]

@@ -125,6 +125,7 @@ class Sailer(StackedSystem):
     def remarks(self, setting: SailerSettings) -> Sequence[str]:
         """See `System.remarks`."""
         found = [
+            *super().remarks(setting),
             "encoders are frozen, with one vector of each feature set: no fine-tuned WavLM, no learnt sum of layers",
             "only emotion is learnt: no secondary votes, no attributes; dev JS chooses the epoch, not macro-F1",
             f"majority classes are {_majority_words(setting)}, for the paper's neutral, happy, sad and angry",
@@ -135,7 +136,8 @@ class Sailer(StackedSystem):
             found.append("its three pointwise convolutions read text too, without dropout")
         if setting.annotation_dropout:
             found.append(
-                "annotation dropout is drawn anew in every epoch: a fifth of an utterance's votes, rounded down"
+                "annotation dropout is drawn anew in every epoch: a fifth of an utterance's votes, rounded down, "
+                "of fewer than five each with probability 0.2; the last vote stays"
                 if setting.annotation_dropout == 0.2
                 else f"annotation dropout of {setting.annotation_dropout:g} for the paper's 0.2, drawn in every epoch"
             )
