@@ -15,11 +15,21 @@ import torch
 from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
-from synthetic_data import EMOTIONS, features, fold_in, training_data, votes, write_layered_cache, write_small_cache
+from synthetic_data import (
+    EMOTIONS,
+    cache_of,
+    features,
+    fold_in,
+    training_data,
+    votes,
+    write_layered_cache,
+    write_small_cache,
+)
 
 from amber2_core.heads import mixed
+from amber2_core.heads_folder import read_heads
 from amber2_core.losses import one_hot_labels, root_inverse_weights, soft_cross_entropy
-from amber2_core.run_folder import read_results
+from amber2_core.run_folder import read_predictions, read_results, read_settings
 from amber2_train.cli import train_heads
 from amber2_train.fold_data import FoldData, Rows
 from amber2_train.folds import make_folds
@@ -458,6 +468,17 @@ def test_both_are_trained_by_name_with_options_of_their_own(tmp_path: Path) -> N
         ("sailer", "none", "concat"), ("sailer", "raw", "concat"), ("sailer", "corrected", "concat"),
         ("medusa", None, "deep"),
     }  # fmt: skip
+
+    predictions, x = read_predictions(output), {f.modality: torch.from_numpy(f.values) for f in cache_of().features}
+    for name, fold in (("sailer", 1), ("medusa", 2)):
+        own = np.flatnonzero(predictions.fold == fold)
+        places = [int(utterance[1:]) for utterance in predictions.id[own]]
+        heads = read_heads(output / "heads" / f"{name}-fold{fold}-seed0.safetensors")
+        for head, probs in heads.probs({m: values[places] for m, values in x.items()}).items():
+            np.testing.assert_allclose(probs, predictions.probs[f"{name}/{head}"][0, own], atol=1e-6)
+    remarks = read_settings(output)["remarks"]
+    assert any("p ∝ d∘w" in line for line in remarks["sailer"])
+    assert any("attention is over feature sets" in line for line in remarks["medusa"])
 
 
 @pytest.mark.parametrize(
