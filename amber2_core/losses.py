@@ -172,21 +172,6 @@ def smooth_labels(target: Tensor, epsilon: float) -> Tensor:
     return (1 - epsilon) * target + epsilon * (1 - target) / (target.shape[-1] - 1)
 
 
-def soft_cross_entropy(
-    logits: Tensor, target: Tensor, *, above_entropy: bool = False, present: Tensor | None = None
-) -> Tensor:
-    """Mean of −Σ_c y_c ln p_c over the batch, in nats, logits (…, batch, classes) → (…).
-
-    Of one-hot targets this is the cross-entropy of labels. `above_entropy` leaves out what no prediction can change,
-    H(y): then it is KL(y‖p), of the same gradient. `present` as in `class_balanced_cross_entropy`.
-    """
-    if present is not None:
-        logits = logits.masked_fill(~present.unsqueeze(-1), 0.0)
-    y = _classes_first(target)  # (…, classes, batch)
-    least = torch.xlogy(y, y).sum(-2) if above_entropy else 0.0
-    return _there(least - (y * _log_probs(logits)).sum(-2), present).mean(-1)
-
-
 def class_balanced_cross_entropy(
     logits: Tensor, target: Tensor, weights: Tensor, *, present: Tensor | None = None, reduction: Reduction = "mean"
 ) -> Tensor:
@@ -201,6 +186,38 @@ def class_balanced_cross_entropy(
     y = _classes_first(target)  # (…, classes, batch)
     utterance_weight = (weights.unsqueeze(-1) * y).sum(-2)  # (…, batch)
     return _reduced(_there(-utterance_weight * (y * _log_probs(logits)).sum(-2), present), reduction)
+
+
+def soft_cross_entropy(
+    logits: Tensor,
+    target: Tensor,
+    weights: Tensor | None = None,
+    *,
+    above_entropy: bool = False,
+    present: Tensor | None = None,
+) -> Tensor:
+    """Mean of −Σ_c w_c y_c ln p_c over the batch, in nats: logits (…, batch, classes), weights (…, classes) → (…).
+
+    Of one-hot targets this is the cross-entropy of labels. The sum over the batch is divided by its utterances, not by
+    their weights. Each class has a weight, so the optimum is p ∝ w∘y and not y, unlike that of
+    `class_balanced_cross_entropy`; None: all 1. `above_entropy` leaves out what no prediction can change, Σ w y ln y:
+    without weights it is KL(y‖p) then, of the same gradient. `present` as in `class_balanced_cross_entropy`.
+    """
+    if present is not None:
+        logits = logits.masked_fill(~present.unsqueeze(-1), 0.0)
+    y = _classes_first(target)  # (…, classes, batch)
+    terms = torch.xlogy(y, y) - y * _log_probs(logits) if above_entropy else -y * _log_probs(logits)
+    weighted = terms if weights is None else weights.unsqueeze(-1) * terms
+    return _there(weighted.sum(-2), present).mean(-1)
+
+
+def root_inverse_weights(target: Tensor) -> Tensor:
+    """w_c = √(N / (C f_c)), f_c = Σ_i y_ic, of training targets (N, classes) → (classes,), not normalised (MEDUSA).
+
+    A class of which there is nothing is treated as if one utterance had it.
+    """
+    mass = target.sum(0)
+    return (len(target) / (target.shape[1] * mass.where(mass > 0, 1.0))).sqrt()
 
 
 def _mai(

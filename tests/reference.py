@@ -359,6 +359,8 @@ def fused_vector(parameters: Mapping[str, Tensor], vectors: Mapping[str, Tensor]
     joined = torch.cat(list(vectors.values()))
     if fusion == "concat":
         return joined
+    if fusion == "deep":
+        return deep_vector(parameters, vectors, list(vectors))
     if fusion == "self-gate":
         return torch.sigmoid(functional.linear(joined, parameters["fusion.gate.weight"])) * joined
     values = {
@@ -389,6 +391,8 @@ def fused_vector_of_some(
     """
     if len(vectors) == len(sizes):
         return fused_vector(parameters, {m: vectors[m] for m in sizes}, fusion)
+    if fusion == "deep":
+        return deep_vector(parameters, {m: vectors[m] for m in sizes if m in vectors}, list(sizes))
     columns, end = {}, 0
     for m, size in sizes.items():
         columns[m] = range(end, end + size)
@@ -415,6 +419,41 @@ def fused_vector_of_some(
     return fused
 
 
+def deep_vector(parameters: Mapping[str, Tensor], vectors: Mapping[str, Tensor], modalities: Sequence[str]) -> Tensor:
+    """[h3 of every modality; f3] of one utterance, by `torch.nn.TransformerEncoderLayer`; 0 for what lacks."""
+    legs = {m: deep_leg(parameters, f"fusion.leg.{m}", h.unsqueeze(0)) for m, h in vectors.items()}
+    _, f2 = deep_leg(parameters, "fusion.joint1", torch.cat([h1 for h1, _ in legs.values()]))
+    _, last = deep_leg(parameters, "fusion.joint2", torch.cat([*(h2 for _, h2 in legs.values()), f2]))
+    f3 = last.mean(0)
+    return torch.cat([*(legs[m][1].mean(0) if m in legs else torch.zeros_like(f3) for m in modalities), f3])
+
+
+def deep_leg(parameters: Mapping[str, Tensor], name: str, tokens: Tensor) -> tuple[Tensor, Tensor]:
+    """h1 and h2 of tokens (T, D)."""
+    x = functional.linear(tokens, parameters[f"{name}.in.weight"], parameters[f"{name}.in.bias"]).relu()
+    x = functional.linear(x, parameters[f"{name}.out.weight"], parameters[f"{name}.out.bias"])
+    h1 = encoder_layer(parameters, f"{name}.encoder1", x)
+    return h1, encoder_layer(parameters, f"{name}.encoder2", h1)
+
+
+def encoder_layer(parameters: Mapping[str, Tensor], name: str, x: Tensor) -> Tensor:
+    """torch's encoder layer of a transformer on tokens (T, width), with our parameters."""
+    width = x.shape[-1]
+    layer = torch.nn.TransformerEncoderLayer(width, math.gcd(4, width), 2 * width, dropout=0, dtype=x.dtype)
+    theirs = {
+        "self_attn.in_proj_weight": parameters[f"{name}.attention.in.weight"],
+        "self_attn.in_proj_bias": parameters[f"{name}.attention.in.bias"],
+    }
+    parts = {"self_attn.out_proj": "attention.out", "linear1": "feed.in", "linear2": "feed.out"}
+    for their, ours in parts.items():
+        theirs |= {f"{their}.{kind}": parameters[f"{name}.{ours}.{kind}"] for kind in ("weight", "bias")}
+    for norm in ("norm1", "norm2"):
+        theirs[f"{norm}.weight"] = 1 + parameters[f"{name}.{norm}.weight"][:, 0]
+        theirs[f"{norm}.bias"] = parameters[f"{name}.{norm}.bias"]
+    made: Tensor = torch.func.functional_call(layer, theirs, (x,))
+    return made
+
+
 def head_logits(
     parameters: Mapping[str, Tensor],
     vectors: Mapping[str, Tensor],
@@ -426,15 +465,21 @@ def head_logits(
     Parameters are named `heads.<head>.{hidden,output}.{weight,bias}`, `fusion.projection.<modality>.weight`,
     `fusion.gate.weight` and `fusion.score.weight`. `sizes` gives every modality's D_m, where `vectors` lacks some.
     """
-    logits = {}
     fused = fused_vector_of_some(parameters, vectors, fusion, sizes or {m: len(h) for m, h in vectors.items()})
-    for head, h in {**vectors, "fusion": fused}.items():
-        name = f"heads.{head}"
-        hidden = functional.relu(
-            functional.linear(h, parameters[f"{name}.hidden.weight"], parameters[f"{name}.hidden.bias"])
-        )
-        logits[head] = functional.linear(hidden, parameters[f"{name}.output.weight"], parameters[f"{name}.output.bias"])
-    return logits
+    return {
+        head: output_of_head(parameters, head, hidden_of_head(parameters, head, h))
+        for head, h in {**vectors, "fusion": fused}.items()
+    }
+
+
+def hidden_of_head(parameters: Mapping[str, Tensor], head: str, h: Tensor) -> Tensor:
+    """A head's hidden units before their activation."""
+    return functional.linear(h, parameters[f"heads.{head}.hidden.weight"], parameters[f"heads.{head}.hidden.bias"])
+
+
+def output_of_head(parameters: Mapping[str, Tensor], head: str, hidden: Tensor) -> Tensor:
+    weight, bias = (parameters[f"heads.{head}.output.{name}"] for name in ("weight", "bias"))
+    return functional.linear(functional.relu(hidden), weight, bias)
 
 
 def js_tensor(p: Tensor, q: Tensor) -> Tensor:
@@ -524,6 +569,95 @@ def train_reference(
             optimizer.step()
         epochs.append({name: value.detach().clone() for name, value in trained.items()})
     return epochs
+
+
+# --- recipes ---
+
+
+def annotations_left(
+    votes: Sequence[float], droppable: Sequence[bool], keys: Sequence[float], share: float
+) -> list[float]:
+    """The votes of one utterance after annotation dropout, by a key for each vote in the order of classes."""
+    ballots = [c for c, count in enumerate(votes) for _ in range(int(count + 1e-4))]
+    may_go = sorted((keys[k], k) for k, c in enumerate(ballots) if droppable[c])
+    if share * len(ballots) < 1 - 1e-9:
+        may_go = [pair for pair in may_go if pair[0] < share]
+        most = len(ballots) - 1
+    else:
+        most = min(max(1, math.floor(share * len(ballots) + 1e-9)), len(ballots) - 1)
+    left = list(votes)
+    for _, k in may_go[:most]:
+        left[ballots[k]] -= 1
+    return left
+
+
+def mixed_with(
+    labels: Sequence[int], majority: Sequence[bool], draws: Sequence[Sequence[float]], p: float
+) -> list[int]:
+    """Whom each utterance is mixed with: one of a class drawn as 1 / its utterances, or itself where it is not."""
+    minority = [c for c, is_majority in enumerate(majority) if not is_majority and c in labels]
+    weights = [1 / list(labels).count(c) for c in minority]
+    partners = []
+    for i, (label, (whether, which_class, which)) in enumerate(zip(labels, draws, strict=True)):
+        if not minority or not majority[label] or whether >= p:
+            partners.append(i)
+            continue
+        passed, k = weights[0] / sum(weights), 0
+        while which_class >= passed and k < len(minority) - 1:
+            k += 1
+            passed += weights[k] / sum(weights)
+        members = [j for j, other in enumerate(labels) if other == minority[k]]
+        partners.append(members[int(which * len(members))])
+    return partners
+
+
+Step = tuple[list[Mapping[str, Tensor]], list[Tensor], list[tuple[int, float]]]
+
+
+def train_recipe(
+    parameters: Mapping[str, Tensor],
+    epochs: Sequence[tuple[float, Sequence[float], Sequence[Step]]],
+    *,
+    fusion: str,
+    pointwise: bool,
+    weight_decay: float,
+) -> list[dict[str, Tensor]]:
+    """Train one model on class-weighted cross-entropies; what it has become after each epoch.
+
+    An epoch is its learning rate, its class weights and its steps: each the vectors and targets of a batch's
+    utterances, and with whom each is mixed in its hidden units, at which share of its own. `pointwise`: heads read
+    vectors through three layers.
+    """
+    trained = {name: value.clone().requires_grad_() for name, value in parameters.items()}
+    optimizer = torch.optim.AdamW(trained.values(), lr=1.0, weight_decay=weight_decay)
+    history = []
+    for rate, weights, steps in epochs:
+        optimizer.param_groups[0]["lr"] = rate
+        for vectors, targets, mixing in steps:
+            hidden = [recipe_hidden(trained, each, fusion, pointwise) for each in vectors]
+            loss = torch.zeros((), dtype=targets[0].dtype)
+            for i, (j, share) in enumerate(mixing):
+                y = share * targets[i] + (1 - share) * targets[j]
+                for head in hidden[i]:
+                    logits = output_of_head(trained, head, share * hidden[i][head] + (1 - share) * hidden[j][head])
+                    loss = loss - (torch.tensor(weights) * y * functional.log_softmax(logits, -1)).sum()
+            optimizer.zero_grad()
+            (loss / len(vectors)).backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+        history.append({name: value.detach().clone() for name, value in trained.items()})
+    return history
+
+
+def recipe_hidden(
+    parameters: Mapping[str, Tensor], vectors: Mapping[str, Tensor], fusion: str, pointwise: bool
+) -> dict[str, Tensor]:
+    """The hidden units of every head before their activation, of one utterance's vectors (D_m,)."""
+    own = fused = dict(vectors)
+    if pointwise:
+        own = {m: pointwise_pooling(parameters, f"heads.{m}", h.unsqueeze(0)) for m, h in vectors.items()}
+        fused = {m: pointwise_pooling(parameters, f"fusion.inputs.{m}", h.unsqueeze(0)) for m, h in vectors.items()}
+    read = {**own, "fusion": fused_vector(parameters, fused, fusion)}
+    return {head: hidden_of_head(parameters, head, h) for head, h in read.items()}
 
 
 def layer_sum(scores: Tensor, layers: Tensor) -> Tensor:

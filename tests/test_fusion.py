@@ -9,7 +9,19 @@ import reference
 import torch
 from torch import Tensor, nn
 
-from amber2_core.fusion import FUSIONS, Fusion, gmu, joined, linear, only_present, self_gate, softmax_gate
+from amber2_core.fusion import (
+    FUSIONS,
+    Fusion,
+    Leg,
+    gmu,
+    joined,
+    layer_norm,
+    linear,
+    only_present,
+    self_gate,
+    softmax_gate,
+)
+from amber2_core.heads import Architecture, initial_parameters
 
 TWO = {"audio": 5, "text": 3}
 THREE = {"audio": 5, "text": 3, "video": 4}
@@ -27,11 +39,12 @@ def vectors(inputs: Mapping[str, int], *lead: int, seed: int = 0) -> dict[str, T
 
 def weights(fusion: Fusion) -> dict[str, Tensor]:
     """A parameter for each of its layers."""
-    generator = seeded(7)
-    return {
-        f"{layer.name}.weight": torch.randn(layer.outputs, layer.inputs, dtype=torch.float64, generator=generator) / 2
-        for layer in fusion.layers
-    }
+    generator, made = seeded(7), {}
+    for layer in fusion.layers:
+        sizes = {"weight": (layer.outputs, layer.inputs), "bias": (layer.outputs,) if layer.bias else (0,)}
+        for name, size in list(sizes.items())[: 1 + layer.bias]:
+            made[f"{layer.name}.{name}"] = torch.randn(*size, dtype=torch.float64, generator=generator) / 2
+    return made
 
 
 def fused(
@@ -134,7 +147,48 @@ def test_gradients_agree_with_finite_differences(name: str, inputs: dict[str, in
         some = {m: own.pop(m) for m in inputs}
         return fused(fusion, own, some if present is None else only_present(some, present), present)
 
-    assert torch.autograd.gradcheck(of_tensors, (*h.values(), *w.values()))
+    # of some thousand parameters, along a random direction of them
+    assert torch.autograd.gradcheck(of_tensors, (*h.values(), *w.values()), fast_mode=len(w) > 20)
+
+
+@pytest.mark.parametrize("masked", [False, True], ids=["whole", "masked"])
+def test_attention_and_norms_are_those_of_torchs_encoder_layer_for_every_run_of_a_stack(masked: bool) -> None:
+    leg, oracle = Leg("leg", 5, 8), nn.TransformerEncoderLayer(8, 4, 16, dropout=0, batch_first=True).double()
+    generator, runs = seeded(3), (2, 3)
+    own = {}
+    for layer in leg.layers:
+        own[f"{layer.name}.weight"] = torch.randn(*runs, layer.outputs, layer.inputs, generator=generator).double() / 2
+        own[f"{layer.name}.bias"] = torch.randn(*runs, layer.outputs, generator=generator).double() / 2
+    first = torch.randn(*runs, 4, 6, 8, generator=generator).double()
+    valid = torch.rand(4, 6, generator=generator) < 0.6
+    valid[:, 0] = True
+    found = leg.tokens(first, own, valid if masked else None)
+    for s, k in ((0, 0), (1, 2)):
+        run = {name: value[s, k] for name, value in own.items()}
+        x = (first[s, k] + run["leg.in.bias"]).relu()
+        x = nn.functional.linear(x, run["leg.out.weight"], run["leg.out.bias"])
+        for encoder, given in zip(leg.encoders, found, strict=True):
+            names = {
+                "self_attn.in_proj_": "attention.in.", "self_attn.out_proj.": "attention.out.",
+                "linear1.": "feed.in.", "linear2.": "feed.out.", "norm1.": "norm1.", "norm2.": "norm2.",
+            }  # fmt: skip
+            state = {t + kind: run[f"{encoder}.{o}{kind}"] for t, o in names.items() for kind in ("weight", "bias")}
+            state |= {f"norm{n}.weight": 1 + state[f"norm{n}.weight"].squeeze(-1) for n in (1, 2)}
+            oracle.load_state_dict(state)
+            x = oracle(x, src_key_padding_mask=~valid if masked else None)
+            torch.testing.assert_close(given[s, k], x)
+
+
+def test_a_norm_starts_as_torchs_and_heads_divide_the_width() -> None:
+    fresh = initial_parameters(Architecture((("audio", 5), ("text", 3)), 4, "deep", 8, 8))
+    norms = [value for name, value in fresh.items() if ".norm" in name]
+    assert len(norms) == 4 * 2 * 4
+    assert not any(value.any() for value in norms)  # gains are kept less 1
+    x = torch.randn(3, 2, 8, generator=seeded())
+    torch.testing.assert_close(layer_norm(x, torch.zeros(8), torch.zeros(8)), nn.LayerNorm(8)(x))
+    assert [Leg("leg", 5, width).heads for width in (256, 8, 6, 5)] == [4, 4, 2, 1]
+    # (M + 1) · 256 go into the fusion head's hidden layer, where the paper has them meet
+    assert Architecture((("audio", 768), ("text", 768)), 4, "deep").shapes["heads.fusion.hidden.weight"] == (256, 768)
 
 
 def test_a_linear_map_takes_parameters_with_or_without_run_axes() -> None:

@@ -86,8 +86,15 @@ class Rows:
         return replace(self, index=self.index[rows], targets=self.targets[rows], votes=votes, mixture=mixture)
 
     def mixed(self, partners: Tensor, shares: Mapping[str, Tensor]) -> Rows:
-        """These utterances with the features of two: `partners` (n,) of 0 … n−1, shares (n,) by modality."""
-        return replace(self, mixture=Mixture(self.index[partners], shares))
+        """These utterances with the features of two: `partners` (n,) of 0 … n−1, shares (n,) by modality.
+
+        A modality that the partner lacks is the utterance's own; one that the utterance lacks it lacks all the same.
+        """
+        others = self.index[partners]
+        if self.present is not None:
+            there = dict(zip(self.features, self.present[:, others], strict=False))
+            shares = {m: share.masked_fill(~there[m], 1.0) for m, share in shares.items()}
+        return replace(self, mixture=Mixture(others, shares))
 
     def joined(self, others: Sequence[Any]) -> Rows:
         """These utterances, and after them those of other parts of the same train rows."""
@@ -174,7 +181,8 @@ class Rows:
         if self.mixture is None:
             return own
         share = self.mixture.shares[modality][rows].view(*rows.shape, *[1] * (own.ndim - rows.ndim))
-        return _taken(x, self.mixture.partners[rows]).to(own).lerp(own, share.to(own))
+        blend = _taken(x, self.mixture.partners[rows]).to(own).lerp(own, share.to(own))
+        return torch.where(share == 1, own, blend)  # of a partner that is not there, anything may stand in its place
 
     def presence(self, rows: Tensor) -> Tensor | None:
         """Which heads some of these utterances have, (…, batch) of 0 … n−1 → (heads, …, batch); None: all of them."""

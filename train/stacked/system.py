@@ -29,6 +29,7 @@ Labels = Literal["soft", "hard"]
 Loss = Callable[["Tensor", "Tensor", "Tensor | None", "Tensor"], "Tensor"]
 
 
+Augment = Literal["none", "dime"]
 LAST, WEIGHTED = "last", "weighted"
 # times the learning rate: what the scores of a learnt layer sum learn at, or they would hardly leave 0 in 30 epochs
 LAYER_RATE = 30.0
@@ -48,6 +49,9 @@ class BareSettings:
         AS_CACHED,
         "Layers of a learnt sum as cached, or each one's pooled vector normalised over its dimensions",
         choices=tuple(LAYER_NORMS),
+    )
+    augment: Augment = option(
+        "none", "Train utterances made up for rare classes between neighbours", choices=get_args(Augment)
     )
     fusion: str = option("gmu", "Fusion layer", choices=tuple(FUSIONS))
     hidden: int = option(256, "Units of each head's hidden layer and of the fused vector.", least=1)
@@ -113,6 +117,10 @@ class StackedSystem(System):
         """See `System.check`."""
         if setting.input_layers not in (LAST, WEIGHTED) and not setting.input_layers.isdecimal():
             raise SettingError(f"Bad input-layers {setting.input_layers!r}, expected last, weighted or a number from 0")
+        if setting.augment != "none" and self.reads(setting, heads[0]) == "frames":
+            raise SettingError(
+                f"augment {setting.augment} with input-pooling {setting.input_pooling}: frames cannot be mixed"
+            )
         if setting.input_layers != LAST and setting.input_pooling != MEAN:
             raise SettingError(
                 f"input-pooling {setting.input_pooling} with input-layers {setting.input_layers}: frames are cached of "
@@ -131,6 +139,15 @@ class StackedSystem(System):
         if setting.input_layers.isdecimal():
             return int(setting.input_layers)
         return "layers" if setting.input_layers == WEIGHTED else "vector"
+
+    def remarks(self, setting: Any) -> Sequence[str]:
+        """What is made up for it; own remarks come on top."""
+        if setting.augment == "none":
+            return ()
+        return (
+            "train utterances of rare classes were made up between neighbours (DiME-Aug), by the fold's number alone: "
+            "every seed learns from the same",
+        )
 
     def architecture(self, setting: Any, fold: FoldData) -> Architecture:
         """The shape of the heads for the features and classes of a fold."""
@@ -180,11 +197,13 @@ class StackedSystem(System):
     def fit(
         self, fold: FoldData, settings: Sequence[Any], seeds: Sequence[int], options: FitOptions
     ) -> Iterator[Fitted]:
+        from ..augment import dime
         from .loop import train
 
         fold = _learnt_from(fold, self.learns_from(settings[0]))
-        for alike in self._by_targets(fold, settings):
-            trained = train(self, fold, alike, seeds, options)
+        augmented = dime(fold) if settings[0].augment == "dime" else fold
+        for alike in self._by_targets(augmented, settings):
+            trained = train(self, augmented, alike, seeds, options)
             for s, seed in enumerate(seeds):
                 for k, setting in enumerate(alike):
                     yield self._fitted(trained, fold, setting, seed, s, k)

@@ -50,6 +50,8 @@ OURS: Mapping[str, str] = {
     "ldl-kl": "amber2_train.systems.label_distribution:KullbackLeibler",
     "ldl-ce": "amber2_train.systems.label_distribution:CrossEntropy",
     "majority-ce": "amber2_train.systems.majority_ce:MajorityCrossEntropy",
+    "sailer": "amber2_train.systems.sailer:Sailer",
+    "medusa": "amber2_train.systems.medusa:Medusa",
 }
 
 
@@ -133,7 +135,10 @@ class Rows(Protocol):
         """Some of these utterances (m,) of 0 … n−1, in that order."""
 
     def mixed(self, partners: Tensor, shares: Mapping[str, Tensor]) -> Rows:
-        """These utterances with the features of two, λ h_i + (1 − λ) h_j: j of 0 … n−1 (n,), λ (n,) by modality."""
+        """These utterances with the features of two, λ h_i + (1 − λ) h_j: j of 0 … n−1 (n,), λ (n,) by modality.
+
+        A modality that j lacks is h_i; one that i lacks stays missing.
+        """
 
     def joined(self, others: Sequence[Any]) -> Rows:
         """These utterances, and after them those of other parts of the same train rows."""
