@@ -19,6 +19,8 @@ from . import distributions
 from .distributions import SHARE_TOLERANCE, FloatArray, label, largest, sum_over_classes
 
 Score = Callable[[ArrayLike, ArrayLike], FloatArray]
+# what a system predicts of an utterance: shares of votes that sum to one, or of each class whether it is present
+Kind = Literal["distribution", "multi-label"]
 
 CALIBRATION_BINS = 10
 # so many classes does it take for a correlation over classes to tell anything

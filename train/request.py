@@ -349,8 +349,9 @@ def _check_reads(data: TrainingData, settings: Sequence[Setting]) -> None:
                 f"{setting.name} reads all layers, and {place} has one: encode with extract-features --layers all"
             )
         if need == "frames" and features.frames is None:
+            why = f" ({setting.system.why_frames})" if setting.system.why_frames else ""
             raise CacheError(
-                f"{setting.name} reads frames, and {place} has none: encode with extract-features --frames"
+                f"{setting.name} reads frames, and {place} has none{why}: encode with extract-features --frames"
             )
         if isinstance(need, int) and need >= (shape[1] if len(shape) == 3 else 0):
             held = f"layers 0 to {shape[1] - 1}" if len(shape) == 3 else "one, which is --input-layers last"

@@ -41,6 +41,7 @@ ALL = "all"
 OURS: Mapping[str, str] = {
     "amber2": "amber2_train.systems.amber2:Amber2",
     "cb-ce": "amber2_train.systems.cb_ce:ClassBalancedCrossEntropy",
+    "lddu": "amber2_train.systems.lddu:LatentDistributions",
 }
 
 
@@ -220,6 +221,8 @@ class System(Protocol):
     name: str
     # a frozen dataclass of `option`s
     Settings: type
+    # where it reads frames, why vectors do not do: part of the line that refuses a cache without
+    why_frames: str = ""
 
     def fit(
         self, fold: FoldData, settings: Sequence[Any], seeds: Sequence[int], options: FitOptions
