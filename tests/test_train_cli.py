@@ -44,7 +44,7 @@ BAD = [
     (["--kappa", "2,4,inf"], "Bad kappa inf, expected a number of at least 0"),
     (["--lambda-rai", "0", "--lambda-mai", "0"], "lambda-rai, lambda-mai and lambda-expert are all 0"),
     (["--seeds", "0"], "Bad seeds 0, expected a number of at least 1"),
-    (["--system", "amber3"], "Bad system 'amber3', expected one of ['amber2', 'cb-ce', 'path/to/my_system.py:"),
+    (["--system", "amber3"], "Bad system 'amber3', expected one of ['amber2', 'cb-ce', 'lddu', 'path/to/my_system.py:"),
     (["--preset", "paper", "--grid", "mine.toml"], "--preset and --grid are both a grid to start from"),
     (["--device", "tpu"], "Bad device 'tpu', expected one of"),
     (["--folds", "random"], "Bad folds 'random', expected one of ['session', 'speaker'"),
