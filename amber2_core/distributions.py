@@ -1,4 +1,4 @@
-"""Distributions over classes (…, classes), rated or predicted: label, entropy, ambiguity bins, divergences, Eq. 5.
+"""Distributions over classes (…, classes), rated or predicted: label, entropies, ambiguity bins, divergences, Eq. 5.
 
 numpy, float64, one number per distribution; nothing here loads torch. What training differentiates stands, in torch
 and of log-probabilities, in `amber2_core.divergences` and `amber2_core.losses`. Nothing is normalised: NaN in, NaN out.
@@ -45,6 +45,19 @@ def entropy(p: ArrayLike) -> FloatArray:
     array([0., 1., 2.])
     """
     return np.maximum(-sum_over_classes(x_log2_x(np.asarray(p, np.float64))), 0.0)
+
+
+def varentropy(p: ArrayLike) -> FloatArray:
+    """V(p) = Σ p (ln p + H)², H = −Σ p ln p, in nats²: how unevenly a distribution is spread, (…, classes) → (…).
+
+    0 where all classes that have a share have the same.
+
+    >>> varentropy([[1, 0, 0, 0], [0.25, 0.25, 0.25, 0.25], [0.9, 0.1, 0, 0]]).round(6)
+    array([0.      , 0.      , 0.434502])
+    """
+    p = np.asarray(p, np.float64)
+    ln_p = np.log(np.where(p == 0, 1.0, p))
+    return sum_over_classes(p * (ln_p - sum_over_classes(p * ln_p)[..., None]) ** 2)
 
 
 def ambiguity_bins(

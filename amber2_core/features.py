@@ -104,7 +104,7 @@ class FrameSet(Generic[ValuesType]):
 class FeatureSet(Generic[ValuesType]):
     """One feature set: what one encoder, under one recipe, made of one modality."""
 
-    modality: str  # audio | text | video
+    modality: str  # audio | text | video | sentiment
     name: str
     values: ValuesType  # (N, D) or (N, layers, D), NaN rows: not encoded
     inputs: Texts  # (N,) sha256 of what each row was encoded from, "" for NaN rows

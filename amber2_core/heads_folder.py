@@ -10,8 +10,9 @@ The metadata entry `amber2` is a JSON object with `format_version` and
 
 and with whatever else a system records. `train-heads` adds `architecture`, `outputs` ("softmax", or the function of a
 system of its own that makes log-probabilities of them), `reads` (see `TrainedHeads.probs`), `fold`, `seed`, `epochs`
-(head → epoch kept; 0: none, the head is as it began), `missing` (modality → how many train utterances lacked it, where
-some did) and `untrained` (the modalities that all lacked).
+(head → epoch kept; 0: none, the head is as it began), `targets` (whose votes were learnt: human, synthetic or
+combined), `missing` (modality → how many train utterances lacked it, where some did) and `untrained` (the modalities
+that all lacked).
 
 Tensors are a system's parameters, those of heads as `amber2_core.heads` names them, plus `inputs.<modality>.mean` and
 `.sd` (D_m,) where it was trained on standardised features. Version 1 had neither policy nor recipes nor versions:

@@ -11,7 +11,9 @@ settings.json     `format_version`, 1 where it is not said; the command, corpus 
                   votes
 results.csv       one row per (system, head, split, fold, seed, setting): `KEY_COLUMNS`, the axes by their names,
                   `epoch` (from 1) and `n` utterances, then the metrics. split is dev for every setting, test for the
-                  selected one (with --score-all for every one); selected is 1 where dev chose the setting. A head is
+                  selected one (with --score-all for every one), and test_synthetic for its predictions on test once
+                  more, against synthetic raters on the utterances that have any, where the cache held some: dev and
+                  test are people's targets. selected is 1 where dev chose the setting. A head is
                   scored on the utterances that have its modality (with --missing mask some may lack it), and `n` says
                   how many. Metrics are nan where n is 0, and where epoch is 0, since no epoch was kept: the run
                   diverged at once, or (n is 0 then on test) no dev utterance has the head; r2 is nan of two classes
@@ -27,15 +29,17 @@ experts.csv       what the selected settings learnt about modalities, on test: o
                   an utterance has not got; empty for the student and for systems without experts; `disagreement` the
                   mean JS(p_A‖p_T), of more modalities over their pairs, of the utterances that have both; empty where
                   none has
-predictions.npz   id (N,), fold (N,), target (N, C), emotions (C,), and for every system and head `<system>/<head>`
+predictions.npz   id (N,), fold (N,), target (N, C), emotions (C,), perhaps synthetic (N, C), what synthetic raters
+                  say, rows of NaN where none rated the utterance; and for every system and head `<system>/<head>`
                   (seeds, N, C) float32: probabilities of the selected setting on test, seeds ascending; N runs over all
                   folds' test rows. A row is NaN, whole, where the head predicts nothing: the utterance lacks its
-                  modality, or no epoch of it was kept. The test rows of results.csv are the metrics of exactly these
-                  numbers
+                  modality, or no epoch of it was kept. The test and test_synthetic rows of results.csv are the metrics
+                  of exactly these numbers
 utterances.csv    who and what was tested: one row for each of the N of predictions.npz, in their order:
                   `UTTERANCE_COLUMNS`, then the corpus's attributes of text by their names; empty where it is unknown
 heads/            <system>-fold<k>-seed<s>.safetensors: the selected heads (`amber2_core.heads_folder`)
-summary.json      table: system → head → metric → mean and sd (`summarise`); selected: system → fold → setting
+summary.json      table: system → head → metric → mean and sd (`summarise`); against_synthetic: the same of the rows
+                  test_synthetic, where there are any; selected: system → fold → setting
 log.txt           what was logged, line by line
 tensorboard/      with --track tensorboard: event files, made from the files above when they were complete
 ```
@@ -77,6 +81,8 @@ if TYPE_CHECKING:  # it takes half a second to load, for which no command should
 FORMAT_VERSION = 2  # 1: folders that do not declare what they hold
 KEY_COLUMNS = ("system", "head", "split", "fold", "seed", "selected")
 EXPERT_COLUMNS = ("system", "fold", "seed", "by", "group", "n", "disagreement")
+AGAINST_SYNTHETIC = "test_synthetic"  # the split of rows that are scored against synthetic raters
+SYNTHETIC_VOTES = "synthetic votes"  # the digest of what these said
 CURVE_COLUMNS = ("system", "head", "fold", "seed", "epoch", "dev_js")
 UTTERANCE_COLUMNS = ("id", "fold", "speaker", "session", "dialogue", "split", "language")
 # the settings of folders that do not declare theirs
@@ -107,6 +113,8 @@ class Predictions:
     target: npt.NDArray[np.float32]  # (N, C)
     emotions: tuple[str, ...]  # C
     probs: Mapping[str, npt.NDArray[np.float32]]  # "<system>/<head>" → (seeds, N, C), NaN rows: no prediction
+    # (N, C) what synthetic raters say, NaN rows where none rated the utterance; None where none rated any
+    synthetic: npt.NDArray[np.float32] | None = None
 
     @cached_property
     def folds(self) -> dict[int, npt.NDArray[np.intp]]:
@@ -126,7 +134,7 @@ class RunFolder:
     results: DataFrame
     arrays: Predictions  # predictions.npz
     # one row per row of predictions.npz: id, fold, the rest of utterances.csv where there is such a file, and the rated
-    # share of each emotion under `rated_<emotion>`
+    # share of each emotion under `rated_<emotion>`; where synthetic raters rated, theirs under `synthetic_<emotion>`
     utterances: DataFrame
     experts: DataFrame  # one row per row of experts.csv; empty where a run has none
     curves: DataFrame  # one row per row of curves.csv; empty where a run has none
@@ -135,6 +143,11 @@ class RunFolder:
     def tested(self) -> DataFrame:
         """The test rows of the settings that dev chose; a run may have scored the others on test as well."""
         return self.results[(self.results["split"] == "test") & (self.results["selected"] == 1)]
+
+    @cached_property
+    def against_synthetic(self) -> DataFrame:
+        """The same predictions' rows against synthetic raters; none where nobody but people rated."""
+        return self.results[(self.results["split"] == AGAINST_SYNTHETIC) & (self.results["selected"] == 1)]
 
     @property
     def probs(self) -> Iterator[tuple[str, str, Any, npt.NDArray[np.float32]]]:
@@ -209,6 +222,8 @@ def write_predictions(path: Path, predictions: Predictions) -> None:
         "emotions": np.array(predictions.emotions, dtype=np.str_),
         **predictions.probs,
     }
+    if predictions.synthetic is not None:
+        arrays["synthetic"] = predictions.synthetic
     np.savez_compressed(path, **arrays)
 
 
@@ -278,6 +293,7 @@ def read_predictions(folder: Path) -> Predictions:
                 target=arrays["target"],
                 emotions=tuple(arrays["emotions"].tolist()),
                 probs={name: arrays[name] for name in arrays.files if "/" in name},
+                synthetic=arrays["synthetic"] if "synthetic" in arrays.files else None,
             )
     except Exception as problem:  # zipfile and zlib raise many things on damaged bytes
         raise RunFolderError(f"{path} is damaged ({problem}): train again") from None
@@ -344,6 +360,9 @@ def load(folder: Path | str) -> RunFolder:
     elif len(found) != count or (found["id"] != arrays.id).any() or (found["fold"] != arrays.fold).any():
         raise RunFolderError(f"{folder / 'utterances.csv'} and predictions.npz are not of the same run: train again")
     rated = pd.DataFrame(arrays.target, columns=[f"rated_{emotion}" for emotion in arrays.emotions])
+    if arrays.synthetic is not None:
+        said = pd.DataFrame(arrays.synthetic, columns=[f"synthetic_{emotion}" for emotion in arrays.emotions])
+        rated = pd.concat([rated, said], axis=1)
     results = _table(rows)
     if "r2" in results and len(arrays.emotions) < R2_CLASSES:
         results["r2"] = math.nan
@@ -361,14 +380,20 @@ def load(folder: Path | str) -> RunFolder:
     return _with_younger_metrics(run)
 
 
-def scores_again(run: RunFolder, metrics: Sequence[str]) -> DataFrame:
-    """The scores that predictions.npz gives: one row per system, head, fold and seed, with `n` and the metrics."""
+def scores_again(run: RunFolder, metrics: Sequence[str], *, split: str = "test") -> DataFrame:
+    """The scores that predictions.npz gives: one row per system, head, fold and seed, with `n` and the metrics.
+
+    Against people's targets, or, of the split `AGAINST_SYNTHETIC`, against synthetic raters; no row where it has none.
+    """
     import pandas as pd
 
     p, rows = run.arrays, []
+    target = p.synthetic if split == AGAINST_SYNTHETIC else p.target
+    if target is None:
+        return pd.DataFrame()
     for (system, head, seed, probs), (fold, members) in itertools.product(run.probs, p.folds.items()):
-        own = members[~np.isnan(probs[members, 0])]
-        scores = {metric: float(METRICS[metric](p.target[own], probs[own])) for metric in metrics}
+        own = members[~np.isnan(probs[members, 0]) & ~np.isnan(target[members, 0])]
+        scores = {metric: float(METRICS[metric](target[own], probs[own])) for metric in metrics}
         rows.append({"system": system, "head": head, "fold": fold, "seed": seed, "n": len(own), **scores})
     return pd.DataFrame(rows)
 
@@ -385,15 +410,17 @@ def fold_means(rows: DataFrame, metrics: Sequence[str]) -> Floats:
     return np.stack(means, axis=-1)
 
 
-def summarise(rows: Sequence[Row]) -> Summary:
-    """system → head → metric → mean and sd, over the test rows of the selected settings.
+def summarise(rows: Sequence[Row], *, split: str = "test") -> Summary:
+    """system → head → metric → mean and sd, over the rows of a split of the selected settings.
 
     A metric is averaged over the folds of each seed first (`fold_means`); mean and sd (ddof 1, None for a single seed)
     are over seeds. None for a head that was scored nowhere, or diverged.
     """
     table: Summary = {}
-    results = _table([row for row in rows if row["split"] == "test" and row["selected"]])
+    results = _table([row for row in rows if row["split"] == split and row["selected"]])
     metrics = [name for name in METRICS if name in results]
+    if not len(results):
+        return table
     for (system, head), own in results.groupby(["system", "head"], sort=False):
         scores = fold_means(own, metrics)
         table.setdefault(str(system), {})[str(head)] = {
@@ -413,6 +440,9 @@ def _check_shapes(path: Path, p: Predictions) -> None:
     count, classes, again = len(p.id), len(p.emotions), "it is not as train-heads writes it; train again"
     if not p.probs or not count or p.target.shape != (count, classes) or p.fold.shape != (count,):
         raise RunFolderError(f"{path} holds no predictions that fit its targets: {again}")
+    said = p.target if p.synthetic is None else p.synthetic
+    if said.shape != p.target.shape or (~np.isfinite(said)).any(axis=-1).sum() != np.isnan(said).all(axis=-1).sum():
+        raise RunFolderError(f"{path}: synthetic is no distributions that fit its targets: {again}")
     for name, probs in p.probs.items():
         if probs.ndim != 3 or probs.shape[1:] != (count, classes) or not len(probs):
             expected = f"(seeds, {count}, {classes})"
@@ -428,12 +458,13 @@ def _with_younger_metrics(run: RunFolder) -> RunFolder:
     import pandas as pd
 
     younger = [name for name in METRICS if name not in run.results]
-    again = scores_again(run, younger) if younger else pd.DataFrame()
-    if again.empty:
-        return run
-    key = ["system", "head", "fold", "seed"]
-    in_order = again.set_index(key).reindex(pd.MultiIndex.from_frame(run.tested[key])).set_axis(run.tested.index)
-    return replace(run, results=run.results.join(in_order[younger]))
+    key, parts = ["system", "head", "fold", "seed"], []
+    for split, rows in (("test", run.tested), (AGAINST_SYNTHETIC, run.against_synthetic)):
+        again = scores_again(run, younger, split=split) if younger else pd.DataFrame()
+        if not again.empty:
+            in_order = again.set_index(key).reindex(pd.MultiIndex.from_frame(rows[key])).set_axis(rows.index)
+            parts.append(in_order[younger])
+    return replace(run, results=run.results.join(pd.concat(parts))) if parts else run
 
 
 def _write_rows(path: Path, rows: Sequence[Row], columns: Sequence[str]) -> None:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from typing import Any, TypeVar
 
 import numpy as np
@@ -132,9 +132,32 @@ def attribute_columns(corpus: Corpus) -> AttributeColumns:
     return {name: _attribute_column(corpus.utterances, name) for name in names}
 
 
+def with_ratings(table: RatingTable, more: RatingTable) -> RatingTable:
+    """A table with further ticks, of which `more` holds none twice; one that is there already gets the new weight.
+
+    A tick is the same where utterance, source, rater, stimulus and label are. Rows stay in the order of the utterances;
+    on each, what is added comes last.
+    """
+    weight_of, old = dict(zip(_ticks(more), more.weight, strict=True)), list(_ticks(table))
+    there = set(old)
+    added = np.array([tick not in there for tick in _ticks(more)], dtype=bool)
+    weights = [weight_of.get(tick, weight) for tick, weight in zip(old, table.weight, strict=True)]
+    table = replace(table, weight=np.array(weights, dtype=np.float32))
+    columns = {
+        column.name: np.concatenate([getattr(table, column.name), getattr(more, column.name)[added]])
+        for column in fields(RatingTable)
+    }
+    return take(RatingTable(**columns), np.argsort(columns["utterance"], kind="stable"))
+
+
 def take(table: TableType, rows: npt.NDArray[np.intp]) -> TableType:
     """The given rows of every column."""
     return type(table)(**{field.name: getattr(table, field.name)[rows] for field in fields(table)})
+
+
+def _ticks(table: RatingTable) -> Iterator[tuple[Any, ...]]:
+    """What tells the ticks of a table apart."""
+    return zip(table.utterance.tolist(), table.source, table.rater, table.stimulus, table.label, strict=True)
 
 
 def _seconds(values: Sequence[float | None]) -> Numbers:

@@ -12,9 +12,13 @@ import numpy.typing as npt
 
 from .errors import LabelError, bad_choice
 from .tables import AttributeColumns, RatingTable, attribute_of
-from .utterance import STIMULI, LabelDefaults, Stimulus
+from .utterance import STIMULI, LabelDefaults, Source, Stimulus
 
 Raters = Literal["external", "all"]
+# whose votes make a distribution: people's, as `LabelPolicy.raters` has them; those of models that stand in for raters;
+# or both, pooled: every vote counts alike, whoever gave it
+Voters = Literal["human", "synthetic", "combined"]
+VOTERS: tuple[Voters, ...] = get_args(Voters)
 MultiLabel = Literal["pooled", "split", "first"]
 OutOfSpace = Literal["drop", "other"]
 Keep = Literal["consensus", "plurality", "majority", "any-vote"]
@@ -47,7 +51,7 @@ class LabelPolicy:
     emotions: tuple[str, ...]
     # which ratings count: those given to the voice alone, to the face alone, or to both
     stimulus: Stimulus = "audiovisual"
-    # external: other people's ratings; all: the speaker's own as well. Synthetic raters are in neither
+    # external: other people's ratings; all: the speaker's own as well. Synthetic raters are in neither (see `Voters`)
     raters: Raters = "external"
     # a rater who ticks k labels gives k votes (pooled), 1/k of a vote to each (split), or the first tick alone (first);
     # words outside the space are among the k, and may be the first
@@ -132,19 +136,11 @@ def label_distributions(ratings: RatingTable, attributes: AttributeColumns, coun
     """
     _check_stimulus(ratings, policy)
     right_stimulus = ratings.stimulus == policy.stimulus
-    right_rater = ratings.source == "external"
-    if policy.raters == "all":
-        right_rater |= ratings.source == "self"
+    right_rater = np.isin(ratings.source, _sources(policy, "human"))
     has_weight = ratings.weight > 0
     considered = right_stimulus & right_rater & has_weight
-    class_of_rating = _classes(ratings.label, policy)
-    weight = ratings.weight.astype(np.float64) * considered
-    weight *= _share_of_rater(ratings, considered, policy.multi_label)
-    counting = (class_of_rating >= 0) & (weight > 0)
-
-    size = len(policy.classes)
-    cell = ratings.utterance[counting].astype(np.int64) * size + class_of_rating[counting]
-    votes = np.bincount(cell, weight[counting], count * size).astype(np.float64).reshape(count, size)  # (N, C)
+    class_of_rating, weight = _classes(ratings.label, policy), _weights(ratings, considered, policy)
+    votes = _sums(ratings, class_of_rating, weight, (count, len(policy.classes)))
     total = votes.sum(axis=1)
     voted = total > 0
     kept = voted & _keep(votes, attributes, policy)
@@ -165,6 +161,17 @@ def label_distributions(ratings: RatingTable, attributes: AttributeColumns, coun
     )
     _check_targets(targets, ratings.label[considered], policy)
     return targets
+
+
+def counted_votes(ratings: RatingTable, count: int, policy: LabelPolicy, voters: Voters) -> npt.NDArray[np.float64]:
+    """(N, C) the votes that count of these voters, for `count` utterances; zeros where there is none.
+
+    All of a policy applies but `keep`, which says what a corpus is tested on: that is people's to say.
+    """
+    right_source = np.isin(ratings.source, _sources(policy, voters))
+    considered = (ratings.stimulus == policy.stimulus) & right_source & (ratings.weight > 0)
+    weight = _weights(ratings, considered, policy)
+    return _sums(ratings, _classes(ratings.label, policy), weight, (count, len(policy.classes)))
 
 
 def label_words(labels: Iterable[str]) -> list[str]:
@@ -192,6 +199,29 @@ def _classes(labels: npt.NDArray[np.object_], policy: LabelPolicy) -> npt.NDArra
     numbers, words = codes(labels)
     class_of_word = [place.get(merged.get(canonical(word), canonical(word)), outside) for word in words]
     return np.array(class_of_word, dtype=np.int64)[numbers] if words else numbers
+
+
+def _sources(policy: LabelPolicy, voters: Voters) -> list[Source]:
+    """The sources of ratings that count."""
+    people: list[Source] = ["external", "self"] if policy.raters == "all" else ["external"]
+    return [*(people if voters != "synthetic" else ()), *(["synthetic"] if voters != "human" else ())]
+
+
+def _weights(ratings: RatingTable, considered: npt.NDArray[np.bool_], policy: LabelPolicy) -> npt.NDArray[np.float64]:
+    """(R,) how much of a vote each rating is, 0 for those that are not considered."""
+    weight = ratings.weight.astype(np.float64) * considered
+    return weight * _share_of_rater(ratings, considered, policy.multi_label)
+
+
+def _sums(
+    ratings: RatingTable, class_of_rating: npt.NDArray[np.int64], weight: npt.NDArray[np.float64],
+    shape: tuple[int, int],
+) -> npt.NDArray[np.float64]:  # fmt: skip
+    """(N, C) the votes of each utterance for each class."""
+    counting = (class_of_rating >= 0) & (weight > 0)
+    cell = ratings.utterance[counting].astype(np.int64) * shape[1] + class_of_rating[counting]
+    votes = np.bincount(cell, weight[counting], shape[0] * shape[1])
+    return np.asarray(votes.astype(np.float64).reshape(shape))
 
 
 def _share_of_rater(

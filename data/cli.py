@@ -104,11 +104,14 @@ def check_corpus(
 
     if figure is not None:
         check_figure_path(figure)
-    found = read_corpus(corpus, corpus_root(corpus, root), audio_root=audio_root, columns=columns)
+    place = corpus_root(corpus, root)
+    found = read_corpus(corpus, place, audio_root=audio_root, columns=columns, warns=False)
     only_word = found.defaults.emotions[0] if len(found.defaults.emotions) == 1 and not options["emotions"] else ""
     defaults = replace(found.defaults, emotions=(only_word, OTHER)) if only_word else found.defaults
     recordings = check_recordings(found, decoded=decode, max_seconds=max_seconds)
     record = check(found, policy_of(defaults, options), recordings, only_word=only_word)
+    if place.is_file():
+        record["table"] = str(place)
     click.echo(json.dumps(record, indent=2, ensure_ascii=False) if as_json else describe(record))
     if figure is not None:
         draw(record, [seconds for seconds in recordings.seconds if seconds is not None], figure)
@@ -122,7 +125,8 @@ def describe(record: Mapping[str, Any]) -> str:
 
 def _lines(record: Mapping[str, Any]) -> Iterator[str]:
     version = f" {record['version']}" if record["version"] else ""
-    yield f"{record['corpus']}{version} at {record['root']}"
+    place = f"{record['table']}, recordings in {record['root']}" if "table" in record else record["root"]
+    yield f"{record['corpus']}{version} at {place}"
     yield (
         f"utterances  {record['utterances']:,}, {record['hours']:.2f} h, {record['speakers']:,} speakers, "
         f"{record['sessions']} sessions, {record['dialogues']:,} dialogues"

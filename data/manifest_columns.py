@@ -76,7 +76,8 @@ def named_columns(options: Sequence[str]) -> dict[str, str]:
         if not sign or not column:
             raise SettingError(f"Bad column {option!r}, expected a role and a column such as id=filename")
         if role not in NAMES and not any(role.startswith(prefix) and role != prefix for prefix in PREFIXES):
-            raise SettingError(bad_choice("column role", role, [*NAMES, *(f"{prefix}NAME" for prefix in PREFIXES)]))
+            choices = [*NAMES, *(f"{prefix}NAME" for prefix in PREFIXES)]
+            raise SettingError(f"{bad_choice('column role', role, choices)}: any other column keeps its own name")
         if role in named:
             raise SettingError(f"Bad column {option!r}: {role!r} is {named[role]!r} already")
         named[role] = column

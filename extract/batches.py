@@ -19,7 +19,11 @@ _LEAST, _MOST = 4, 16
 _TURNS = 8
 # Seconds and tokens of a batch where nobody says, on a processor and on an accelerator. A processor gains nothing from
 # batches of audio, and would compute their padding.
-_BUDGETS: dict[Modality, tuple[float, float]] = {"audio": (0.0, 120.0), "text": (1024.0, 16384.0)}
+_BUDGETS: dict[Modality, tuple[float, float]] = {
+    "audio": (0.0, 120.0),
+    "text": (1024.0, 16384.0),
+    "sentiment": (1024.0, 16384.0),
+}
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from amber2_core.errors import ModelError
 
-Modality = Literal["audio", "text"]
+Modality = Literal["audio", "text", "sentiment"]
 
 CONFIG = "config.json"
 # in the order in which transformers looks for them
@@ -33,7 +33,7 @@ TOKENIZER = (
     "sentencepiece.bpe.model",
     "tokenizer.model",
 )
-_BESIDE: dict[Modality, tuple[str, ...]] = {"audio": PREPROCESSOR, "text": TOKENIZER}
+_BESIDE: dict[Modality, tuple[str, ...]] = {"audio": PREPROCESSOR, "text": TOKENIZER, "sentiment": TOKENIZER}
 
 # Folders that are called so by the tools that make them, whatever is in them; a snapshot's name is a hub's commit.
 _NOT_TELLING = re.compile(
@@ -91,13 +91,25 @@ class Checkpoint:
                 return rate
         raise ModelError(f"Cannot use {self.name!r} for audio: {self.beside[0]} names no sampling_rate")
 
+    def classes(self) -> tuple[str, ...]:
+        """What a classifier calls its outputs, in their order; LABEL_0 and LABEL_1 where its config says nothing.
+
+        Raises:
+            ModelError: the config cannot be understood.
+        """
+        names = _read_json(self.folder / CONFIG).get("id2label") or {"0": "LABEL_0", "1": "LABEL_1"}
+        try:
+            return tuple(str(names[str(place)]) for place in range(len(names)))
+        except (KeyError, TypeError):
+            raise ModelError(f"Cannot read {self.folder / CONFIG}: expected id2label with 0, 1, …") from None
+
 
 def find_checkpoint(name: str, *, modality: Modality) -> Checkpoint:
     """Find a pretrained encoder, and download it where it is neither a folder nor downloaded yet.
 
     Args:
         name: a folder, or an id of the Hugging Face hub, with ``@REVISION`` after it where not the newest is wanted.
-        modality: audio encoders need a preprocessor beside their weights, text encoders a tokenizer.
+        modality: audio encoders need a preprocessor beside their weights, what reads transcripts a tokenizer.
 
     Raises:
         ModelError: no such folder, no such model, no network, or a file is missing (the line says which).

@@ -1,4 +1,4 @@
-"""The commands of stage 1: extract-features and import-features write a feature cache, inspect-cache tells of one."""
+"""The commands of stage 1: extract-features, import-features and import-ratings write a cache, inspect-cache tells."""
 
 from __future__ import annotations
 
@@ -51,11 +51,20 @@ _log = logging.getLogger(__name__)
     help="Text encoder: an id of the Hugging Face hub, with @REVISION if need be, or a folder.",
 )
 @click.option(
+    "--sentiment-model",
+    help="Classifier, an id or a folder, that adds how negative, neutral and positive transcripts are. [default: none]",
+)
+@click.option(
+    "--sentiment-labels",
+    metavar="NAMES",
+    help="What the classifier's outputs are, such as negative,neutral,positive. [default: as its config says]",
+)
+@click.option(
     "--modality",
-    type=click.Choice(["both", "audio", "text"]),
+    type=click.Choice(["both", "audio", "text", "sentiment"]),
     default="both",
     show_default=True,
-    help="What to encode now; what the cache holds already of the other is kept.",
+    help="What to encode now, beside the sentiment if asked for; what else the cache holds is kept.",
 )
 @click.option(
     "--layers",
@@ -126,7 +135,9 @@ def extract_features(
     columns: tuple[str, ...],
     audio_model: str,
     text_model: str,
-    modality: Literal["both", "audio", "text"],
+    sentiment_model: str | None,
+    sentiment_labels: str | None,
+    modality: Literal["both", "audio", "text", "sentiment"],
     layers: Literal["last", "all"],
     frames: int | None,
     pooling: str,
@@ -159,8 +170,9 @@ def extract_features(
         summary = pipeline.extract_features(
             read_corpus(corpus, corpus_root(corpus, root), audio_root=audio_root, columns=columns),
             output or folder / f"{corpus}.h5",
-            audio_model=None if modality == "text" else audio_model,
-            text_model=None if modality == "audio" else text_model,
+            audio_model=audio_model if modality in ("both", "audio") else None,
+            text_model=text_model if modality in ("both", "text") else None,
+            sentiment_model=sentiment_model,
             audio_name=audio_name,
             text_name=text_name,
             layers=layers,
@@ -169,6 +181,7 @@ def extract_features(
             precision=precision,
             max_seconds=max_seconds,
             repair=None if repair_text == "none" else repair_text,
+            sentiment_labels=sentiment_labels,
             effort=effort,
             force=force,
             strict=strict,
@@ -278,6 +291,54 @@ def import_features(
     _list(done.extra, "not in the cache, left out")
     click.echo(str(done.output))
     return INCOMPLETE if any(rows < done.utterances for rows, _ in done.features.values()) else None
+
+
+@click.command(cls=Command)
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option("--cache", required=True, type=click.Path(path_type=Path), help="The cache whose ratings they join.")
+@click.option(
+    "--source",
+    type=click.Choice(["synthetic", "external", "self"]),
+    default="synthetic",
+    show_default=True,
+    help="Who the raters are: models, other people, or the speakers themselves.",
+)
+@click.option(
+    "--stimulus",
+    type=click.Choice(["audio", "video", "audiovisual"]),
+    help="What they were given where FILE does not say. [default: what the corpus is labelled by]",
+)
+@click.option("--replace", "replace_raters", is_flag=True, help="First remove what the raters of FILE said before.")
+@command_body
+def import_ratings(
+    file: Path,
+    cache: Path,
+    source: Literal["synthetic", "external", "self"],
+    stimulus: Literal["audio", "video", "audiovisual"] | None,
+    replace_raters: bool,
+) -> int | None:
+    """Add the votes in FILE to a cache: of models that stand in for raters, or of people who were asked later.
+
+    FILE is JSON lines, or a CSV file with the same columns: utterance, rater, label, perhaps weight and stimulus. The
+    same file again changes nothing. Targets stay people's; what models say is learnt from where train-heads --targets
+    asks for it. The exit code is 3 when rows were left out; they are listed.
+
+    \b
+      import-ratings listener.jsonl --cache cache/iemocap.h5
+    """
+    from .imported_ratings import import_ratings as imported
+
+    done = imported(file, cache, source=source, stimulus=stimulus, replace_raters=replace_raters)
+    words = ", ".join(f"{word} {count:,}" for word, count in list(done.words.items())[:12])
+    click.echo(
+        f"{source}: {done.ratings:,} ratings of {done.utterances:,} utterances by {len(done.raters):,} raters: {words}"
+    )
+    if done.unlabelled:
+        click.echo(f"without a label, nobody's vote: {done.unlabelled:,}")
+    _list(tuple(done.unknown), "not in the cache, left out")
+    _list(done.failures, "left out")
+    click.echo(f"{done.cache}" if done.written else f"{done.cache} was up to date")
+    return INCOMPLETE if done.unknown or done.failures else None
 
 
 def _print_summary(summary: Summary) -> None:

@@ -22,7 +22,7 @@ from amber2_core.tables import Texts
 from amber2_core.votes import LabelPolicy, label_distributions
 
 from .previous import find_features, sequence_of, stage_of
-from .recipe import differences, settings
+from .recipe import OF_TRANSCRIPTS, differences, settings
 
 Record = dict[str, Any]  # JSON values
 
@@ -81,6 +81,9 @@ def describe(record: Record) -> str:
             f"ratings     {ratings['ratings']:,} of the {stimulus} stimulus, "
             f"{ratings['raters_per_utterance']:.2f} raters per rated utterance: {words}"
         )
+        if len(ratings["sources"]) > 1:
+            sources = ", ".join(f"{source} {count:,}" for source, count in ratings["sources"].items())
+            lines.append(f"              by source: {sources}; raters and words are people's")
     labels = record["labels"]
     if "error" in labels:
         lines.append(f"labels      none by default: {labels['error']}")
@@ -110,15 +113,18 @@ def _size(count: int) -> str:
 
 
 def _ratings(cache: FeatureCache) -> Record:
+    """Of each stimulus; raters and words are people's, where there are any beside the models."""
     found = {}
     ratings = cache.ratings
     for stimulus in sorted(set(ratings.stimulus)):
         chosen = ratings.stimulus == stimulus
-        raters = set(zip(ratings.utterance[chosen], ratings.rater[chosen], strict=True))
-        words = Counter(str(word) for word in ratings.label[chosen])
+        people = chosen & (ratings.source != "synthetic")
+        own = people if people.any() else chosen
+        raters = set(zip(ratings.utterance[own], ratings.rater[own], strict=True))
+        words = Counter(str(word) for word in ratings.label[own])
         found[str(stimulus)] = {
             "ratings": int(chosen.sum()),
-            "raters_per_utterance": len(raters) / max(1, len(set(ratings.utterance[chosen]))),
+            "raters_per_utterance": len(raters) / max(1, len(set(ratings.utterance[own]))),
             "sources": dict(Counter(str(source) for source in ratings.source[chosen])),
             "words": dict(words.most_common()),
         }
@@ -148,7 +154,7 @@ def _labels(cache: FeatureCache) -> Record:
 
 def without_content(modality: str, counts: tuple[int, int], transcripts: Texts) -> str:
     """In words, that most utterances have one and the same vector, as `repeated_rows` counts them."""
-    empty = sum(not transcript.strip() for transcript in transcripts) if modality == "text" else 0
+    empty = sum(not transcript.strip() for transcript in transcripts) if modality in OF_TRANSCRIPTS else 0
     why = f" ({empty:,} transcripts are empty)" if empty else ""
     return (
         f"{counts[0]:,} of {counts[1]:,} utterances have the same vector{why}: little or nothing can be learnt from it"

@@ -38,8 +38,9 @@ from .previous import (
     reusable_rows,
     stage_of,
     with_recordings,
+    with_synthetic_ratings,
 )
-from .recipe import AudioRecipe, Layers, Precision
+from .recipe import OF_TRANSCRIPTS, AudioRecipe, Layers, Precision
 from .recordings import Batch, Inputs, Work, blank_cache, scan_recordings, transcript_inputs
 from .rows import RowStore, work_folder
 
@@ -119,6 +120,7 @@ def extract_features(
     *,
     audio_model: str | None = AUDIO_MODEL,
     text_model: str | None = TEXT_MODEL,
+    sentiment_model: str | None = None,
     audio_name: str | None = None,
     text_name: str | None = None,
     layers: Layers = "last",
@@ -127,6 +129,7 @@ def extract_features(
     precision: Precision = "fp32",
     max_seconds: float | None = None,
     repair: Repair | None = None,
+    sentiment_labels: str | None = None,
     effort: Effort | None = None,
     force: bool = False,
     strict: bool = False,
@@ -142,6 +145,8 @@ def extract_features(
         output: the cache; its other feature sets are kept.
         audio_model: id or folder of a speech encoder; None leaves audio out.
         text_model: id or folder of a text encoder; None leaves text out.
+        sentiment_model: id or folder of a text classifier, whose (3,) probabilities of a negative, neutral and positive
+            transcript are kept as modality ``sentiment``; None leaves them out.
         audio_name: what the cache calls the speech features; None: as the encoder is called.
         text_name: what the cache calls the text features.
         layers: the last hidden state, or all of them.
@@ -150,6 +155,8 @@ def extract_features(
         precision: of products and convolutions; what is stored is fp32.
         max_seconds: longer utterances are cut off at the end.
         repair: damage of transcripts that is undone before they are encoded; the cache keeps them as they are.
+        sentiment_labels: which sentiment each output of the classifier is, ``negative,neutral,positive``, for one
+            whose config does not say; ``negative,positive`` where it knows no neutral, which then has 0.
         effort: device and size of batches; they do not change the numbers.
         force: encode again what stands at `output` already; a cache that cannot be read is replaced.
         strict: write nothing under `output` if an utterance fails; what is encoded is kept beside it.
@@ -170,6 +177,7 @@ def extract_features(
     jobs = plan_jobs(
         audio_model,
         text_model,
+        sentiment_model,
         audio_name=audio_name,
         text_name=text_name,
         layers=layers,
@@ -178,14 +186,17 @@ def extract_features(
         precision=precision,
         max_seconds=max_seconds,
         repair=repair,
+        sentiment_labels=sentiment_labels,
     )
-    if text_model is not None:
+    if text_model is not None or sentiment_model is not None:
         for problem in transcript_problems(corpus.utterances, repair):
             _log.warning("%s: %s", problem.file, problem.what)
     with _told(output), work_folder(output) as folder, read_previous(output, corpus.name, force=force) as before:
         if before is None:
             # There will be something to encode: while the corpus is scanned, workers' libraries are loaded.
             engine.prepare(*worker.PRELOADED)
+        else:
+            blank = with_synthetic_ratings(blank, before.cache)
         scan = _scan(corpus, blank.utterances, before, repair, audio=audio_model is not None)
         if strict:
             for job in jobs:
@@ -222,7 +233,7 @@ class _Scan:
 
     def inputs_of(self, features: StoredFeatures) -> Inputs | None:
         """What a feature set of before would be encoded from now, under its own recipe."""
-        if features.modality == "text":
+        if features.modality in OF_TRANSCRIPTS:
             return transcript_inputs(self.corpus, features.recipe.get("repair"))
         return self.inputs.get(features.modality)
 
@@ -246,7 +257,8 @@ class _Done:
 def _scan(
     corpus: Corpus, table: UtteranceTable, before: Previous | None, repair: Repair | None, *, audio: bool
 ) -> _Scan:
-    inputs = {"text": transcript_inputs(corpus, repair)}
+    transcripts = transcript_inputs(corpus, repair)
+    inputs: dict[str, Inputs] = dict.fromkeys(OF_TRANSCRIPTS, transcripts)
     if audio:
         _log.info("reading %d recordings of %s", sum(path != "" for path in table.audio), corpus.name)
         inputs["audio"] = scan_recordings(corpus, known=known_lengths(before))
@@ -297,7 +309,7 @@ def _encode(
 ) -> tuple[FeatureSummary, dict[str, str]]:
     """Deal to workers what is fresh among the works; with the reasons, by digest, why some of it failed."""
     began, modality = time.monotonic(), job.recipe.modality
-    known = engine.call(worker.survey, job, effort.device, works if modality == "text" else ())
+    known = engine.call(worker.survey, job, effort.device, works if modality in OF_TRANSCRIPTS else ())
     batches, padding = _planned(job, works, fresh, known, effort)
     summary = FeatureSummary(
         modality,

@@ -15,7 +15,7 @@ import numpy.typing as npt
 from amber2_core.cache import FeatureCache, Features, Frames, read_cache, stored_features
 from amber2_core.errors import CacheError
 from amber2_core.features import IMPORTED, StoredFeatures, StoredFrames
-from amber2_core.tables import Texts, UtteranceTable, texts
+from amber2_core.tables import Texts, UtteranceTable, take, texts, with_ratings
 
 from .recipe import EncoderRecipe, differences
 from .recordings import Inputs
@@ -168,6 +168,15 @@ def kept_features(
     digests = [str(before.inputs[row]) if row >= 0 else "" for row in source]
     values, frames = _gathered(before, source, digests, None, with_frames=before.frames is not None)
     return replace(before, values=values, inputs=texts(digests), frames=frames)
+
+
+def with_synthetic_ratings(blank: FeatureCache, before: FeatureCache) -> FeatureCache:
+    """The tables of a corpus with what models said of its utterances, which no release holds, from an earlier cache."""
+    rows = {str(id_): row for row, id_ in enumerate(blank.utterances.id)}
+    row_now = np.array([rows.get(str(id_), -1) for id_ in before.utterances.id], dtype=np.int32)
+    ratings = replace(before.ratings, utterance=row_now[before.ratings.utterance])
+    kept = (ratings.source == "synthetic") & (ratings.utterance >= 0)
+    return replace(blank, ratings=with_ratings(blank.ratings, take(ratings, np.flatnonzero(kept))))
 
 
 def is_same(before: Previous, after: FeatureCache, sets: Sequence[StoredFeatures]) -> bool:

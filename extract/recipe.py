@@ -12,7 +12,11 @@ from typing import Any, ClassVar, Literal, get_args
 from amber2_core.cache import fingerprint
 from amber2_data.transcripts import Repair
 
-Modality = Literal["audio", "text"]
+Modality = Literal["audio", "text", "sentiment"]
+# what is made of transcripts
+OF_TRANSCRIPTS: tuple[Modality, ...] = ("text", "sentiment")
+# the columns of a sentiment
+SENTIMENTS = ("negative", "neutral", "positive")
 Layers = Literal["last", "all"]
 # of products and convolutions; norms, softmax, sums and what is stored are fp32 in any case
 Precision = Literal["fp32", "bf16", "fp16"]
@@ -39,8 +43,8 @@ KAISER_BEST = Resampler()
 
 
 @dataclass(frozen=True, kw_only=True)
-class _EncoderRecipe:
-    """What audio and text encoders have in common."""
+class _ModelRecipe:
+    """What all that a pretrained model makes depends on."""
 
     modality: ClassVar[Modality]
 
@@ -49,14 +53,8 @@ class _EncoderRecipe:
     revision: str
     weights_digest: str
     config_digest: str
-    # the last hidden state, or all of them: the encoder's input and each layer's output
-    layers: Layers = "last"
-    # over valid frames or tokens only
-    pooling: str = "mean"
     precision: Precision = "fp32"
     preprocessing_version: int = PREPROCESSING_VERSION
-    # the last hidden state pooled to at most so many bins beside its mean; None: the mean alone
-    frames: int | None = None
 
     def record(self) -> dict[str, Any]:
         """The recipe as JSON values, as it stands in a feature cache.
@@ -70,6 +68,23 @@ class _EncoderRecipe:
     def fingerprint(self) -> str:
         """sha256 of the recipe."""
         return fingerprint(self.record())
+
+
+@dataclass(frozen=True, kw_only=True)
+class _EncoderRecipe(_ModelRecipe):
+    """What audio and text encoders have in common: they give hidden states."""
+
+    # the last hidden state, or all of them: the encoder's input and each layer's output
+    layers: Layers = "last"
+    # over valid frames or tokens only
+    pooling: str = "mean"
+    # the last hidden state pooled to at most so many bins beside its mean; None: the mean alone
+    frames: int | None = None
+
+    @property
+    def of_encoder(self) -> dict[str, Any]:
+        """What an encoder is told beside its checkpoint and the precision."""
+        return {"layers": self.layers, "frames": self.frames, "pooling": self.pooling}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,7 +112,27 @@ class TextRecipe(_EncoderRecipe):
     repair: Repair | None = None
 
 
-EncoderRecipe = AudioRecipe | TextRecipe
+@dataclass(frozen=True, kw_only=True)
+class SentimentRecipe(_ModelRecipe):
+    """What the sentiment of transcripts depends on; the most tokens follow from tokenizer and config."""
+
+    modality: ClassVar[Modality] = "sentiment"
+    # there is no sequence of it
+    frames: ClassVar[None] = None
+
+    tokenizer_digest: str
+    # which sentiment each of the classifier's outputs is: ``positive,neutral,negative``
+    labels: str
+    # as of a text encoder
+    repair: Repair | None = None
+
+    @property
+    def of_encoder(self) -> dict[str, Any]:
+        """What a classifier is told beside its checkpoint and the precision."""
+        return {"labels": self.labels.split(",")}
+
+
+EncoderRecipe = AudioRecipe | TextRecipe | SentimentRecipe
 
 
 def differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> tuple[str, ...]:

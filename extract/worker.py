@@ -227,8 +227,7 @@ def _loaded(job: Job, device: str) -> Any:
     takes = str(getattr(transformers.MODEL_MAPPING.get(config, None), "main_input_name", ""))
     module, _, name = families.get(takes, next(iter(families.values()))).partition(":")
     kind = getattr(import_module(f".encoders.{module}", __package__), name)
-    settings = {"layers": recipe.layers, "frames": recipe.frames, "pooling": recipe.pooling}
-    return kind(job.checkpoint, **settings, precision=recipe.precision, device=device)
+    return kind(job.checkpoint, **recipe.of_encoder, precision=recipe.precision, device=device)
 
 
 class Halving:

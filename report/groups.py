@@ -49,6 +49,11 @@ class Entry:
         return self._own(self.run.tested)
 
     @cached_property
+    def against_synthetic(self) -> pd.DataFrame:
+        """The same predictions' rows against synthetic raters; none where nobody but people rated."""
+        return self._own(self.run.against_synthetic)
+
+    @cached_property
     def dev(self) -> pd.DataFrame:
         """Its dev rows of results.csv, one per setting, fold and seed."""
         return self._own(self.run.results[self.run.results["split"] == "dev"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,8 +38,8 @@ from .utterances import (
 HERE = Path(__file__).parent
 # of settings.json, what the page tells of a run beside its features and folds
 TOLD = (
-    "created", "corpus", "cache", "digest", "emotions", "systems", "seeds", "epochs", "inputs", "missing", "device",
-    "utterances", "policy", "grid", "versions",
+    "created", "corpus", "cache", "digest", "emotions", "systems", "seeds", "epochs", "inputs", "missing", "targets",
+    "device", "utterances", "policy", "grid", "versions",
 )  # fmt: skip
 _log = logging.getLogger(__name__)
 
@@ -63,7 +64,7 @@ class Chapter:
     group: Group
     facts: CorpusFacts
     comparisons: pd.DataFrame  # of `significance.compare`
-    drawn: str  # what its bootstrap draws
+    drawn: str  # what its bootstrap draws, as `Clusters.drawn`
     tables: Mapping[str, Table]  # by name
     figures: Mapping[str, Sequence[Drawing]]  # by the part of the page
     utterances: str  # JSON for a script element
@@ -94,7 +95,7 @@ class Chapter:
     @property
     def headline(self) -> list[str]:
         """The first system against the others, or else against its own other heads: `headlines`."""
-        names = ", ".join(run.name for run in self.group.runs)
+        names = self.group.runs[0].name if len(self.group.runs) == 1 else ""
         lines = headlines(self.comparisons, {entry.label for entry in self.group.mains}, names, self.drawn)
         return [*lines, *self.data_notes]
 
@@ -155,7 +156,7 @@ def chapter(group: Group, options: Options) -> Chapter:
         group=group,
         facts=facts,
         comparisons=comparisons,
-        drawn="speakers" if clusters.by_speaker else "utterances",
+        drawn=clusters.drawn,
         tables=all_tables(group, comparisons, method_in_words(clusters, options.draws), by),
         figures=figures(group, facts.speaker),
         utterances=script_json(utterance_record(group, facts, recordings)),
@@ -169,6 +170,7 @@ def page(chapters: Sequence[Chapter], title: str, notes: Sequence[str] = (), bes
         loader=jinja2.FileSystemLoader(HERE), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True,
         lstrip_blocks=True,
     )  # fmt: skip
+    environment.filters["quoted"] = lambda word: shlex.quote(str(word))
     return environment.get_template("page.html").render(
         chapters=chapters,
         title=title,

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from amber2_core.run_folder import RunFolder
+from amber2_core.run_folder import SYNTHETIC_VOTES, RunFolder
 from amber2_core.utterance import STIMULI
 
 TOLERANCE = 1e-6  # targets that differ by less are the same
@@ -44,8 +44,17 @@ def differences(first: RunFolder, second: RunFolder) -> list[str]:
 
 
 def data_notes(runs: Sequence[RunFolder]) -> list[str]:
-    """Of runs with one test set, those whose data differ from the first one's, as far as their digests tell."""
-    notes, first = [], runs[0]
+    """Of runs with one test set, those that learnt others' votes than people's, and those whose data differ.
+
+    They differ from the first one's, as far as their digests tell.
+    """
+    first = runs[0]
+    learnt = {run.name: run.settings.get("targets", "human") for run in runs}
+    notes = [
+        f"{name} learnt {voters} votes; its dev and test are people's."
+        for name, voters in learnt.items()
+        if voters != "human"
+    ]
     for run in runs[1:]:
         differ = _data_differences(first, run)
         if differ:
@@ -85,7 +94,8 @@ def _digests(run: RunFolder) -> Mapping[str, Any]:
 def _of(name: str) -> str:
     if name.startswith(WHOLE):
         return "ids, inputs or votes (their folders do not tell which)"
-    return {"ids": "ids of utterances", "votes": "votes"}.get(name, f"inputs of the {name} features")
+    words = {"ids": "ids of utterances", "votes": "votes", SYNTHETIC_VOTES: SYNTHETIC_VOTES}
+    return words.get(name, f"inputs of the {name} features")
 
 
 def _common(first: RunFolder, second: RunFolder) -> pd.DataFrame:

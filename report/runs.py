@@ -10,7 +10,7 @@ import pandas as pd
 
 from amber2_core.errors import RunFolderError
 from amber2_core.metrics import METRICS
-from amber2_core.run_folder import RunFolder, load, scores_again
+from amber2_core.run_folder import AGAINST_SYNTHETIC, RunFolder, load, scores_again
 
 Floats = npt.NDArray[np.float64]
 
@@ -37,7 +37,7 @@ def read_run(folder: Path) -> RunFolder:
     path, split = folder / "results.csv", run.results["split"]
     for name in ("fold", "seed", "n", "selected"):
         _check_cells(path, run.results[name], _whole(run.results[name], at_least=0))
-    _check_cells(path, split, split.isin(["dev", "test"]))
+    _check_cells(path, split, split.isin(["dev", "test", AGAINST_SYNTHETIC]))
     for name in _metrics(run):
         _check_cells(path, run.results[name], _number(run.results[name]))
     if len(run.curves):
@@ -87,10 +87,21 @@ def _check_completeness(run: RunFolder) -> None:
 
 
 def _check_scores(run: RunFolder) -> None:
-    """Every test row of results.csv must be what its predictions give."""
-    metrics = _metrics(run)
-    rows = run.tested.merge(scores_again(run, metrics), how="left", on=ROW, suffixes=("", " again"))
-    for name in (*metrics, "n"):
+    """Every row of results.csv that is of test must be what its predictions give."""
+    for split, rows in (("test", run.tested), (AGAINST_SYNTHETIC, run.against_synthetic)):
+        again = scores_again(run, _metrics(run), split=split)
+        if len(again) != len(rows):
+            raise RunFolderError(
+                f"{run.path / 'results.csv'} has {len(rows)} rows of the split {split}, predictions.npz makes "
+                f"{len(again)}: it is not complete; train again"
+            )
+        if len(rows):
+            _check_rows(run, rows.merge(again, how="left", on=ROW, suffixes=("", " again")))
+
+
+def _check_rows(run: RunFolder, rows: pd.DataFrame) -> None:
+    """Rows of results.csv, each with what its predictions give, must be equal to it."""
+    for name in (*_metrics(run), "n"):
         stored, again = rows[name], rows[f"{name} again"]
         right = ((stored - again).abs() <= TOLERANCE) | (stored.isna() & again.isna())
         if name == "n":  # of a head without a chosen epoch nothing is predicted, whoever has it

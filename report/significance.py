@@ -33,6 +33,8 @@ DRAWS = 10_000
 LEVEL = 0.95
 SURE = 0.05  # a corrected p below it is told as a difference
 HEADLINES = 4  # comparisons that are told in words
+# why utterances are drawn
+UNKNOWN, ALONE = "since their speakers are unknown", "since a test fold has a single speaker"
 # draws × clusters of weights that are held at once
 CHUNK = 4_000_000
 Finish = Callable[[Floats], Floats]  # sums over drawn clusters (…, K) → scores (…, scores)
@@ -49,7 +51,16 @@ class Clusters:
     rows: Sequence[npt.NDArray[np.intp]]  # fold → rows of its utterances
     numbers: Sequence[npt.NDArray[np.int64]]  # fold → their clusters, from 0
     sizes: Sequence[int]  # fold → S_f
-    by_speaker: bool
+    why_utterances: str = ""  # why what is drawn is no speaker; empty where it is one
+
+    @property
+    def by_speaker(self) -> bool:
+        return not self.why_utterances
+
+    @property
+    def drawn(self) -> str:
+        """What is drawn, in words, with the reason where it is not speakers."""
+        return "speakers" if self.by_speaker else f"utterances, {self.why_utterances}"
 
     @property
     def freedom(self) -> int:
@@ -62,10 +73,11 @@ class Clusters:
             return self
         folds = [(rows[some[rows]], numbers[some[rows]]) for rows, numbers in zip(self.rows, self.numbers, strict=True)]
         folds = [(rows, numbers) for rows, numbers in folds if len(rows)]
-        by_speaker = self.by_speaker and all(len(np.unique(numbers)) > 1 for _, numbers in folds)
-        people = [codes(list(map(str, numbers if by_speaker else rows))) for rows, numbers in folds]
+        is_alone = any(len(np.unique(numbers)) < 2 for _, numbers in folds)
+        why = self.why_utterances or (ALONE if is_alone else "")
+        people = [codes(list(map(str, rows if why else numbers))) for rows, numbers in folds]
         sizes = [len(names) for _, names in people]
-        return Clusters([rows for rows, _ in folds], [number for number, _ in people], sizes, by_speaker)
+        return Clusters([rows for rows, _ in folds], [number for number, _ in people], sizes, why)
 
 
 def speaker_clusters(fold: npt.NDArray[np.int64], speaker: Texts) -> Clusters:
@@ -75,10 +87,10 @@ def speaker_clusters(fold: npt.NDArray[np.int64], speaker: Texts) -> Clusters:
     """
     rows = [np.flatnonzero(fold == number) for number in np.unique(fold)]
     people = [codes([speaker[row] or f"\0{row}" for row in some]) for some in rows]
-    by_speaker = any(speaker) and all(len(names) > 1 for _, names in people)
-    if not by_speaker:
+    why = UNKNOWN if not any(speaker) else ALONE if any(len(names) < 2 for _, names in people) else ""
+    if why:
         people = [codes([str(row) for row in some]) for some in rows]
-    return Clusters(rows, [number for number, _ in people], [len(names) for _, names in people], by_speaker)
+    return Clusters(rows, [number for number, _ in people], [len(names) for _, names in people], why)
 
 
 def compare(group: Group, clusters: Clusters, *, draws: int = DRAWS, seed: int = 0) -> pd.DataFrame:
@@ -110,21 +122,18 @@ def compare(group: Group, clusters: Clusters, *, draws: int = DRAWS, seed: int =
 
 def method_in_words(clusters: Clusters, draws: int) -> str:
     """What was tested and how, for the reader of the table."""
-    count = sum(clusters.sizes)
-    drawn = (
-        f"the {count} speakers" if clusters.by_speaker else f"the {count} utterances, since their speakers are unknown,"
-    )
+    count, what = sum(clusters.sizes), "speakers" if clusters.by_speaker else "utterances"
     text = (
         "Difference of the scores in the tables above, averaged over seeds and folds. Tested is whether it is 0 for "
-        f"other speakers like these: paired bootstrap, {draws:,} draws of {drawn} with replacement within each test "
-        "fold, both systems on the same draws; the heads are not trained again. Intervals are percentile intervals "
-        f"widened for the number of speakers (Student's t, {clusters.freedom} degrees of freedom); p is two-sided. "
-        "Holm's correction is over the comparisons of one metric, not over metrics. Seeds that agree: share of seeds "
-        "whose own difference has the same sign."
+        f"other {what} like these: paired bootstrap, {draws:,} draws of the {count} {clusters.drawn}, with replacement "
+        "within each test fold, both systems on the same draws; the heads are not trained again. Intervals are "
+        f"percentile intervals widened for the number of {what} (Student's t, {clusters.freedom} degrees of freedom); "
+        "p is two-sided. Holm's correction is over the comparisons of one metric, not over metrics. Seeds that agree: "
+        "share of seeds whose own difference has the same sign."
     )
     if clusters.by_speaker and clusters.freedom < 15:
         text += f" With {count} speakers intervals are wide, and no p can fall below {smallest_p(clusters, draws):.3f}."
-    return text if clusters.by_speaker else text.replace("other speakers like these", "other utterances like these")
+    return text
 
 
 def headlines(comparisons: pd.DataFrame, systems: Set[str], names: str, drawn: str) -> list[str]:
@@ -133,12 +142,11 @@ def headlines(comparisons: pd.DataFrame, systems: Set[str], names: str, drawn: s
     Args:
         comparisons: of `compare`.
         systems: labels of the main heads; where there are others than the first, heads of its own are not told.
-        names: of the runs.
-        drawn: speakers or utterances.
+        names: of the runs, empty where the labels say them.
+        drawn: `Clusters.drawn`.
     """
     rivals = list(dict.fromkeys(comparisons["second"]))
-    [name for name, metric in METRICS.items() if metric.better == "lower"]
-    lines = []
+    place, lines = f" in {names}" if names else "", []
     for rival in ([one for one in rivals if one in systems] or rivals)[:HEADLINES]:
         own = comparisons[comparisons["second"] == rival]
         sure = own["p_holm"] < SURE
@@ -149,7 +157,7 @@ def headlines(comparisons: pd.DataFrame, systems: Set[str], names: str, drawn: s
         told = "; ".join(f"{word} {', '.join(map(_change, some.itertuples()))}" for word, some in parts if len(some))
         tests = f"{len(rivals)} comparison{'s' * (len(rivals) > 1)}"
         lines.append(
-            f"{own['first'].iloc[0]} against {rival} in {names}: {told} (differences on test; p by a bootstrap over "
+            f"{own['first'].iloc[0]} against {rival}{place}: {told} (differences on test; p by a bootstrap over "
             f"{drawn}, after Holm's correction over the {tests} of each metric, not over metrics)."
         )
     return lines

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from amber2_core.metrics import METRICS
 from amber2_core.run_folder import Floats, fold_means, mean_and_sd
 from amber2_core.tables import Texts
 
+from .agreement import by_ambiguity, synthetic_targets
 from .analysis import bins_of, confusion_counts, confusion_shares, scores_by_bin, vote_shares
 from .groups import Entry, Group, slugs
 from .provenance import stimulus
@@ -37,7 +39,7 @@ def all_tables(
     group: Group, comparisons: pd.DataFrame, method: str, by: Mapping[str, Texts] | None = None
 ) -> dict[str, Table]:
     """Every table that a group has, by name; `by`: columns to group the test utterances by."""
-    tables = [*result_tables(group), published_table(group)]
+    tables = [*result_tables(group), *published_tables(group)]
     if len(comparisons):
         tables.append(significance_table(comparisons, method))
     tables += (
@@ -49,6 +51,7 @@ def all_tables(
         else []
     )
     tables += [*ablation_tables(group), fold_table(group), ambiguity_table(group), *setting_tables(group)]
+    tables += synthetic_tables(group)
     return {table.name: table for table in tables}
 
 
@@ -70,22 +73,22 @@ def result_tables(group: Group) -> list[Table]:
     return tables
 
 
-def published_table(group: Group) -> Table:
-    """Table 5: our rows, and what others printed for the same corpus, with the traps under it."""
+def published_tables(group: Group) -> list[Table]:
+    """Table 5: our rows, and what others printed for the same corpus, with the traps under it; none if nothing was."""
     printed = pd.read_csv(PUBLISHED)
     theirs = printed[printed["corpus"] == group.corpus].rename(columns={"method": "entry"})
+    if not len(theirs):
+        return []
     ours = [{"entry": f"{entry.label} (this run)", **_scores(entry.tested, AGAINST_PUBLISHED)} for entry in group.mains]
-    traps = list(theirs["note"].dropna().unique())
-    if len(theirs):
-        traps.append(
-            "Printed numbers come from other features, folds and label sets: they orient, they do not compare."
-        )
-    else:
-        traps.append(f"Nothing that this project knows of was published for the corpus {group.corpus!r}.")
-    notes = [_spread(group).partition(";")[0] + ".", *coverage_notes(group, group.mains), *traps]
+    notes = [
+        _spread(group).partition(";")[0] + ".",
+        *coverage_notes(group, group.mains),
+        *theirs["note"].dropna().unique(),
+        "Printed numbers come from other features, folds and label sets: they orient, they do not compare.",
+    ]
     columns = [ENTRY, *(Column(name, title_of(name), "score") for name in AGAINST_PUBLISHED)]
     rows: list[Row] = [*ours, *theirs.to_dict("records")]
-    return _table("published", "Beside published numbers", columns, rows, notes, like="Table 5", bold=False)
+    return [_table("published", "Beside published numbers", columns, rows, notes, like="Table 5", bold=False)]
 
 
 def side_by_side(groups: Sequence[Group]) -> Table:
@@ -162,6 +165,48 @@ def by_table(group: Group, column: str, name: str, values: Texts) -> Table:
         *coverage_notes(group, group.mains),
     ]
     return _table(f"by-{name}", f"Scores by {column}", columns, rows, notes, bold=False)
+
+
+def synthetic_tables(group: Group) -> list[Table]:
+    """How synthetic raters agree with people, and the scores of every head against them; none where there are none."""
+    targets = synthetic_targets(group)
+    rows: list[Row] = [
+        {"raters": f"of {name}", "ambiguity": what, **asdict(numbers)}
+        for name, said in targets.items()
+        for what, numbers in by_ambiguity(group.predictions.target, said)
+    ]
+    if not rows:
+        return []
+    columns = [
+        Column("raters", "synthetic raters"), Column("ambiguity", "ambiguity of people, bits"), Column("n", "n"),
+        Column("js", title_of("js"), "score"), Column("bc", title_of("bc"), "score"),
+        Column("human_entropy", "entropy of people, bits", "score"),
+        Column("synthetic_entropy", "entropy of models, bits", "score"),
+        Column("pearson", "entropies, Pearson", "score"), Column("spearman", "entropies, Spearman", "score"),
+    ]  # fmt: skip
+    columns = columns if len(targets) > 1 else columns[1:]
+    notes = [
+        "Of the n test utterances that synthetic raters rated, what they say against what people say. Below all stand "
+        "the tertiles of people's entropy, fewer where many utterances are equally ambiguous. Within one of these the "
+        "entropy of people hardly varies, which lowers correlations."
+    ]
+    agreement = _table("agreement", "Synthetic raters against people", columns, rows, notes, bold=False)
+    rows = [
+        {"entry": entry.label, "n": int(own.drop_duplicates("fold")["n"].sum()), **_scores(own, SHOWN)}
+        for entry in group.entries
+        if len(own := entry.against_synthetic)
+    ]
+    learnt = [f"{run.name} learnt {voters} votes" for run in group.runs if (voters := run.settings.get("targets"))]
+    notes = [
+        "Not the results of these systems, which are scored by people's targets above: here what synthetic raters say "
+        f"is the target, on the n test utterances that they rated. {'; '.join(learnt)}.",
+        _spread(group).partition(";")[0] + ".",
+    ]
+    columns = [ENTRY, Column("n", "n"), *_metric_columns(group, SHOWN)]
+    return [
+        agreement,
+        _table("against-synthetic", "Every head against synthetic raters", columns, rows, notes, bold=False),
+    ]
 
 
 def confusion_frame(group: Group, entry: Entry) -> pd.DataFrame:
@@ -351,12 +396,12 @@ def _head_notes(group: Group) -> list[str]:
     return [f"Systems are told by their head {group.head}, as was asked for{lacking}."]
 
 
-def _natural(text: str) -> tuple[bool, float, str]:
-    """What numbers are sorted by as numbers, before words."""
+def _natural(text: str) -> tuple[bool, bool, float, str]:
+    """What numbers are sorted by as numbers, before words, and nothing at all after both."""
     try:
-        return False, float(text), text
+        return False, False, float(text), text
     except ValueError:
-        return True, 0.0, text
+        return not text, True, 0.0, text
 
 
 def _expert_notes(group: Group) -> list[str]:

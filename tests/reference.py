@@ -129,6 +129,50 @@ def ece(target: Sequence[Distribution], probs: Sequence[Distribution], bins: int
     return total
 
 
+# --- Emo_ent: the text decides where the audio is spread evenly ---
+
+
+def nats(p: Distribution) -> float:
+    return -sum(share * math.log(share) for share in p if share > 0)
+
+
+def varentropy(p: Distribution) -> float:
+    h = nats(p)
+    return sum(share * (math.log(share) + h) ** 2 for share in p if share > 0)
+
+
+def quantile(values: Sequence[float], share: float) -> float:
+    ordered = sorted(values)
+    place = share * (len(ordered) - 1)
+    below = math.floor(place)
+    above = min(below + 1, len(ordered) - 1)
+    return ordered[below] + (place - below) * (ordered[above] - ordered[below])
+
+
+def steps(values: Sequence[float], low: float, high: float, count: int) -> list[float]:
+    first, last = quantile(values, low), quantile(values, high)
+    return [first + (last - first) * k / (count - 1) for k in range(count)]
+
+
+def precision_of_flags(
+    audio: Sequence[Distribution], target: Sequence[Distribution], c: int, least: float, most: float
+) -> tuple[float, int]:
+    """The share of wrong ones among those predicted as c that are flagged, and how many are flagged."""
+    flagged = wrong = 0
+    for p, y in zip(audio, target, strict=True):
+        if argmax(p) == c and nats(p) >= least and varentropy(p) <= most:
+            flagged += 1
+            wrong += argmax(y) != c
+    return (wrong / flagged if flagged else 0.0), flagged
+
+
+def class_of_sentiment(sentiment: Sequence[float], p: Distribution, emotions: Sequence[str]) -> int:
+    name = {0: "negative", 1: "neutral", 2: "happy"}[argmax(sentiment)]
+    if name == "negative":
+        name = "sad" if p[emotions.index("sad")] > p[emotions.index("angry")] else "angry"
+    return emotions.index(name)
+
+
 # --- losses ---
 
 

@@ -78,13 +78,34 @@ def save_speech(folder: Path, family: str, *, seed: int = 0, do_normalize: bool 
 
 def save_text(folder: Path, family: str, *, seed: int = 0) -> Any:
     """Save a text encoder and a word-level BERT tokenizer; returns the model."""
+    return _save_text(folder, family, TEXT_FAMILIES[family], seed)
+
+
+def save_classifier(folder: Path, family: str, classes: Sequence[str], *, seed: int = 0) -> Any:
+    """Save a text classifier whose outputs are called so, and a word-level BERT tokenizer; returns the model."""
+    import transformers
+
+    def made(size: int) -> Any:
+        config = TEXT_FAMILIES[family](size).config
+        config.id2label = dict(enumerate(classes))
+        model: Any = transformers.AutoModelForSequenceClassification
+        found = model.from_config(config)
+        for parameter in found.parameters():
+            if parameter.ndim > 1:
+                torch.nn.init.normal_(parameter, std=0.3)  # outputs that differ from one transcript to the other
+        return found
+
+    return _save_text(folder, family, made, seed)
+
+
+def _save_text(folder: Path, family: str, make: Callable[[int], Any], seed: int) -> Any:
     import transformers
 
     torch.manual_seed(seed)
     specials = ["[CLS]", "[PAD]", "[SEP]", "[UNK]", "[MASK]"] if family != "bert" else []
     specials = specials or ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
     vocabulary = {word: place for place, word in enumerate(dict.fromkeys([*specials, *WORDS, ".", ","]))}
-    model = TEXT_FAMILIES[family](len(vocabulary)).eval()
+    model = make(len(vocabulary)).eval()
     with silence():
         model.save_pretrained(folder)
     transformers.BertTokenizer(vocab=vocabulary).save_pretrained(folder)

@@ -134,6 +134,18 @@ def test_the_lines_say_the_same(manifest: Path) -> None:
         assert words in result.stdout
 
 
+def test_the_table_is_named_beside_its_recordings_and_problems_stand_in_the_list_alone(tmp_path: Path) -> None:
+    (tmp_path / "clips").mkdir()
+    wav(tmp_path / "clips" / "a.wav", 1.0)
+    (tmp_path / "corpus.csv").write_text("audio,rater1,rater2\nD:\\clips\\a.wav,Sad,happy\n")
+    result = call(tmp_path / "corpus.csv", "--audio-root", str(tmp_path / "clips"))
+    assert result.exit_code == 0
+    first, *_ = result.output.splitlines()
+    assert first == f"manifest at {tmp_path / 'corpus.csv'}, recordings in {tmp_path / 'clips'}"
+    assert result.output.count("no column of transcripts") == 1
+    assert "warning" not in result.output
+
+
 def test_a_release_without_faults_exits_with_0(manifest: Path, tmp_path: Path) -> None:
     lines = manifest.read_text().splitlines()
     (tmp_path / "good.csv").write_text("\n".join([*lines[:4], lines[8]]) + "\n")

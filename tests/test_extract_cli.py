@@ -17,7 +17,7 @@ import soundfile
 from click.testing import CliRunner, Result
 from extraction import work_here
 from small_corpus import write_corpus
-from small_models import save_speech, save_text
+from small_models import save_classifier, save_speech, save_text
 
 from amber2_core.cache import read_cache
 from amber2_extract.cli import ProgressLines, describe, extract_features, inspect_cache
@@ -299,3 +299,18 @@ def test_clips_of_crema_d_are_encoded_with_their_votes(desk: Desk, test_data: Pa
     assert 6 <= len(cache.utterances) <= 7
     assert np.isfinite(cache.feature_set("audio").values).all()
     assert set(cache.ratings.stimulus) == {"audio", "video", "audiovisual"}
+
+
+def test_a_sentiment_is_added_to_a_cache_by_its_modality_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    work_here(monkeypatch)
+    desk = Desk(tmp_path)
+    save_classifier(tmp_path / "classifier", "bert", ("LABEL_0", "LABEL_1", "LABEL_2"))
+    assert desk.run(modality="text").exit_code == 0
+    asked_for = {"modality": "sentiment", "sentiment_model": str(tmp_path / "classifier")}
+    assert desk.error(modality="sentiment").endswith("name an audio model, a text model, or a --sentiment-model")
+    assert "say in which order, as with --sentiment-labels negative,neutral,positive" in desk.error(**asked_for)
+    done = desk.run("--sentiment-labels", "negative,neutral,positive", **asked_for)
+    assert done.exit_code == 0, done.output
+    assert done.stdout.splitlines()[0] == "sentiment/classifier: 6 encoded, 0 up to date, 0 failed"
+    held = read_cache(tmp_path / "cache" / "manifest.h5").features
+    assert [(features.modality, features.name) for features in held] == [("sentiment", "classifier"), ("text", "bert")]

@@ -177,13 +177,16 @@ def test_absolute_recordings_are_kept_and_told_once(tmp_path: Path) -> None:
     assert [utterance.audio for utterance in corpus.utterances] == [here, "/gone/a2.wav", "wav/a1.wav"]
     assert corpus.root / str(corpus.utterances[0].audio) == tmp_path / "wav/a1.wav"
     (problem,) = corpus.problems
-    assert problem.what == f"2 recordings are absolute paths, for one {here}: they hold on this machine alone"
+    assert (
+        problem.what == f"2 recordings are absolute paths, for one {here}: they hold on this machine alone, unless "
+        "--audio-root says where the recordings lie"
+    )
 
 
 @pytest.mark.skipif(os.name == "nt", reason="they are paths there")
 @pytest.mark.parametrize("cell", ["C:\\a.wav", "c:a.wav", "D:/lab/a.wav", "\\\\server\\a.wav"])
 def test_a_path_of_windows_asks_for_the_folder_here(cell: str, tmp_path: Path) -> None:
-    with pytest.raises(CorpusError, match=r"corpus\.csv, line 2: recording .* is a path of Windows: .* --audio-root"):
+    with pytest.raises(CorpusError, match=r"line 2: recording '[^\\]*' is a path of Windows: .* --audio-root"):
         read(tmp_path, f"id,audio,text,label\n1,{cell},x,sad\n")
 
 
@@ -302,6 +305,7 @@ def test_a_column_that_is_named_may_keep_its_second_meaning_and_others_of_that_r
     [
         (["id"], SettingError, "Bad column 'id', expected a role and a column such as id=filename"),
         (["name=filename"], SettingError, "Bad column role 'name', expected one of ['id', 'audio', "),
+        (["gender=sex"], SettingError, "'weight.NAME']: any other column keeps its own name"),
         (["rater.=filename"], SettingError, "Bad column role 'rater.'"),
         (["id=a", "id=b"], SettingError, "Bad column 'id=b': 'id' is 'a' already"),
         (["id=nowhere"], CorpusError, "line 1: no column 'nowhere' for 'id', the header is ['id', 'audio'"),
@@ -315,6 +319,43 @@ def test_columns_that_are_named_wrongly_are_refused(
         read_corpus("manifest", tmp_path / "corpus.csv", columns=options)
     with pytest.raises(CorpusError, match=r"--audio-root and --column are for tables \(manifest, hf\), not for 'meld'"):
         read_corpus("meld", tmp_path, audio_root=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("cell", "expected"),
+    [
+        ("D:\\Lab\\Ann\\a1.wav", "ann/A1.WAV"),
+        ("ANN/a1.WAV", "ann/A1.WAV"),
+        ("/lab/ben/b1.wav", "ben/b1.wav"),  # as written, where both are there
+        ("/lab/ben/B1.Wav", "B1.Wav"),  # two that differ from it alike: neither
+        ("/lab/ann/b1.wav", "b1.wav"),  # there is none of ann's
+    ],
+)
+def test_a_recording_that_differs_in_case_alone_is_the_same_unless_several_do(
+    cell: str, expected: str, tmp_path: Path
+) -> None:
+    for place in ("ann/A1.WAV", "ben/b1.wav", "ben/B1.wav"):
+        (tmp_path / "clips" / place).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "clips" / place).touch()
+    if len(os.listdir(tmp_path / "clips" / "ben")) == 1:
+        pytest.skip("case does not matter to this file system")
+    (tmp_path / "corpus.csv").write_text(f"id,audio,text,label\n1,{cell},x,sad\n2,ann/A1.WAV,x,sad\n")
+    corpus = read_corpus("manifest", tmp_path / "corpus.csv", audio_root=tmp_path / "clips")
+    assert corpus.utterances[0].audio == expected
+
+
+@pytest.mark.parametrize(
+    ("cell", "hint"),
+    [("A1.WAV", r", where .*ann.a1\.wav is: write folders and names"), ("gone.wav", "--audio-root$")],
+)
+def test_a_name_that_is_in_a_folder_below_the_audio_root_is_told_and_not_guessed(
+    cell: str, hint: str, tmp_path: Path
+) -> None:
+    (tmp_path / "clips" / "ann").mkdir(parents=True)
+    (tmp_path / "clips" / "ann" / "a1.wav").touch()
+    (tmp_path / "corpus.csv").write_text(f"audio,label\n{cell},sad\n")
+    with pytest.raises(CorpusError, match=f"None of the 1 recordings .*: they are looked for in .*{hint}"):
+        read_corpus("manifest", tmp_path / "corpus.csv", audio_root=tmp_path / "clips")
 
 
 def test_recordings_of_the_same_name_need_ids(tmp_path: Path) -> None:

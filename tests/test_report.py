@@ -8,6 +8,7 @@ import itertools
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 from dataclasses import replace
@@ -32,6 +33,7 @@ from amber2_core.run_folder import (
     write_predictions,
     write_results,
 )
+from amber2_core.tables import texts
 from amber2_report.analysis import expert_weights
 from amber2_report.cli import free_name, report_runs
 from amber2_report.drawing import Drawing
@@ -40,7 +42,7 @@ from amber2_report.groups import grouped
 from amber2_report.page import Options, write_report
 from amber2_report.runs import read_run
 from amber2_report.significance import headlines
-from amber2_report.tables import AGAINST_PUBLISHED, PUBLISHED, published_table
+from amber2_report.tables import AGAINST_PUBLISHED, PUBLISHED, by_table, published_tables
 from amber2_train.cli import train_heads
 
 
@@ -148,6 +150,16 @@ def test_runs_of_different_test_sets_have_chapters_and_are_not_compared(run: Pat
 
 
 @pytest.mark.usefixtures("undrawn")
+def test_the_command_of_a_run_is_shown_as_a_shell_takes_it(run: Path, tmp_path: Path) -> None:
+    words = ["train-heads", "--cache", "my lab's <b>/c.h5", "--kappa", "2,4"]
+    write_json(run / "settings.json", {**read_settings(run), "command": words})
+    write_report([run], tmp_path / "out", Options(draws=200))
+    page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    (shown,) = re.findall(r"<pre><code>(.*?)</code></pre>", page)
+    assert shlex.split(html.unescape(shown)) == words
+
+
+@pytest.mark.usefixtures("undrawn")
 def test_two_kinds_of_votes_stand_side_by_side_and_are_told_not_to_compare(run: Path, tmp_path: Path) -> None:
     seen = write_run(tmp_path / "seen", Sketch(votes_seed=1))
     settings = read_settings(seen)
@@ -215,21 +227,28 @@ def test_a_report_without_its_cache_says_what_is_missing(run: Path, tmp_path: Pa
         assert f"warning: {place.name}: {words}" in done.output
         pages.append((tmp_path / "out" / place.name / "report.html").read_text(encoding="utf-8"))
     assert "Transcripts or votes are missing: No feature cache at" in pages[0]
-    assert "draws of the 9 speakers with replacement" in pages[0]
+    assert "draws of the 9 speakers, with replacement" in pages[0]
     assert "Transcripts, speakers or votes are missing: the run does not say" in pages[1]
     assert "draws of the 60 utterances, since their speakers are unknown" in pages[1]
 
 
-@pytest.mark.parametrize("corpus", ["iemocap", "msp_podcast", "crema_d", "made-up"])
+def test_a_corpus_of_which_nothing_was_published_has_no_such_table(run: Path) -> None:
+    assert published_tables(*grouped([read_run(run)])) == []
+
+
+@pytest.mark.parametrize("corpus", ["iemocap", "msp_podcast", "crema_d"])
 def test_published_numbers_stand_beside_runs_of_their_corpus_only(tmp_path: Path, corpus: str) -> None:
     (group,) = grouped([read_run(write_run(tmp_path / "run", Sketch(corpus=corpus)))])
-    table = published_table(group)
+    (table,) = published_tables(group)
+    rows = table.frame.iloc[:2]
+    for entry, row in zip(group.mains, rows.itertuples(), strict=True):
+        assert row.entry == f"{entry.label} (this run)"
+        assert row.uar == pytest.approx(entry.per_seed("uar").mean())
     notes = " ".join(table.notes)
     scores = table.frame.set_index("entry")
     of_the_paper = corpus in ("iemocap", "msp_podcast")
     assert ("AmbER², the paper" in scores.index) == of_the_paper
     assert ("√JS in nats under the name of JS" in notes) == of_the_paper
-    assert ("Nothing that this project knows of was published" in notes) == (corpus == "made-up")
     assert [name for name in scores.index if name.endswith("(this run)")] == [*scores.index[:2]]
     if corpus == "iemocap":
         assert scores.loc["AmbER², the paper", ["js", "js_sd"]].tolist() == [0.193, 0.002]
@@ -437,6 +456,13 @@ def test_scores_by_a_column_are_those_of_its_utterances_with_their_number(tmp_pa
     assert "| amber2 fusion | – | 59 |" in sessions  # nobody knows
 
 
+def test_groups_come_numbers_first_then_words_and_last_who_is_of_none(run: Path) -> None:
+    (group,) = grouped([read_run(run)])
+    of_each = texts([("", "f", "10", "m", "9")[k % 5] for k in range(len(group.predictions.id))])
+    table = by_table(group, "what", "what", of_each)
+    assert table.frame["group"].fillna("–").tolist()[:5] == ["9", "10", "f", "m", "–"]
+
+
 @pytest.mark.usefixtures("undrawn")
 def test_a_column_that_is_not_there_names_those_that_are(run: Path, tmp_path: Path) -> None:
     done = call(run, "--output", tmp_path / "out", "--by", "gender", "--quiet")
@@ -475,9 +501,8 @@ def test_the_head_that_was_asked_for_is_compared_across_runs(run: Path, tmp_path
     (chapter,) = report.chapters
     labels = ["run: amber2 audio", "other: amber2 audio", "run: cb-ce audio"]
     assert [entry.label for entry in chapter.group.mains] == labels
-    assert [line.split(" in run, other")[0] for line in chapter.headline[:2]] == [
-        f"{labels[0]} against {label}" for label in labels[1:]
-    ]
+    for line, label in zip(chapter.headline[:2], labels[1:], strict=True):
+        assert re.match(rf"{labels[0]} against {label}: (better|worse|may be chance) ", line)
     assert chapter.tables["systems-distribution"].frame["entry"].tolist() == labels
     assert "Systems are told by their head audio, as was asked for." in chapter.tables["systems-distribution"].notes
     done = call(run, "--output", tmp_path / "none", "--head", "video", "--quiet")

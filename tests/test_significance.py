@@ -18,12 +18,15 @@ from amber2_core.tables import texts
 from amber2_report.groups import Group, grouped
 from amber2_report.runs import read_run
 from amber2_report.significance import (
+    ALONE,
     COMPARED,
+    UNKNOWN,
     Clusters,
     compare,
     drawn_scores,
     holm,
     interval,
+    method_in_words,
     smallest_p,
     speaker_clusters,
     widened_draws,
@@ -198,10 +201,14 @@ def test_speakers_are_drawn_where_they_are_known_and_utterances_where_they_are_n
     known = speaker_clusters(fold, texts(["a", "b", "a", "c", "", "d"]))
     assert known.by_speaker
     assert known.sizes == [2, 3]  # who is unknown is a speaker of his own
-    for speaker in (["", "", "", "", "", ""], ["a", "a", "a", "b", "c", "d"]):
-        unknown = speaker_clusters(fold, texts(speaker))
-        assert not unknown.by_speaker
-        assert unknown.sizes == [3, 3]
+    for speaker, why in ((["", "", "", "", "", ""], UNKNOWN), (["a", "a", "a", "b", "c", "d"], ALONE)):
+        clusters = speaker_clusters(fold, texts(speaker))
+        assert not clusters.by_speaker
+        assert clusters.sizes == [3, 3]
+        said = method_in_words(clusters, 100)
+        assert f"other utterances like these: paired bootstrap, 100 draws of the 6 utterances, {why}, with" in said
+        assert "widened for the number of utterances (Student's t, 4 degrees of freedom)" in said
+        assert "speakers (" not in said
 
 
 def test_few_speakers_cannot_give_a_small_p() -> None:
@@ -228,6 +235,6 @@ def test_where_missing_utterances_leave_a_fold_one_speaker_utterances_are_drawn(
     assert (fewer.by_speaker, fewer.sizes) == (True, [3, 2])
     assert [numbers.tolist() for numbers in fewer.numbers] == [[0, 0, 1, 1, 2, 2], [0, 0, 1]]
     alone = clusters.of(np.array([True] * 8 + [False] * 4))
-    assert (alone.by_speaker, alone.sizes) == (False, [6, 2])
+    assert (alone.why_utterances, alone.sizes) == (ALONE, [6, 2])
     assert [len(rows) for rows in alone.rows] == [6, 2]
     assert clusters.of(np.ones(12, dtype=bool)) is clusters

@@ -118,7 +118,7 @@ def test_the_student_judges_every_head_of_amber_and_each_head_of_the_baseline_ju
 
 
 def test_an_unknown_system_names_those_there_are() -> None:
-    known = r"\['amber2', 'cb-ce', 'path/to/my_system.py:MySystem'\]"
+    known = r"\['amber2', 'cb-ce', .*'path/to/my_system.py:MySystem'\]"
     with pytest.raises(SettingError, match=rf"Bad system 'lddu', expected one of {known}"):
         system_of("lddu")
 
@@ -310,5 +310,5 @@ def test_a_system_of_an_installed_package_goes_by_the_name_of_its_entry_point(
     assert not (tmp_path / "run" / "curves.csv").exists()
     with pytest.raises(SettingError, match=r"^Cannot load the system 'broken' from their_systems\.nowhere:Prior: "):
         system_of("broken")
-    with pytest.raises(SettingError, match=r"expected one of \['amber2', 'cb-ce', 'their-prior', 'broken', 'path"):
+    with pytest.raises(SettingError, match=r"expected one of \['amber2', 'cb-ce', .*'their-prior', 'broken', 'path"):
         system_of("lddu")

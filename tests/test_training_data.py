@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from synthetic_data import EMOTIONS, cache_of, soft_labels, write_small_cache
 
-from amber2_core.cache import FeatureCache, StoredArray, write_cache
+from amber2_core.cache import FeatureCache, Features, StoredArray, write_cache
 from amber2_core.errors import CacheError, LabelError
 from amber2_core.tables import texts
 from amber2_core.votes import LabelPolicy
@@ -69,6 +69,21 @@ def test_the_feature_sets_are_the_only_ones_or_those_named(tmp_path: Path) -> No
     assert feature_keys(path, {"video": None, "audio": None}) == {"audio": ("audio", "audio-model")}
     with pytest.raises(CacheError, match=r"no video features called 'faces' .it has none.: encode them with extract-"):
         feature_keys(path, {"audio": None, "video": "faces"})
+
+
+def test_a_modality_that_is_not_asked_for_is_not_trained_on(tmp_path: Path) -> None:
+    cache = cache_of()
+    sentiment = Features(
+        "sentiment",
+        "classifier",
+        np.full((60, 3), 1 / 3, np.float32),
+        cache.features[0].inputs,
+        {"model": "classifier"},
+    )
+    write_cache(tmp_path / "made-up.h5", replace(cache, features=(*cache.features, sentiment)))
+    asked_for = {"audio": None, "text": None, "video": None}
+    assert list(feature_keys(tmp_path / "made-up.h5", asked_for)) == ["audio", "text"]
+    assert list(read_material(tmp_path / "made-up.h5", asked_for, {}).data.inputs) == ["audio", "text"]
 
 
 def test_targets_stand_in_the_rows_that_are_kept_and_features_are_left_whole() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
@@ -17,7 +17,17 @@ from hypothesis import strategies as st
 from amber2_core.errors import LabelError
 from amber2_core.tables import AttributeColumns, RatingTable, attribute_columns, rating_table, take, texts
 from amber2_core.utterance import Corpus, LabelDefaults, Rating, Source, Stimulus, Utterance
-from amber2_core.votes import LabelPolicy, Targets, canonical, codes, label_distributions, label_words
+from amber2_core.votes import (
+    VOTERS,
+    LabelPolicy,
+    Targets,
+    Voters,
+    canonical,
+    codes,
+    counted_votes,
+    label_distributions,
+    label_words,
+)
 
 FOUR = ("neutral", "happy", "angry", "sad")
 
@@ -430,30 +440,36 @@ class Expected:
     by_raters: int
 
 
-def _loops(utterances: Sequence[Utterance], policy: LabelPolicy) -> Expected:
+def _votes_of(utterance: Utterance, policy: LabelPolicy, sources: Collection[str]) -> tuple[list[Fraction], int, int]:
+    """Votes for each class, how many ticks count, and how many were looked at."""
     merge = dict(policy.merge)
+    ballots: dict[tuple[str, str], list[Rating]] = {}
+    for rating in utterance.ratings:
+        if rating.stimulus == policy.stimulus and rating.source in sources and rating.weight > 0:
+            ballots.setdefault((rating.source, rating.rater), []).append(rating)
+    votes, counting = [Fraction(0)] * (len(policy.emotions) + (policy.out_of_space == "other")), 0
+    for ticks in ballots.values():
+        share = Fraction(1, len(ticks)) if policy.multi_label == "split" else Fraction(1)
+        for tick in ticks[:1] if policy.multi_label == "first" else ticks:
+            word = MEANING[tick.label]
+            word = merge.get(word, word)
+            if word in policy.emotions:
+                votes[policy.emotions.index(word)] += Fraction(tick.weight) * share
+            elif policy.out_of_space == "other":
+                votes[-1] += Fraction(tick.weight) * share
+            else:
+                continue
+            counting += 1
+    return votes, counting, sum(map(len, ballots.values()))
+
+
+def _loops(utterances: Sequence[Utterance], policy: LabelPolicy) -> Expected:
     sources = ("external", "self") if policy.raters == "all" else ("external",)
-    size = len(policy.emotions) + (policy.out_of_space == "other")
     expected, silent, left, counting, by_raters = dict[int, list[Fraction]](), 0, 0, 0, 0
     for row, utterance in enumerate(utterances):
-        ballots: dict[tuple[str, str], list[Rating]] = {}
-        for rating in utterance.ratings:
-            if rating.stimulus == policy.stimulus and rating.source in sources and rating.weight > 0:
-                ballots.setdefault((rating.source, rating.rater), []).append(rating)
-                by_raters += 1
-        votes = [Fraction(0)] * size
-        for ticks in ballots.values():
-            share = Fraction(1, len(ticks)) if policy.multi_label == "split" else Fraction(1)
-            for tick in ticks[:1] if policy.multi_label == "first" else ticks:
-                word = MEANING[tick.label]
-                word = merge.get(word, word)
-                if word in policy.emotions:
-                    votes[policy.emotions.index(word)] += Fraction(tick.weight) * share
-                elif policy.out_of_space == "other":
-                    votes[-1] += Fraction(tick.weight) * share
-                else:
-                    continue
-                counting += 1
+        votes, count, looked_at = _votes_of(utterance, policy, sources)
+        counting += count
+        by_raters += looked_at
         if not sum(votes):
             silent += 1
         elif _is_kept(votes, str(utterance.attributes.get("consensus", "")), policy):
@@ -550,6 +566,18 @@ def test_targets_are_those_of_the_loops(utterances: list[Utterance], policy: Lab
     )
     assert tuple(targets.dropped.values()) == expected.dropped
     assert sum(len(utterance.ratings) for utterance in utterances) - sum(targets.ignored.values()) == expected.counting
+
+
+@settings(max_examples=200)
+@given(UTTERANCES, POLICIES, st.sampled_from(VOTERS))
+def test_the_votes_of_people_of_models_and_of_both_are_those_of_the_loops(
+    utterances: list[Utterance], policy: LabelPolicy, voters: Voters
+) -> None:
+    ratings, _, count = _columns(*utterances)
+    people = ["external", "self"] if policy.raters == "all" else ["external"]
+    sources = {"human": people, "synthetic": ["synthetic"], "combined": [*people, "synthetic"]}[voters]
+    expected = [[float(n) for n in _votes_of(one, policy, sources)[0]] for one in utterances]
+    np.testing.assert_allclose(counted_votes(ratings, count, policy, voters), expected, rtol=1e-12)
 
 
 # --- laws ---

@@ -151,6 +151,12 @@ def _list(text: str) -> list[str]:
 )
 @click.option("--keep", help="Utterances: consensus, plurality, majority, any-vote. [default: the corpus's own]")
 @click.option(
+    "--targets",
+    default="human",
+    help="Whose votes train learns from: human, synthetic (of models, see import-ratings), combined. "
+    "Dev and test stay human.",
+)
+@click.option(
     "--audio",
     metavar="LIST",
     help="Audio feature set, or several, each with a head of its own; none. [default: the only one, if any]",
@@ -218,6 +224,8 @@ def train_heads(
     found, besides = differences(again, report.folder) if again is not None else ([], [])
     if as_json:
         shown: dict[str, Any] = {"table": report.table, "selected": report.selected, "weights": report.weights}
+        if report.against_synthetic:
+            shown["against_synthetic"] = report.against_synthetic
         if again is not None:
             shown["again"] = {"run": str(again), "differences": found, "besides": besides}
         click.echo(json.dumps({"run": str(report.folder), **shown}))
@@ -278,7 +286,7 @@ def _options(typed: Mapping[str, Any], words: Sequence[str]) -> TrainOptions:
     modalities = {name: typed[name] for name in ("audio", "text", "video") if typed[name] != "none"}
     if typed["video"] is None:
         del modalities["video"]
-    as_typed = ("folds", "patience", "inputs", "missing", "precision", "score_all", "device")
+    as_typed = ("folds", "patience", "inputs", "missing", "targets", "precision", "score_all", "device")
     return TrainOptions(
         grid=_grid(typed),
         policy=policy_changes(typed),

@@ -203,7 +203,7 @@ class FoldData:
     """The three parts of one fold."""
 
     number: int  # of the fold, part of every run's random stream
-    train: Rows
+    train: Rows  # with the targets that are learnt, which may be of other raters than those of dev and test
     dev: Rows
     test: Rows
     emotions: tuple[str, ...] = ()  # C, as columns of the targets
@@ -225,14 +225,16 @@ def fold_data(data: TrainingData, fold: Fold, features: Features, *, standardise
         masks = {} if present is None else dict(zip(features.values, present, strict=False))
         standardisation = train_statistics(features.values, train, masks)
 
-    def part(rows: npt.NDArray[np.intp]) -> Rows:
-        targets = torch.from_numpy(data.targets[rows]).to(device)
+    def part(rows: npt.NDArray[np.intp], whole: npt.NDArray[np.float32] = data.targets) -> Rows:
+        targets = torch.from_numpy(whole[rows]).to(device)
         votes = None if data.votes is None else torch.from_numpy(data.votes[rows]).to(device)
         index = features.rows[torch.from_numpy(rows).to(device)]
         return Rows(features.values, index, targets, standardisation, present, features.frames, votes, features.sides)
 
     recipes = {key: some.recipe for key, some in data.sides.items()}
-    return FoldData(fold.number, part(fold.train), part(fold.dev), part(fold.test), data.emotions, recipes)
+    learnt = data.targets if data.learnt_targets is None else data.learnt_targets
+    parts = (part(fold.train, learnt), part(fold.dev), part(fold.test))
+    return FoldData(fold.number, *parts, data.emotions, recipes)
 
 
 def features_on(device: str, data: TrainingData) -> Features:

@@ -11,6 +11,7 @@ from typing import Any, Literal, get_args
 from amber2_core.errors import SettingError, bad_choice
 from amber2_core.metrics import METRICS
 from amber2_core.run_folder import KEY_COLUMNS
+from amber2_core.votes import VOTERS, Voters
 
 from .grid import Setting, Value, Variant, axes_of, check_axis, decider, expand
 from .systems.system import FitOptions, Precision
@@ -59,6 +60,8 @@ class TrainOptions:
     inputs: InputScale = "raw"
     # utterances without features of some modality
     missing: Missing = "drop"
+    # whose votes train learns from; dev and test are scored by people's
+    targets: Voters = "human"
     precision: Precision = "fp32"
     score_all: bool = False
     # modality → name of the feature set, None: the only one, if the cache has features of the modality
@@ -87,6 +90,7 @@ class TrainOptions:
         for name, word, choices in (
             ("inputs", self.inputs, get_args(InputScale)),
             ("missing", self.missing, MISSING),
+            ("targets", self.targets, VOTERS),
             ("precision", self.precision, get_args(Precision)),
         ):
             if word not in choices:
@@ -105,6 +109,7 @@ class TrainOptions:
             "patience": self.patience,
             "inputs": self.inputs,
             "missing": self.missing,
+            "targets": self.targets,
             "precision": self.precision,
             "score-all": self.score_all,
             "device": device.partition(":")[0],

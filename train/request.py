@@ -22,8 +22,8 @@ from amber2_core.cache import Features, MappedFeatures, read_feature_headers
 from amber2_core.errors import Amber2Error, CacheError, SettingError
 from amber2_core.features import IMPORTED, Side
 from amber2_core.metrics import METRICS
-from amber2_core.run_folder import FORMAT_VERSION
-from amber2_core.tables import RatingTable, texts
+from amber2_core.run_folder import FORMAT_VERSION, SYNTHETIC_VOTES
+from amber2_core.tables import RatingTable, take, texts
 
 from . import PRELOADED, tasks
 from .folds import heard_before, make_folds
@@ -66,6 +66,7 @@ class Request:
             "emotions": list(material.data.emotions),
             "policy": json.loads(json.dumps(asdict(material.policy))),
             "features": {m: feature_record(some) for m, some in material.data.inputs.items()},
+            "targets": self.options.targets,
         }
         settings = tuple((setting.reference, setting.row()) for setting in self.settings)
         names = tuple(setting.name for setting in self.settings)
@@ -130,13 +131,19 @@ def prepared(cache_path: Path, options: TrainOptions) -> Request:
     if options.precision == "tf32" and device == "cpu":
         raise SettingError("Bad precision 'tf32' on a CPU: only GPUs have it; use --precision fp32 or --device cuda")
     sides = {Side(*side) for setting in settings for side in setting.system.sides(setting.values)}
-    material = read_material(cache_path, options.modalities, options.policy, missing=options.missing, sides=sides)
+    material = _material(cache_path, options, sides)
     check_modalities(settings, tuple(material.data.inputs))
     protocol = options.folds or material.cache.defaults.folds
-    folds = make_folds(protocol, material.data)
+    folds = tuple(map(material.data.learnable, make_folds(protocol, material.data)))
     check_deciders(material.data, folds, settings)
     _check_reads(material.data, settings)
     return Request(options, settings, device, has_bfloat16, material, protocol, folds, left_out)
+
+
+def _material(cache_path: Path, options: TrainOptions, sides: Collection[Side] = ()) -> Material:
+    return read_material(
+        cache_path, options.modalities, options.policy, missing=options.missing, voters=options.targets, sides=sides
+    )
 
 
 def _of_all_systems(cache_path: Path, options: TrainOptions) -> tuple[TrainOptions, dict[str, str]]:
@@ -149,7 +156,7 @@ def _of_all_systems(cache_path: Path, options: TrainOptions) -> tuple[TrainOptio
     headers = read_feature_headers(cache_path)
     imported = [f"imported:{header.name}" for header in headers if header.modality == "prediction"]
     named = [name for name in grid.systems if name != ALL]
-    whole = read_material(cache_path, options.modalities, options.policy, missing=options.missing)
+    whole = _material(cache_path, options)
     for name in dict.fromkeys([*named, *OURS, *imported]):
         try:
             settings = replace(options, grid=replace(grid, systems=(name,), variants=())).settings()
@@ -198,9 +205,10 @@ def _files(settings: Sequence[Setting]) -> list[str]:
 
 
 def _contents(data: TrainingData, folds: Sequence[Fold]) -> str:
-    """A checksum of ids, folds, targets and features."""
+    """A checksum of ids, folds, targets, what is learnt instead of them, and features."""
     checksum = _checksum("\0".join(data.id).encode()) + data.checksum
-    for array in [data.targets, *(part for fold in folds for part in (fold.train, fold.dev, fold.test))]:
+    targets = [data.targets] if data.learnt_targets is None else [data.targets, data.learnt_targets]
+    for array in [*targets, *(part for fold in folds for part in (fold.train, fold.dev, fold.test))]:
         checksum += _checksum(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
     return _checksum(checksum.encode())
 
@@ -281,12 +289,19 @@ def _whole_command(words: Sequence[str], cache: Path) -> list[str]:
 def _digests(material: Material) -> dict[str, str]:
     """sha256 over what the numbers rest on, of what is kept: ids, what each modality was encoded from, raw votes.
 
+    People's votes and, where there are any, those of synthetic raters apart.
+
     How votes became targets is the policy's, which stands beside it.
     """
     data = material.data
     found = {"ids": _sha256(data.id)}
     found |= {modality: _sha256(_inputs(some, data.rows)) for modality, some in data.inputs.items()}
-    return {**found, "votes": _sha256(_votes(material.cache.ratings, data.rows))}
+    ratings = material.cache.ratings
+    is_synthetic = ratings.source == "synthetic"
+    for name, own in (("votes", ~is_synthetic), (SYNTHETIC_VOTES, is_synthetic)):
+        if own.any() or name == "votes":
+            found[name] = _sha256(_votes(take(ratings, np.flatnonzero(own)), data.rows))
+    return found
 
 
 def _inputs(features: Features | MappedFeatures, rows: npt.NDArray[np.int64]) -> Iterator[str]:

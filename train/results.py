@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from amber2_core.distributions import ambiguity_bins, disagreement, label
 from amber2_core.heads import FUSION_HEAD
-from amber2_core.run_folder import Predictions, Summary
+from amber2_core.run_folder import AGAINST_SYNTHETIC, Predictions, Summary
 
 from .selection import Selection
 from .tasks import Run, Scores, scores_of
@@ -44,10 +44,15 @@ class Report:
     selected: Mapping[str, Mapping[str, Mapping[str, Any]]]
     # system → expert → weight, mean over folds and seeds
     weights: Mapping[str, Mapping[str, float]]
+    # as `table`, against what synthetic raters say, where there are any
+    against_synthetic: Summary = field(default_factory=dict)
 
 
 def results_of(selection: Selection, data: TrainingData, folds: Sequence[Fold], columns: Sequence[str]) -> Results:
     """All tables of a complete sweep; here, and only for what dev chose, the targets of test are looked at.
+
+    Where models rated utterances of test, too, the same predictions are also scored against what these said, in rows of
+    their own.
 
     `columns` are the settings' names in results.csv.
     """
@@ -61,11 +66,14 @@ def results_of(selection: Selection, data: TrainingData, folds: Sequence[Fold], 
             runs = selection.of(fold.number, place)
             probs = [selection.finished.predicted(run).probs for run in runs]
             for run, predicted in zip(runs, probs, strict=True):
-                tested = {
-                    head: scores_of(target, some, _having(data, fold, head) & (head not in run.history.unjudged))
-                    for head, some in predicted.items()
-                }
+                having = {head: _having(data, fold, head) & (head not in run.history.unjudged) for head in predicted}
+                tested = {head: scores_of(target, some, having[head]) for head, some in predicted.items()}
                 tests += _rows(selection, run, "test", tested, columns, chosen=True)
+                if data.synthetic is not None:
+                    said = data.synthetic[fold.test]
+                    rated = ~np.isnan(said[:, 0])
+                    tested = {head: scores_of(said, some, having[head] & rated) for head, some in predicted.items()}
+                    tests += _rows(selection, run, AGAINST_SYNTHETIC, tested, columns, chosen=True)
                 curves += _curve_rows(name, run)
             for head in probs[0]:
                 chosen_probs.setdefault(f"{name}/{head}", []).append(np.stack([some[head] for some in probs]))
@@ -117,6 +125,7 @@ def _predictions(
         target=data.targets[tested],
         emotions=data.emotions,
         probs={name: np.concatenate(parts, axis=1) for name, parts in probs.items()},
+        synthetic=None if data.synthetic is None else data.synthetic[tested],
     )
 
 

@@ -11,12 +11,16 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from amber2_core import engine
 from amber2_core.errors import RunFolderError, SettingError
 from amber2_core.run_folder import (
+    AGAINST_SYNTHETIC,
     new_run_folder,
     summarise,
     write_curves,
@@ -78,7 +82,7 @@ def train(
         with new_run_folder(output) as folder:
             report = _write(folder, request, selection, results)
             shutil.copyfile(finished.folder / LOG, folder / LOG)
-    return Report(output, report.table, report.selected, report.weights)
+    return replace(report, folder=output)
 
 
 def plan(cache_path: Path, options: TrainOptions) -> Plan:
@@ -131,7 +135,7 @@ def _trained(request: Request, finished: FinishedTasks, on_progress: OnProgress)
 def _write(folder: Path, request: Request, selection: Selection, results: Results) -> Report:
     """Write all of a run folder but its log."""
     grid, settings = request.options.grid, request.settings
-    table = summarise(results.rows)
+    table, against = summarise(results.rows), summarise(results.rows, split=AGAINST_SYNTHETIC)
     selected = {
         system: {
             str(fold): {name: row[name] for name in grid.varied if name in (row := settings[place].row())}
@@ -146,14 +150,15 @@ def _write(folder: Path, request: Request, selection: Selection, results: Result
     write_experts(folder / "experts.csv", results.experts)
     write_predictions(folder / "predictions.npz", results.predictions)
     write_utterances(folder / "utterances.csv", utterance_rows(request))
-    write_json(folder / "summary.json", {"table": table, "selected": selected})
+    beside = {"against_synthetic": against} if against else {}
+    write_json(folder / "summary.json", {"table": table, **beside, "selected": selected})
     (folder / "heads").mkdir()
     for system, folds in results.selected.items():
         for fold, place in folds.items():
             for run in selection.of(fold, place):
                 path = folder / "heads" / f"{system}-fold{fold}-seed{run.seed}.safetensors"
                 _link(selection.finished.weights(run), path)
-    return Report(folder, table, selected, _mean_weights(results.experts))
+    return Report(folder, table, selected, _mean_weights(results.experts), against)
 
 
 def _link(source: Path, path: Path) -> None:
@@ -200,6 +205,11 @@ def _say_what_is_kept(request: Request) -> None:
     ignored = ", ".join(f"{count} {reason}" for reason, count in data.ignored.items() if count)
     if ignored:
         _log.info("%d ratings, ignored: %s", len(material.cache.ratings), ignored)
+    if data.synthetic is not None:
+        _log.info(
+            "%d utterances have votes of synthetic raters; train learns %s votes, dev and test are people's",
+            int((~np.isnan(data.synthetic[:, 0])).sum()), request.options.targets,
+        )  # fmt: skip
     sizes = ", ".join(f"{len(f.train)}/{len(f.dev)}/{len(f.test)}" for f in folds)
     _log.info("%d folds by %s, train/dev/test: %s", len(folds), request.protocol, sizes)
     if request.options.precision == "bf16" and not request.has_bfloat16:

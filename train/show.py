@@ -13,6 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from amber2_core.metrics import METRICS
+from amber2_core.run_folder import Summary
 
 from .plan import Plan
 from .results import Report
@@ -35,19 +36,14 @@ def progress() -> Iterator[Callable[[int, int], None]]:
 
 def print_table(report: Report) -> None:
     """Mean ± sd over seeds of the fold mean, on test, per system and head; then what dev chose and where it all is."""
-    table = Table(title="test, mean ± sd over seeds of the mean over folds", title_justify="left", box=None)
-    table.add_column("system")
-    table.add_column("head")
-    shown = sorted((name for name, metric in METRICS.items() if metric.printed), key=lambda name: METRICS[name].printed)
-    for name in shown:
-        table.add_column(f"{name} {METRICS[name].arrow}", justify="right", no_wrap=True)
-    for system, heads in report.table.items():
-        for head, metrics in heads.items():
-            table.add_row(system, head, *(_cell(**metrics[name]) for name in shown))
     console = Console()
-    whole = console.measure(table, options=console.options.update(width=LONGEST)).maximum
-    console.width = max(console.width, whole)  # long lines rather than names and numbers that are cut
-    console.print(table)
+    tables = [_table(report.table, "test, mean ± sd over seeds of the mean over folds")]
+    if report.against_synthetic:
+        tables.append(_table(report.against_synthetic, "against synthetic raters, on those of test that they rated"))
+    for table in tables:
+        whole = console.measure(table, options=console.options.update(width=LONGEST)).maximum
+        console.width = max(console.width, whole)  # long lines rather than names and numbers that are cut
+        console.print(table)
     for system, folds in report.selected.items():
         points = {fold: " ".join(f"{name} {value}" for name, value in point.items()) for fold, point in folds.items()}
         chosen = "; ".join(f"fold {fold}: {point}" for fold, point in points.items() if point)
@@ -57,6 +53,20 @@ def print_table(report: Report) -> None:
         shares = ", ".join(f"{expert} {weight:.3f}" for expert, weight in weights.items())
         _print_plainly(console, f"{system}, mean expert weight: {shares}")
     _print_plainly(console, f"run folder: {report.folder}")
+
+
+def _table(summary: Summary, title: str) -> Table:
+    """The metrics that are printed, a row for each system and head."""
+    table = Table(title=title, title_justify="left", box=None)
+    table.add_column("system")
+    table.add_column("head")
+    shown = sorted((name for name, metric in METRICS.items() if metric.printed), key=lambda name: METRICS[name].printed)
+    for name in shown:
+        table.add_column(f"{name} {METRICS[name].arrow}", justify="right", no_wrap=True)
+    for system, heads in summary.items():
+        for head, metrics in heads.items():
+            table.add_row(system, head, *(_cell(**metrics[name]) for name in shown))
+    return table
 
 
 def print_differences(again: Path, found: Sequence[str], besides: Sequence[str]) -> None:

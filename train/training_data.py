@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import zlib
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -20,11 +20,11 @@ from amber2_core.cache import (
     read_cache,
     read_feature_headers,
 )
-from amber2_core.errors import CacheError, SettingError
+from amber2_core.errors import CacheError, LabelError, SettingError
 from amber2_core.features import Side, blocks
 from amber2_core.label_spaces import policy_with
 from amber2_core.tables import Texts, take, texts
-from amber2_core.votes import LabelPolicy, label_distributions
+from amber2_core.votes import LabelPolicy, Voters, counted_votes, label_distributions
 
 CACHE_DIR_VARIABLE = "AMBER2_CACHE_DIR"
 FOLD_COLUMNS = ("speaker", "session", "dialogue", "split", "language")
@@ -34,6 +34,8 @@ MISSING: tuple[Missing, ...] = get_args(Missing)
 RowNumbers = npt.NDArray[np.intp]
 # why an utterance was dropped
 LACKING: Mapping[Missing, str] = {"drop": "features missing", "mask": "no features of any modality"}
+UNRATED = "no synthetic vote, out of train alone"
+ADD_THEM = "add some with import-ratings, or train with --targets human"
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,7 +63,12 @@ class TrainingData:
     checksum: str = ""
     # modalities whose vectors are all the same
     constant: tuple[str, ...] = ()
-    # (K, C) the votes that the targets are made of
+    # (K, C) what models that stand in for raters say, rows of NaN where none does; None where no utterance has any
+    synthetic: npt.NDArray[np.float32] | None = None
+    # (K, C) what train learns where that is not `targets`, rows of NaN where there is nothing to learn; dev and test
+    # are scored by `targets` in any case
+    learnt_targets: npt.NDArray[np.float32] | None = None
+    # (K, C) the votes that what train learns is made of
     votes: npt.NDArray[np.float32] | None = None
     # key of a `Side` → what is read beside the modalities, of all N utterances
     sides: Mapping[str, Features | MappedFeatures] = field(default_factory=dict)
@@ -83,6 +90,19 @@ class TrainingData:
         if len(masks) == 1:
             return masks
         return np.concatenate([masks, masks.any(axis=0, keepdims=True)])
+
+    def learnable(self, fold: Fold) -> Fold:
+        """A fold without the train rows of which there is nothing to learn.
+
+        Raises:
+            LabelError: none is left.
+        """
+        if self.learnt_targets is None:
+            return fold
+        train = fold.train[~np.isnan(self.learnt_targets[fold.train, 0])]
+        if not len(train):
+            raise LabelError(f"Fold {fold.number}: no utterance of train has synthetic votes: {ADD_THEM}")
+        return replace(fold, train=train)
 
     @property
     def missing(self) -> dict[str, int]:
@@ -199,6 +219,7 @@ def read_material(
     changes: Mapping[str, Any],
     *,
     missing: Missing = "drop",
+    voters: Voters = "human",
     sides: Collection[Side] = (),
 ) -> Material:
     """Read a cache: the tables as they are, the features checked and left where they lie.
@@ -207,18 +228,20 @@ def read_material(
         names: modality → name of the feature set, None: the only one, if the cache has features of the modality.
         changes: fields of the label policy that replace the corpus's own.
         missing: utterances without features of some modality.
+        voters: whose votes train learns from.
         sides: what systems read beside the modalities.
 
     Raises:
         CacheError: as `amber2_core.cache.read_cache`, `feature_keys`, `side_keys` and `training_data`.
-        LabelError: as `amber2_core.label_spaces.policy_with` and `label_distributions`.
+        LabelError: as `amber2_core.label_spaces.policy_with` and `training_data`.
     """
     keys, beside = feature_keys(path, names), side_keys(path, sides)
     cache = read_cache(path, only=())
     policy = policy_with(cache.defaults, changes)
     held = {(some.modality, some.name): some for some in mapped_features(path, only=[*keys.values(), *beside.values()])}
     inputs, read = ({key: held[place] for key, place in places.items()} for places in (keys, beside))
-    return Material(path, cache, policy, training_data(cache, inputs, policy, missing=missing, sides=read))
+    data = training_data(cache, inputs, policy, missing=missing, voters=voters, sides=read)
+    return Material(path, cache, policy, data)
 
 
 def training_data(
@@ -227,14 +250,16 @@ def training_data(
     policy: LabelPolicy,
     *,
     missing: Missing = "drop",
+    voters: Voters = "human",
     sides: Mapping[str, Features | MappedFeatures] | None = None,
 ) -> TrainingData:
     """Apply a label policy to a cache and keep what has features of every modality.
 
-    With `missing` "mask", keep what has features of any, and tell in `present` which.
+    With `missing` "mask", keep what has features of any, and tell in `present` which. `voters` are those that train
+    learns from; what is kept, and the targets of dev and test, people alone decide.
 
     Raises:
-        LabelError: as `label_distributions`.
+        LabelError: as `label_distributions`, or nothing that is kept has the synthetic votes that train is to learn.
         CacheError: nothing has features of every modality, or, with "mask", nothing has features of one of them; or a
             feature is not finite.
     """
@@ -244,6 +269,11 @@ def training_data(
     kept = _kept(encoded, missing)
     rows = labelled.rows[kept]
     table = take(cache.utterances, rows)
+    said, voted = (counted_votes(cache.ratings, count, policy, who)[rows] for who in ("synthetic", voters))
+    synthetic = _shares(said)
+    rated = ~np.isnan(synthetic[:, 0])
+    if voters != "human" and not rated.any():
+        raise LabelError(f"No utterance has votes of synthetic raters on the {policy.stimulus} stimulus: {ADD_THEM}")
     checked = {modality: _checked(some, rows) for modality, some in inputs.items()}
     beside = [_checked(some, rows)[0] for some in (sides or {}).values()]
     return TrainingData(
@@ -255,7 +285,11 @@ def training_data(
         rows=rows.astype(np.int64),
         targets=labelled.soft_labels[kept].astype(np.float32),
         emotions=labelled.emotions,
-        dropped={**labelled.dropped, LACKING[missing]: int((~kept).sum())},
+        dropped={
+            **labelled.dropped,
+            LACKING[missing]: int((~kept).sum()),
+            **({UNRATED: int((~rated).sum())} if voters == "synthetic" else {}),
+        },
         ignored=labelled.ignored,
         columns={
             **{name: getattr(table, name) for name in FOLD_COLUMNS},
@@ -264,7 +298,9 @@ def training_data(
         present={modality: mask[kept] for modality, mask in encoded.items() if not mask[kept].all()},
         checksum="".join([*(checksum for checksum, _ in checked.values()), *beside]),
         constant=tuple(modality for modality, (_, is_constant) in checked.items() if is_constant),
-        votes=labelled.votes[kept].astype(np.float32),
+        synthetic=synthetic if rated.any() else None,
+        learnt_targets=None if voters == "human" else _shares(voted),
+        votes=(labelled.votes[kept] if voters == "human" else voted).astype(np.float32),
         sides=sides or {},
     )
 
@@ -281,6 +317,13 @@ def _kept(encoded: Mapping[str, npt.NDArray[np.bool_]], missing: Missing) -> npt
     if not kept.any():
         raise CacheError(f"No labelled utterance has features of every modality: {see}")
     return kept
+
+
+def _shares(votes: npt.NDArray[np.float64]) -> npt.NDArray[np.float32]:
+    """Votes (K, C) as distributions, rows of NaN where there are none."""
+    total = votes.sum(axis=1, keepdims=True)
+    shares = np.divide(votes, total, out=np.full(votes.shape, np.nan), where=total > 0)
+    return np.asarray(shares, dtype=np.float32)
 
 
 def _as_text(column: npt.NDArray[Any]) -> Texts:

@@ -29,7 +29,8 @@ from amber2_core.utterance import Corpus
 
 from ..manifest_columns import NAMES
 from ..release import Row, Table, flat_cells
-from .manifest import Recordings, described_corpus
+from ..table_recordings import Recordings
+from .manifest import described_corpus
 
 ORIGIN = "The root is a folder that the datasets library saved, a folder of .parquet files, or one of them."
 

@@ -6,9 +6,10 @@ a1,wav/a1.wav,"Well, no.",mary,1,2,0,1,0
 ```
 The root is the file itself; recordings are relative to its folder and stay inside it, or are absolute, which a problem
 of the corpus tells. With an audio root (`--audio-root`) they are relative to that, and of a longer path, be it absolute
-or of Windows, the longest end counts that is there. A .csv or .tsv file is UTF-8 (or UTF-16 with its mark), quoted as
-in RFC 4180, separated by comma, semicolon or tab, whichever the header holds. In a .jsonl file every line is an object
-with these keys, `votes` and `distribution` being objects of their own. Upper and lower case are the same:
+or of Windows, the longest end counts that is there; where none is as written, one that differs in upper and lower case
+alone. A .csv or .tsv file is UTF-8 (or UTF-16 with its mark), quoted as in RFC 4180, separated by comma, semicolon or
+tab, whichever the header holds. In a .jsonl file every line is an object with these keys, `votes` and `distribution`
+being objects of their own. Upper and lower case of columns are the same:
 
 | column | holds |
 |---|---|
@@ -44,9 +45,8 @@ from __future__ import annotations
 
 import os
 import posixpath
-import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -68,6 +68,7 @@ from ..label_forms import (
 )
 from ..manifest_columns import Columns, check_columns, manifest_columns, settled
 from ..release import Row, Table, read_json_lines, read_table
+from ..table_recordings import Recordings, require_a_recording
 from ..transcripts import trimmed
 
 ORIGIN = (
@@ -101,42 +102,6 @@ def _table(root: Path) -> Table:
     if suffix not in (*TABLES, *JSON_LINES):
         raise CorpusError(f"{bad_choice('manifest suffix', root.suffix, (*TABLES, *JSON_LINES))}: {root}")
     return read_json_lines(root) if suffix in JSON_LINES else read_table(root, delimiters=",;\t")
-
-
-@dataclass(frozen=True)
-class Recordings:
-    """Where the recordings of a table lie."""
-
-    folder: Path
-    # whether a user said so: then only the ends of longer paths count
-    is_given: bool = False
-
-    def find(self, text: str) -> str | None:
-        """The path of a recording relative to the folder, or as it is if it is absolute; None where there is none.
-
-        A ValueError says what is wrong with it.
-        """
-        if not text:
-            return None
-        path = posixpath.normpath(text.replace("\\", "/"))
-        is_windows = bool(re.match(r"[A-Za-z]:", path)) or text.startswith("\\\\")
-        if self.is_given:
-            return self._end(path, is_absolute=is_windows or posixpath.isabs(path))
-        if is_windows and os.name != "nt":
-            raise ValueError(f"recording {text!r} is a path of Windows: say where the recordings lie by --audio-root")
-        if path.split("/")[0] == "..":
-            raise ValueError(
-                f"recording {text!r} climbs out of {self.folder}: put the manifest above its recordings, or say where "
-                "they lie by --audio-root"
-            )
-        return path
-
-    def _end(self, path: str, *, is_absolute: bool) -> str:
-        """The longest end of a path that is there; where none is, the path itself, or of an absolute one its name."""
-        parts = [part for part in re.sub("^[A-Za-z]:", "", path).split("/") if part not in ("", "..")]
-        ends = ["/".join(parts[first:]) for first in range(len(parts))]
-        found = next((end for end in ends if os.path.exists(self.folder / end)), None)
-        return found or (ends[-1] if is_absolute else ends[0])
 
 
 def described_corpus(
@@ -178,11 +143,12 @@ def described_corpus(
         utterances.append(utterance)
     if not utterances:
         raise CorpusError(f"No utterance in {path}: the file ends after its header")
-    _require_a_recording(path, recordings, utterances)
+    require_a_recording(path, recordings, utterances)
     absolute = [u.audio for u in utterances if u.audio and os.path.isabs(u.audio)]
     if absolute:
         what = (
-            f"{len(absolute):,} recordings are absolute paths, for one {absolute[0]}: they hold on this machine alone"
+            f"{len(absolute):,} recordings are absolute paths, for one {absolute[0]}: they hold on this machine alone, "
+            "unless --audio-root says where the recordings lie"
         )
         problems.append(Problem(path.name, None, what))
     if "text" not in columns.role:
@@ -294,22 +260,6 @@ def _seconds(name: str, text: str) -> float | None:
     if number is None or number < 0:
         raise ValueError(f"{name} {text!r} is not a time in seconds")
     return number
-
-
-def _require_a_recording(path: Path, recordings: Recordings, utterances: Sequence[Utterance]) -> None:
-    """Refuse a manifest whose recordings are all elsewhere; single ones are stage 1's to report."""
-    named = [utterance.audio for utterance in utterances if utterance.audio]
-    if not named:
-        raise CorpusError(f"{path} names no recording: its audio column is empty")
-    if not any(os.path.exists(recordings.folder / audio) for audio in named):
-        where = (
-            "they are looked for in --audio-root"
-            if recordings.is_given
-            else ("paths are relative to the manifest's folder, or to --audio-root")
-        )
-        raise CorpusError(
-            f"None of the {len(named):,} recordings of {path} exists, for one {recordings.folder / named[0]}: {where}"
-        )
 
 
 def _defaults(path: Path, columns: Columns, utterances: Sequence[Utterance]) -> LabelDefaults:

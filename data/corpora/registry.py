@@ -86,7 +86,9 @@ def corpus_root(name: str, root_option: str | Path | None = None) -> Path:
     return root
 
 
-def read_corpus(name: str, root: str | Path, *, audio_root: Path | None = None, columns: Sequence[str] = ()) -> Corpus:
+def read_corpus(
+    name: str, root: str | Path, *, audio_root: Path | None = None, columns: Sequence[str] = (), warns: bool = True
+) -> Corpus:
     """The corpus of that name at a root.
 
     Args:
@@ -94,6 +96,7 @@ def read_corpus(name: str, root: str | Path, *, audio_root: Path | None = None, 
         root: where it lies.
         audio_root: where the recordings of a table lie.
         columns: roles of a table's columns, as ``id=filename``.
+        warns: whether the log tells of problems; not where they are listed anyway.
 
     Raises:
         CorpusError: no reader has that name, the root is not there, a file is missing or cannot be parsed, or it is no
@@ -111,6 +114,6 @@ def read_corpus(name: str, root: str | Path, *, audio_root: Path | None = None, 
     if not os.path.exists(root):
         raise CorpusError(f"No corpus {name!r} at {root}. {module.ORIGIN}")
     corpus = module.read(root, **settings)
-    if corpus.problems:
+    if corpus.problems and warns:
         _log.warning("%s was not read without problems%s; check-corpus lists all", root, first_of(corpus.problems))
     return corpus

@@ -1,4 +1,4 @@
-"""Frozen encoders of speech and text, each giving an utterance what it gives it alone, whatever the batch."""
+"""Frozen models of speech and text, each giving an utterance what it gives it alone, whatever the batch."""
 
 from collections.abc import Mapping
 
@@ -7,6 +7,7 @@ from collections.abc import Mapping
 ENCODERS: Mapping[tuple[str, str], str] = {
     ("audio", "input_values"): "waveform:SpeechEncoder",
     ("text", "input_ids"): "text:TextEncoder",
+    ("sentiment", "input_ids"): "sentiment:SentimentClassifier",
 }
 # how an utterance's hidden states become one vector → the function of `exactness` that does it
 POOLINGS: Mapping[str, str] = {

@@ -29,6 +29,7 @@ EXACT = 1e-5
 _HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
 # Weights that no pooled hidden state depends on: pre-training's mask vector, a pooler on [CLS], constant position ids.
 _UNUSED = re.compile(r"(^|\.)(masked_spec_embed|pooler\.|embeddings\.position_ids)")
+_CONSTANT = re.compile(r"(^|\.)embeddings\.position_ids")
 
 Loaded = TypeVar("Loaded")
 
@@ -61,8 +62,11 @@ class Encoder:
         self._pool = getattr(exactness, POOLINGS[pooling])
         self._batches_are_exact: bool | None = None
         self._trying = threading.Lock()
-        self._model = load_model(checkpoint, self.device)
+        self._model = self._loaded(checkpoint)
         self._set_up(checkpoint)
+
+    def _loaded(self, checkpoint: Checkpoint) -> Any:
+        return load_model(checkpoint, self.device)
 
     def _set_up(self, checkpoint: Checkpoint) -> None:
         """Load what turns raw input into the model's, and see that the model takes it."""
@@ -133,16 +137,16 @@ class Encoder:
         alone = np.stack([row.values.ravel() for one in probe for row in self._encode([one], "fp32")])
         try:
             together = np.stack([row.values.ravel() for row in self._encode(probe, "fp32")])
-        except RuntimeError as problem:
+        except (RuntimeError, ValueError) as problem:
             if is_out_of_memory(problem):
                 raise
-            # Its output has other lengths than its convolutions gave.
+            # Its output has other lengths than its convolutions gave, or it takes no batches.
             return math.inf
         return float((np.linalg.norm(together - alone, axis=1) / np.linalg.norm(alone, axis=1)).max())
 
 
-def load_model(checkpoint: Checkpoint, device: torch.device) -> Any:
-    """The encoder of a checkpoint in fp32, in evaluation mode, its parameters frozen.
+def load_model(checkpoint: Checkpoint, device: torch.device, *, classifies: bool = False) -> Any:
+    """The encoder of a checkpoint in fp32, in evaluation mode, its parameters frozen; or the whole, as a classifier.
 
     Raises:
         ModelError: transformers cannot load it, the device does not take it, or a weight is missing that transformers
@@ -150,10 +154,10 @@ def load_model(checkpoint: Checkpoint, device: torch.device) -> Any:
     """
     import transformers
 
-    model, report = from_pretrained(
-        checkpoint, transformers.AutoModel.from_pretrained, dtype=torch.float32, output_loading_info=True
-    )
-    made_up = sorted(key for key in report["missing_keys"] if not _UNUSED.search(key))
+    kind: Any = transformers.AutoModelForSequenceClassification if classifies else transformers.AutoModel
+    model, report = from_pretrained(checkpoint, kind.from_pretrained, dtype=torch.float32, output_loading_info=True)
+    unused = _CONSTANT if classifies else _UNUSED
+    made_up = sorted(key for key in report["missing_keys"] if not unused.search(key))
     if made_up:
         others = f" and {len(made_up) - 1} more" if len(made_up) > 1 else ""
         raise ModelError(
@@ -162,7 +166,7 @@ def load_model(checkpoint: Checkpoint, device: torch.device) -> Any:
         )
     # torch's complaint about WavLM's two kinds of attention mask is transformers' affair.
     warnings.filterwarnings("ignore", message="Support for mismatched key_padding_mask")
-    if getattr(model.config, "is_encoder_decoder", False):
+    if not classifies and getattr(model.config, "is_encoder_decoder", False):
         model = model.get_encoder()
     _fix_weights(model)
     try:

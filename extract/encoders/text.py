@@ -32,17 +32,21 @@ class TextEncoder(Encoder):
 
     @torch.inference_mode()
     def _encode(self, inputs: Sequence[Sequence[int]], precision: Precision) -> list[Row]:
+        output = self._output(inputs, precision, output_hidden_states=self.layers == "all")
+        return self._pooled(output, [len(ids) for ids in inputs])
+
+    def _output(self, inputs: Sequence[Sequence[int]], precision: Precision, **settings: Any) -> Any:
+        """What the model makes of token ids, padded at the end."""
         ids = pad_sequence(
             [torch.tensor(ids) for ids in inputs], batch_first=True, padding_value=self.tokenizer.padding
         )
         lengths = [len(ids) for ids in inputs]
         with self._half(precision):
-            output = self._model(
+            return self._model(
                 input_ids=on(self.device, ids),
                 attention_mask=mask_of(lengths, device=self.device).long(),
-                output_hidden_states=self.layers == "all",
+                **settings,
             )
-        return self._pooled(output, lengths)
 
     def _probe(self) -> Sequence[Any]:
         words, _ = self.tokenizer.tokens(

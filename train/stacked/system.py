@@ -247,12 +247,12 @@ class FittedHeads:
         having = dict(zip(self.architecture.modalities, self.fold.train.having(), strict=False))
         own = type(self.system).log_probs_of
         record = {
-            **origin,
             "outputs": "softmax" if own is StackedSystem.log_probs_of else f"{own.__module__}.{own.__qualname__}",
             "reads": needs,
             "epochs": dict(self.history.epoch),
             "missing": {name: int((~own).sum()) for name, own in having.items() if not own.all()},
             "untrained": [name for name, own in having.items() if not own.any()],
+            **origin,  # last: what is made of the heads may predict in another way
         }
         standardisation = self.fold.train.standardisation
         own_statistics = {m: read_statistics(standardisation[m], needs[m]) for m in standardisation}

@@ -41,6 +41,7 @@ ALL = "all"
 OURS: Mapping[str, str] = {
     "amber2": "amber2_train.systems.amber2:Amber2",
     "cb-ce": "amber2_train.systems.cb_ce:ClassBalancedCrossEntropy",
+    "emo-ent": "amber2_train.systems.emo_ent:EmoEnt",
     "lddu": "amber2_train.systems.lddu:LatentDistributions",
 }
 
