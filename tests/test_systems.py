@@ -119,8 +119,8 @@ def test_the_student_judges_every_head_of_amber_and_each_head_of_the_baseline_ju
 
 def test_an_unknown_system_names_those_there_are() -> None:
     known = r"\['amber2', 'cb-ce', .*'path/to/my_system.py:MySystem'\]"
-    with pytest.raises(SettingError, match=rf"Bad system 'lddu', expected one of {known}"):
-        system_of("lddu")
+    with pytest.raises(SettingError, match=rf"Bad system 'amber3', expected one of {known}"):
+        system_of("amber3")
 
 
 # --- systems of users ---
@@ -311,4 +311,4 @@ def test_a_system_of_an_installed_package_goes_by_the_name_of_its_entry_point(
     with pytest.raises(SettingError, match=r"^Cannot load the system 'broken' from their_systems\.nowhere:Prior: "):
         system_of("broken")
     with pytest.raises(SettingError, match=r"expected one of \['amber2', 'cb-ce', .*'their-prior', 'broken', 'path"):
-        system_of("lddu")
+        system_of("amber3")
