@@ -30,7 +30,7 @@ from torch.nn.functional import gelu, layer_norm, logsigmoid, normalize
 
 from .divergences import js
 from .fusion import linear, without_score
-from .metrics import Kind
+from .kinds import DISTRIBUTION, MULTI_LABEL, Kind
 
 Parameters = Mapping[str, Tensor]
 Drop = Callable[[Tensor], Tensor]  # what dropout makes of numbers
@@ -44,7 +44,7 @@ class Lddu:
     # name and size of each modality's frames
     inputs: tuple[tuple[str, int], ...]
     classes: int
-    kind: Kind = "distribution"
+    kind: Kind = DISTRIBUTION
     width: int = 256
     layers: int = 3
     attention_heads: int = 8
@@ -218,7 +218,7 @@ def _weighed(mean: Tensor, spread: Tensor, gate: Tensor, kind: Kind) -> tuple[Te
     def mixed(of_mean: Tensor, of_spread: Tensor) -> Tensor:
         return torch.logaddexp(of_mean + logsigmoid(gate), of_spread + logsigmoid(-gate))
 
-    if kind == "multi-label":
+    if kind == MULTI_LABEL:
         return mixed(logsigmoid(mean), logsigmoid(spread)), mixed(logsigmoid(-mean), logsigmoid(-spread))
     log_probs = mixed(mean.log_softmax(-1), spread.log_softmax(-1)).log_softmax(-1)
     return log_probs, log_probs
@@ -286,7 +286,7 @@ def terms(found: Outputs, target: Tensor, queue: Queue, *, kind: Kind, temperatu
     first two are binary cross-entropies in nats, means over utterances and classes; of distributions, adapted, they are
     JS in bits of the prediction and of softmax(gate).
     """
-    if kind == "multi-label":
+    if kind == MULTI_LABEL:
         present = target > 0
         yield -torch.where(present, found.log_probs, found.log_rest).mean((-2, -1))
         yield -torch.where(present, logsigmoid(found.gate), logsigmoid(-found.gate)).mean((-2, -1))

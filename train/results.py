@@ -13,6 +13,8 @@ import numpy.typing as npt
 
 from amber2_core.distributions import ambiguity_bins, disagreement, label
 from amber2_core.heads import FUSION_HEAD
+from amber2_core.kinds import MULTI_LABEL, Kind
+from amber2_core.metrics import metrics_of_kinds
 from amber2_core.run_folder import AGAINST_SYNTHETIC, Predictions, Summary
 
 from .selection import Selection
@@ -46,6 +48,8 @@ class Report:
     weights: Mapping[str, Mapping[str, float]]
     # as `table`, against what synthetic raters say, where there are any
     against_synthetic: Summary = field(default_factory=dict)
+    # system → what it predicts; distributions where it is not named
+    kinds: Mapping[str, Kind] = field(default_factory=dict)
 
 
 def results_of(selection: Selection, data: TrainingData, folds: Sequence[Fold], columns: Sequence[str]) -> Results:
@@ -58,6 +62,7 @@ def results_of(selection: Selection, data: TrainingData, folds: Sequence[Fold], 
     """
     rows, curves, chosen_probs = list[Row](), list[Row](), dict[str, list[npt.NDArray[np.float32]]]()
     selected: dict[str, dict[int, int]] = {}
+    thresholds: dict[str, list[list[float]]] = {}
     for fold in folds:
         chosen = selection.chosen(fold.number)
         target, tests = data.targets[fold.test], list[Row]()
@@ -67,14 +72,19 @@ def results_of(selection: Selection, data: TrainingData, folds: Sequence[Fold], 
             probs = [selection.finished.predicted(run).probs for run in runs]
             for run, predicted in zip(runs, probs, strict=True):
                 having = {head: _having(data, fold, head) & (head not in run.history.unjudged) for head in predicted}
-                tested = {head: scores_of(target, some, having[head]) for head, some in predicted.items()}
+                above = run.threshold
+                tested = {head: scores_of(target, some, having[head], above) for head, some in predicted.items()}
                 tests += _rows(selection, run, "test", tested, columns, chosen=True)
                 if data.synthetic is not None:
                     said = data.synthetic[fold.test]
                     rated = ~np.isnan(said[:, 0])
-                    tested = {head: scores_of(said, some, having[head] & rated) for head, some in predicted.items()}
+                    tested = {
+                        head: scores_of(said, some, having[head] & rated, above) for head, some in predicted.items()
+                    }
                     tests += _rows(selection, run, AGAINST_SYNTHETIC, tested, columns, chosen=True)
                 curves += _curve_rows(name, run)
+            if own := [run.threshold for run in runs if run.threshold is not None]:
+                thresholds.setdefault(name, []).append(own)
             for head in probs[0]:
                 chosen_probs.setdefault(f"{name}/{head}", []).append(np.stack([some[head] for some in probs]))
         for place in range(len(selection.settings)):
@@ -85,7 +95,7 @@ def results_of(selection: Selection, data: TrainingData, folds: Sequence[Fold], 
             for run in selection.of(fold.number, place):
                 rows += _rows(selection, run, "test", run.test, columns, chosen=False)
         rows += tests
-    predictions = _predictions(data, folds, chosen_probs)
+    predictions = _predictions(data, folds, chosen_probs, {name: np.array(x).T for name, x in thresholds.items()})
     return Results(rows, curves, _expert_rows(selection, predictions, selected), predictions, selected)
 
 
@@ -93,11 +103,12 @@ def _rows(
     selection: Selection, run: Run, split: str, scores: Mapping[str, Scores], columns: Sequence[str], *, chosen: bool
 ) -> Iterator[Row]:
     setting = selection.settings[run.setting]
-    values = setting.row()
+    values, metrics = setting.row(), metrics_of_kinds({one.kind for one in selection.settings})
     for head, own in scores.items():
         key = {"system": setting.name, "head": head, "split": split, "fold": run.fold, "seed": run.seed}
         settings = {name: values.get(name) for name in columns}
-        yield {**key, "selected": int(chosen), **settings, "epoch": run.history.epoch.get(head), **own}
+        scored = {name: own.get(name) for name in ("n", *metrics)}
+        yield {**key, "selected": int(chosen), **settings, "epoch": run.history.epoch.get(head), **scored}
 
 
 def _curve_rows(name: str, run: Run) -> Iterator[Row]:
@@ -116,7 +127,10 @@ def _having(data: TrainingData, fold: Fold, head: str) -> npt.NDArray[np.bool_]:
 
 
 def _predictions(
-    data: TrainingData, folds: Sequence[Fold], probs: Mapping[str, Sequence[npt.NDArray[np.float32]]]
+    data: TrainingData,
+    folds: Sequence[Fold],
+    probs: Mapping[str, Sequence[npt.NDArray[np.float32]]],
+    thresholds: Mapping[str, npt.NDArray[np.float64]],
 ) -> Predictions:
     tested = np.concatenate([fold.test for fold in folds])
     return Predictions(
@@ -126,6 +140,7 @@ def _predictions(
         emotions=data.emotions,
         probs={name: np.concatenate(parts, axis=1) for name, parts in probs.items()},
         synthetic=None if data.synthetic is None else data.synthetic[tested],
+        thresholds=thresholds,
     )
 
 
@@ -140,6 +155,8 @@ def _expert_rows(
     rows = []
     for system, fold, place in ((s, fold, place) for s, folds in selected.items() for fold, place in folds.items()):
         setting = selection.settings[place]
+        if setting.kind == MULTI_LABEL:  # experts and their disagreement are of distributions
+            continue
         here = predictions.fold == fold
         target = predictions.target[here]
         groups = dict(_groups(target, predictions.emotions))

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any, NamedTuple, get_args
 
 from amber2_core.errors import SettingError
 from amber2_core.heads import heads_of
-from amber2_core.metrics import Kind
+from amber2_core.kinds import DISTRIBUTION, MULTI_LABEL, Kind
 
 from ..stacked.system import HeadSettings
 from .system import FitOptions, FoldData, History, Need, Rows, System, option, with_default
@@ -34,7 +35,7 @@ class LdduSettings:
     """Sizes of the network and weights of its losses; the defaults are those of the paper and its authors' code."""
 
     lddu_mode: Kind = option(
-        "distribution", "What is predicted: shares of votes, or which classes are present", choices=get_args(Kind)
+        DISTRIBUTION, "What is predicted: shares of votes, or which classes are present", choices=get_args(Kind)
     )
     lddu_width: int = option(256, "Size of frames' and classes' features in LDDU.", least=4)
     lddu_layers: int = option(3, "Layers of each modality's encoder in LDDU.", least=1)
@@ -57,7 +58,8 @@ class LatentDistributions(System):
 
     Loss = prediction + λ_gate·gate + λ_contrast·contrast + λ_calibration·calibration, AdamW at a constant rate. Runs
     train one by one, each by its own random numbers, in single precision whatever --precision says of large products.
-    The epoch is kept whose dev score is best: JS of distributions.
+    The epoch is kept that is best on dev: by JS of distributions; of presence by macro F1 at the threshold that makes
+    it largest there (the authors' code chooses the threshold on test, by micro F1).
     """
 
     name = "lddu"
@@ -68,11 +70,14 @@ class LatentDistributions(System):
         """Its one prediction, of all modalities together."""
         return heads_of(modalities)[-1:]
 
+    def kind(self, setting: LdduSettings) -> Kind:
+        return setting.lddu_mode
+
     def reads(self, setting: LdduSettings, modality: str) -> Need:
         return "frames"
 
     def remarks(self, setting: LdduSettings) -> Sequence[str]:
-        return (ADAPTED,) if setting.lddu_mode == "distribution" else ()
+        return (ADAPTED,) if setting.lddu_mode == DISTRIBUTION else ()
 
     def check(self, setting: LdduSettings, heads: Sequence[str]) -> None:
         """SettingError: sizes that do not go together."""
@@ -112,18 +117,19 @@ class Training:
 
     def run(self, options: FitOptions) -> FittedLddu:
         """Train; the parameters of the epoch that is best on dev."""
-        curve, kept, least, best = list[float](), 0, float("inf"), self._copy()
+        scores, kept, best = list[Judged](), 0, (UNJUDGED, self._copy())
         for number in range(1, options.epochs + 1):
             self.epoch()
-            curve.append(_dev_js(self.shape, self.parameters, self.fold.dev))
-            if curve[-1] < least:
-                kept, least, best = number, curve[-1], self._copy()
+            scores.append(_judged(self.shape, self.parameters, self.fold.dev))
+            if scores[-1].loss < best[0].loss:
+                kept, best = number, (scores[-1], self._copy())
             if options.patience is not None and number - kept >= options.patience:
                 break
         head = heads_of(self.shape.modalities)[-1]
         unjudged = frozenset[str]() if self.fold.dev.having()[-1].any() else frozenset({head})
-        history = History({head: curve}, {head: kept}, unjudged)
-        return FittedLddu(self.setting, self.seed, history, self.shape, best, self.fold)
+        curves = {head: [score.loss for score in scores]} if self.shape.kind == DISTRIBUTION else {}
+        history = History(curves, {head: kept}, unjudged)
+        return FittedLddu(self.setting, self.seed, history, self.shape, best[1], self.fold, best[0].threshold)
 
     def epoch(self) -> None:
         """All rows of train once, in an order of its own."""
@@ -174,6 +180,16 @@ class Dropout:
         return x * keep / (1 - self.share)
 
 
+class Judged(NamedTuple):
+    """How a model does on dev."""
+
+    loss: float  # JS, or −F1
+    threshold: float = 0.5  # of presence
+
+
+UNJUDGED = Judged(math.inf)
+
+
 @dataclass(frozen=True, eq=False)
 class FittedLddu:
     """A trained run of its best epoch."""
@@ -184,6 +200,7 @@ class FittedLddu:
     shape: Lddu
     parameters: Mapping[str, Tensor]
     fold: FoldData
+    threshold: float  # of presence
 
     def probs(self, rows: Rows) -> dict[str, npt.NDArray[np.float32]]:
         """See `Fitted`."""
@@ -193,12 +210,18 @@ class FittedLddu:
         return {head: found}
 
     def save(self, path: Path, origin: Mapping[str, Any]) -> None:
-        """See `Fitted`; `architecture` are the fields of `amber2_core.lddu.Lddu`, `probs` there predicts."""
+        """See `Fitted`; `architecture` are the fields of `amber2_core.lddu.Lddu`, `probs` there predicts.
+
+        Beside it stands the `threshold` of presence.
+        """
         from amber2_core.heads_folder import write_heads
 
         from ..fold_data import read_statistics
 
-        tensors, record = dict(self.parameters), {"architecture": asdict(self.shape), "reads": self._reads}
+        tensors: dict[str, Tensor] = dict(self.parameters)
+        record: dict[str, Any] = {"architecture": asdict(self.shape), "reads": self._reads}
+        if self.shape.kind == MULTI_LABEL:
+            record["threshold"] = self.threshold
         for modality, statistics in self.fold.train.standardisation.items():
             mean, sd = read_statistics(statistics, "frames") or statistics
             tensors |= {f"inputs.{modality}.mean": mean, f"inputs.{modality}.sd": sd}
@@ -240,9 +263,13 @@ def _probs(shape: Lddu, parameters: Mapping[str, Tensor], rows: Rows) -> npt.NDA
     return torch.cat(parts).float().cpu().numpy()
 
 
-def _dev_js(shape: Lddu, parameters: Mapping[str, Tensor], dev: Rows) -> float:
-    """JS over the utterances that have any of the modalities; NaN where none has."""
-    from amber2_core.metrics import js
+def _judged(shape: Lddu, parameters: Mapping[str, Tensor], dev: Rows) -> Judged:
+    """Over the utterances that have any of the modalities; NaN where none has."""
+    from amber2_core.metrics import js, threshold_of
 
     there = dev.having()[-1]
-    return float(js(dev.targets.cpu().numpy()[there], _probs(shape, parameters, dev)[there]))
+    target, found = dev.targets.cpu().numpy()[there], _probs(shape, parameters, dev)[there]
+    if shape.kind == DISTRIBUTION:
+        return Judged(float(js(target, found)))
+    threshold, score = threshold_of(target, found)
+    return Judged(-score, threshold)
