@@ -19,7 +19,7 @@ LABEL_SPACES: Mapping[str, tuple[str, ...]] = {
     "crema-d-6": ("neutral", "happy", "angry", "sad", "disgust", "fear"),
 }
 # options of commands that are fields of a policy
-POLICY_OPTIONS = ("emotions", "stimulus", "raters", "multi_label", "out_of_space", "merge", "keep")
+POLICY_OPTIONS = ("emotions", "stimulus", "raters", "multi_label", "out_of_space", "merge", "keep", "secondary")
 
 
 def parse_emotions(text: str) -> tuple[str, ...]:

@@ -133,6 +133,17 @@ def js_distance_nats(target: ArrayLike, probs: ArrayLike) -> FloatArray:
     return _mean(utterance_js_distance_nats(target, probs))
 
 
+def js_balanced(target: ArrayLike, probs: ArrayLike) -> FloatArray:
+    """JS averaged over the utterances of each label, then over the classes that are some utterance's label.
+
+    A frequent class counts no more than a rare one; the label is that of the module.
+
+    >>> js_balanced([[1, 0, 0], [1, 0, 0], [0, 1, 0]], [[1, 0, 0], [1, 0, 0], [0.5, 0.5, 0]]).round(6)
+    np.float64(0.155639)
+    """
+    return _balanced_mean(target, utterance_js(target, probs))
+
+
 def bc(target: ArrayLike, probs: ArrayLike) -> FloatArray:
     """Mean Bhattacharyya coefficient.
 
@@ -140,6 +151,15 @@ def bc(target: ArrayLike, probs: ArrayLike) -> FloatArray:
     np.float64(0.853553)
     """
     return _mean(utterance_bc(target, probs))
+
+
+def bc_balanced(target: ArrayLike, probs: ArrayLike) -> FloatArray:
+    """Bhattacharyya coefficient, averaged as `js_balanced`.
+
+    >>> bc_balanced([[1, 0, 0], [1, 0, 0], [0, 1, 0]], [[1, 0, 0], [1, 0, 0], [0.5, 0.5, 0]]).round(6)
+    np.float64(0.853553)
+    """
+    return _balanced_mean(target, utterance_bc(target, probs))
 
 
 def r2(target: ArrayLike, probs: ArrayLike) -> FloatArray:
@@ -313,8 +333,10 @@ def ml_hamming(target: ArrayLike, predicted: ArrayLike) -> FloatArray:
 # by their names in results.csv, in its order
 METRICS: Mapping[str, Metric] = {
     "js": Metric(js, "JS", "lower", printed=1),
+    "js_balanced": Metric(js_balanced, "JS balanced", "lower"),
     "js_distance_nats": Metric(js_distance_nats, "√JS, nats", "lower"),
     "bc": Metric(bc, "BC", "higher", printed=2),
+    "bc_balanced": Metric(bc_balanced, "BC balanced", "higher"),
     "r2": Metric(r2, "R²", "higher", printed=3),
     "accuracy": Metric(accuracy, "ACC", "higher", printed=6),
     "accuracy_untied": Metric(accuracy_untied, "ACC untied", "higher"),
@@ -426,6 +448,14 @@ def _mean(x: FloatArray) -> FloatArray:
     """Mean over the last axis; NaN, without a warning, where it is empty."""
     mean: FloatArray = x.mean(-1) if x.shape[-1] else np.full(x.shape[:-1], np.nan)[()]
     return mean
+
+
+def _balanced_mean(target: ArrayLike, values: FloatArray) -> FloatArray:
+    """Mean over the labels that occur of the mean of values (…, N) over the utterances of each → (…)."""
+    y = np.asarray(target, np.float64)
+    labels = np.broadcast_to(label(y), values.shape)
+    sums, labelled = (_grouped_sums(labels, y.shape[-1], some) for some in (values, None))
+    return _ratio(_ratio(sums, labelled, 0.0).sum(-1), (labelled > 0).sum(-1), np.nan)
 
 
 def _ratio(part: FloatArray, whole: NDArray[Any], otherwise: float) -> FloatArray:

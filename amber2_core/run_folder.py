@@ -8,7 +8,8 @@ settings.json     `format_version`, 1 where it is not said; the command, corpus 
                   settings, and
                   `metrics`, those that are scores, both in order; `digest`, one sha256 over the ids, inputs and raw
                   votes that the run was trained and tested on, and `digests`, its parts: ids, each modality's inputs,
-                  votes; and `kinds`, system → distribution or multi-label, distribution where it is not said
+                  votes; `remarks`, system → lines that its results must not be read without, such as what was changed
+                  against its paper; `kinds`, system → distribution or multi-label, distribution where it is not said
 results.csv       one row per (system, head, split, fold, seed, setting): `KEY_COLUMNS`, the axes by their names,
                   `epoch` (from 1) and `n` utterances, then the metrics. split is dev for every setting, test for the
                   selected one (with --score-all for every one), and test_synthetic for its predictions on test once
@@ -36,9 +37,10 @@ predictions.npz   id (N,), fold (N,), target (N, C), emotions (C,), perhaps synt
                   (seeds, N, C) float32: probabilities of the selected setting on test, seeds ascending; N runs over all
                   folds' test rows. A row is NaN, whole, where the head predicts nothing: the utterance lacks its
                   modality, or no epoch of it was kept. The test and test_synthetic rows of results.csv are the metrics
-                  of exactly these numbers. Of a multi-label system they are probabilities of presence, each in
-                  [0, 1], and `threshold:<system>` (seeds, folds) tells above what a class is predicted present, folds
-                  ascending
+                  of exactly these numbers. `measure/<system>/<name>` (seeds, N), where a system measures more of an
+                  utterance than its distribution, such as the vacuity of its evidence; NaN where it measures nothing.
+                  Of a multi-label system there are probabilities of presence, each in [0, 1], and
+                  `threshold:<system>` (seeds, folds) tells above what a class is predicted present, folds ascending
 utterances.csv    who and what was tested: one row for each of the N of predictions.npz, in their order:
                   `UTTERANCE_COLUMNS`, then the corpus's attributes of text by their names; empty where it is unknown
 heads/            <system>-fold<k>-seed<s>.safetensors: the selected heads (`amber2_core.heads_folder`)
@@ -100,8 +102,10 @@ EARLIER_AXES = (
 SETTING_TYPES: Mapping[str, type] = {
     "command": list, "corpus": str, "cache": str, "features": dict, "policy": dict, "emotions": list, "folds": dict,
     "utterances": dict, "systems": list, "axes": list, "metrics": list, "digest": str, "digests": dict,
-    "features.*": dict, "folds.sizes": dict, "policy.emotions": list, "digests.*": str, "kinds": dict, "kinds.*": str,
+    "remarks": dict, "remarks.*": list, "features.*": dict, "folds.sizes": dict, "policy.emotions": list,
+    "digests.*": str, "kinds": dict, "kinds.*": str,
 }  # fmt: skip
+MEASURE = "measure/"  # what the names of measures begin with in predictions.npz
 JSON_WORDS: Mapping[type, str] = {list: "a list", str: "text", dict: "an object"}
 
 Row = Mapping[str, Any]  # one row of a table
@@ -121,6 +125,7 @@ class Predictions:
     probs: Mapping[str, npt.NDArray[np.float32]]  # "<system>/<head>" → (seeds, N, C), NaN rows: no prediction
     # (N, C) what synthetic raters say, NaN rows where none rated the utterance; None where none rated any
     synthetic: npt.NDArray[np.float32] | None = None
+    measures: Mapping[str, Floats] = field(default_factory=dict)  # "<system>/<name>" → (seeds, N), NaN: not measured
     # multi-label system → (seeds, folds) above what a class is predicted present; nothing of other systems
     thresholds: Mapping[str, Floats] = field(default_factory=dict)
 
@@ -238,6 +243,7 @@ def write_predictions(path: Path, predictions: Predictions) -> None:
         "target": predictions.target,
         "emotions": np.array(predictions.emotions, dtype=np.str_),
         **predictions.probs,
+        **{MEASURE + name: values for name, values in predictions.measures.items()},
     }
     arrays |= {f"{THRESHOLD}{system}": some for system, some in predictions.thresholds.items()}
     if predictions.synthetic is not None:
@@ -305,13 +311,15 @@ def read_predictions(folder: Path) -> Predictions:
     path = _file(folder / "predictions.npz")
     try:
         with np.load(path, allow_pickle=False) as arrays:
+            measures = {name for name in arrays.files if name.startswith(MEASURE) and name.count("/") > 1}
             predictions = Predictions(
                 id=arrays["id"].astype(object),
                 fold=arrays["fold"],
                 target=arrays["target"],
                 emotions=tuple(arrays["emotions"].tolist()),
-                probs={name: arrays[name] for name in arrays.files if "/" in name},
+                probs={name: arrays[name] for name in arrays.files if "/" in name and name not in measures},
                 synthetic=arrays["synthetic"] if "synthetic" in arrays.files else None,
+                measures={n.removeprefix(MEASURE): arrays[n].astype(np.float64) for n in arrays.files if n in measures},
                 thresholds={
                     name.removeprefix(THRESHOLD): arrays[name] for name in arrays.files if name.startswith(THRESHOLD)
                 },
@@ -492,6 +500,13 @@ def _check_shapes(path: Path, p: Predictions) -> None:
         odd = no_number.any(axis=-1) & ~np.isnan(probs).all(axis=-1)
         if odd.any() or not np.isfinite(p.target).all():
             raise RunFolderError(f"{path}: {name} or its targets hold no number: {again}")
+    systems = {name.partition("/")[0]: len(probs) for name, probs in p.probs.items()}
+    for name, values in p.measures.items():
+        seeds = systems.get(name.partition("/")[0])
+        if seeds is None:
+            raise RunFolderError(f"{path}: {MEASURE}{name} is of a system without predictions: {again}")
+        if values.shape != (seeds, count) or np.isinf(values).any():
+            raise RunFolderError(f"{path}: {MEASURE}{name} is not ({seeds}, {count}) of numbers: {again}")
 
 
 def _with_younger_metrics(run: RunFolder) -> RunFolder:

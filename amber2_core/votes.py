@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
 from typing import Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
 
 from .errors import LabelError, bad_choice
-from .tables import AttributeColumns, RatingTable, attribute_of
+from .tables import AttributeColumns, RatingTable, Texts, attribute_of, take, texts
 from .utterance import STIMULI, LabelDefaults, Source, Stimulus
 
 Raters = Literal["external", "all"]
@@ -22,6 +22,7 @@ VOTERS: tuple[Voters, ...] = get_args(Voters)
 MultiLabel = Literal["pooled", "split", "first"]
 OutOfSpace = Literal["drop", "other"]
 Keep = Literal["consensus", "plurality", "majority", "any-vote"]
+Secondary = Literal["drop", "merge"]
 
 # Grammatical forms of one word: releases name a class by its noun or by its adjective.
 SAME_WORD = {
@@ -36,6 +37,7 @@ SAME_WORD = {
     "surprised": "surprise",
 }
 OTHER = "other"
+SECONDARY = "secondary"  # the attribute that holds raters' secondary labels: "RATER: word,word; RATER: word"
 CONSENSUS = "consensus"  # the attribute that holds a release's own consensus label, "" where raters did not agree
 ROUNDING = 1e-6  # shares of votes that differ by less, relative to the larger, are equal: weights are float32
 
@@ -63,6 +65,8 @@ class LabelPolicy:
     # consensus: the release's own consensus label is in the space; plurality: one emotion has more counting votes than
     # any other; majority: one has more than half of them; any-vote: at least one vote counts
     keep: Keep = "any-vote"
+    # a rater's secondary labels, where a release keeps them apart, are dropped, or are further ticks of the rater
+    secondary: Secondary = "drop"
 
     def __post_init__(self) -> None:
         for name, value, choices in (
@@ -71,6 +75,7 @@ class LabelPolicy:
             ("multi-label", self.multi_label, get_args(MultiLabel)),
             ("out-of-space", self.out_of_space, get_args(OutOfSpace)),
             ("keep", self.keep, get_args(Keep)),
+            ("secondary", self.secondary, get_args(Secondary)),
         ):
             if value not in choices:
                 raise LabelError(bad_choice(name, value, choices))
@@ -132,8 +137,9 @@ def label_distributions(ratings: RatingTable, attributes: AttributeColumns, coun
 
     Raises:
         LabelError: nobody rated the stimulus, none of the wanted raters did, nothing is kept, an emotion has no vote in
-            what is kept, or `keep="consensus"` where the corpus has no consensus label.
+            what is kept, or `keep="consensus"` where the corpus has no consensus label; or as `all_ticks`.
     """
+    ratings = all_ticks(ratings, attributes, count, policy)
     _check_stimulus(ratings, policy)
     right_stimulus = ratings.stimulus == policy.stimulus
     right_rater = np.isin(ratings.source, _sources(policy, "human"))
@@ -174,6 +180,31 @@ def counted_votes(ratings: RatingTable, count: int, policy: LabelPolicy, voters:
     return _sums(ratings, _classes(ratings.label, policy), weight, (count, len(policy.classes)))
 
 
+def all_ticks(ratings: RatingTable, attributes: AttributeColumns, count: int, policy: LabelPolicy) -> RatingTable:
+    """The ratings, and after them, with `secondary="merge"`, what raters ticked beside their primary label.
+
+    A secondary label stands in the attribute `SECONDARY` of its utterance. It becomes a rating of the same rater, with
+    the source, stimulus and weight of the primary one. A word that the rater has ticked already is no second tick.
+
+    Raises:
+        LabelError: the corpus tells no secondary label, or the attribute names none of the utterance's raters.
+    """
+    if policy.secondary == "drop":
+        return ratings
+    said = attribute_of(attributes, SECONDARY, count)
+    if not (said != "").any():
+        raise LabelError(
+            "Bad secondary 'merge': this corpus has no secondary labels, or its cache does not hold them; use "
+            "--secondary drop"
+        )
+    ticks = list(_secondary_ticks(ratings, said))
+    rows = np.array([row for row, _ in ticks], dtype=np.intp)
+    further = replace(take(ratings, rows), label=texts([word for _, word in ticks]))
+    return RatingTable(
+        *(np.concatenate([getattr(some, f.name) for some in (ratings, further)]) for f in fields(ratings))
+    )
+
+
 def label_words(labels: Iterable[str]) -> list[str]:
     """The distinct words of raters, the most frequent first."""
     return [word for word, _ in Counter(labels).most_common()]
@@ -184,6 +215,30 @@ def codes(column: Sequence[str] | npt.NDArray[np.object_]) -> tuple[npt.NDArray[
     place: dict[str, int] = {}
     numbers = [place.setdefault(word, len(place)) for word in column]
     return np.array(numbers, dtype=np.int64), list(place)
+
+
+def _secondary_ticks(ratings: RatingTable, said: Texts) -> Iterator[tuple[int, str]]:
+    """The row of the rater's first rating, and the word, of every secondary label (N,) that is a tick of its own."""
+    own: dict[int, dict[str, list[int]]] = {}  # utterance → rater → rows of his ratings
+    for row in np.flatnonzero((said != "")[ratings.utterance]).tolist():
+        own.setdefault(int(ratings.utterance[row]), {}).setdefault(ratings.rater[row], []).append(row)
+    for utterance in np.flatnonzero(said != "").tolist():
+        raters, rows, ticked = own.get(utterance, {}), list[int](), set[str]()
+        for part in said[utterance].split("; "):  # which may stand among the words of a rater, too
+            name, sign, words = part.partition(": ")
+            if sign and name in raters:
+                rows = raters[name]
+                ticked = {canonical(ratings.label[row]) for row in rows}
+            elif not rows:
+                raise LabelError(
+                    f"Bad attribute {SECONDARY!r} {part[:60]!r}, expected RATER: words of one of {[*raters]}"
+                )
+            else:
+                words = part
+            for word in filter(None, map(str.strip, words.split(","))):
+                if canonical(word) not in ticked:
+                    ticked.add(canonical(word))
+                    yield rows[0], word
 
 
 def _repeated(words: Iterable[str]) -> list[str]:

@@ -217,6 +217,7 @@ def _settings(policy: LabelPolicy) -> Record:
         "out_of_space": policy.out_of_space,
         "merge": [list(pair) for pair in policy.merge],
         "keep": policy.keep,
+        "secondary": policy.secondary,
     }
 
 

@@ -70,6 +70,12 @@ def table_options(command: Callable[..., Any]) -> Callable[..., Any]:
     "--merge", metavar="LIST", help="Count a word for an emotion, as excited=happy; none. [default: the corpus's own]"
 )
 @click.option("--keep", help="Utterances: consensus, plurality, majority, any-vote. [default: the corpus's own]")
+@click.option(
+    "--secondary",
+    default="drop",
+    show_default=True,
+    help="Secondary labels of raters (MSP-Podcast): drop; merge: further ticks, which --multi-label weighs.",
+)
 @click.option("--decode", is_flag=True, help="Read all recordings to their end, as encoding them does.")
 @click.option(
     "--max-seconds",

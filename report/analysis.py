@@ -18,11 +18,10 @@ from amber2_core.distributions import ambiguity_bins, entropy
 from amber2_core.metrics import METRICS, confusion, utterance_accuracy, utterance_js
 from amber2_core.tables import Texts
 
-from .groups import Entry, Group
+from .groups import FUSION, Entry, Group
 from .runs import Floats
 
 CONFIDENCE_BINS = 10
-FUSION = "fusion"
 
 
 @dataclass(frozen=True, eq=False)

@@ -57,6 +57,14 @@ def _remove_if_empty(folder: Path) -> None:
     "--head", help="Compare this head of every system, such as audio. [default: its student, else fusion, else its own]"
 )
 @click.option(
+    "--ensemble",
+    is_flag=False,
+    flag_value="",
+    metavar="[LIST]",
+    help="Add the mean of the distributions of every seed of the fusion head (or that of --head) of every system of "
+    "all runs, or of the systems in LIST. Runs must have one test set; of one system it is the ensemble of its seeds.",
+)
+@click.option(
     "--by",
     multiple=True,
     metavar="COLUMN",
@@ -77,6 +85,7 @@ def report_runs(
     output: Path | None,
     caches: tuple[Path, ...],
     head: str | None,
+    ensemble: str | None,
     by: tuple[str, ...],
     with_audio: bool,
     audio_count: int,
@@ -91,6 +100,7 @@ def report_runs(
       report-runs runs/20260101-120000-iemocap
       report-runs --output ablation runs/full runs/no-mai
       report-runs --head audio --by gender runs/hubert runs/wavlm
+      report-runs runs/hubert runs/wavlm --ensemble=amber2
     """
 
     import pandas as pd
@@ -99,7 +109,8 @@ def report_runs(
 
     from .page import Options, write_report
 
-    options = Options(caches, audio_count if with_audio else 0, root, head, by)
+    systems = None if ensemble is None else [name.strip() for name in ensemble.split(",") if name.strip()]
+    options = Options(caches, audio_count if with_audio else 0, root, head, by, ensemble=systems)
     if output is None:
         with free_name(Path("reports"), f"{time.strftime('%Y%m%d-%H%M%S')}-{shown_name(runs[0])[:80]}") as folder:
             report = write_report(runs, folder, options)

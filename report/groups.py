@@ -22,6 +22,7 @@ from .runs import Floats
 
 LONGEST_NAME = 80  # characters of a part of a file's name, of which file systems allow 255 in all
 DEEPEST = 100  # folders
+FUSION = "fusion"  # the head of all modalities
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,6 +34,7 @@ class Entry:
     head: str
     label: str
     probs: npt.NDArray[np.float32]  # (seeds, N, C), NaN rows where the head predicts nothing
+    members: tuple[Entry, ...] = ()  # of an ensemble, what it is the mean of
 
     @cached_property
     def there(self) -> npt.NDArray[np.bool_]:
@@ -168,7 +170,7 @@ def main_head(heads: Sequence[Entry]) -> str:
     """The head of a system that its tables are about: the student, else fusion, else the only one."""
     names = [entry.head for entry in heads]
     students = heads[0].settings.get("student", pd.Series()).unique()  # dev may have chosen another one in each fold
-    wanted = [*students, "fusion"] if len(students) == 1 else ["fusion"]
+    wanted = [*students, FUSION] if len(students) == 1 else [FUSION]
     return next((name for name in wanted if name in names), names[-1])
 
 

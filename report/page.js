@@ -21,6 +21,7 @@
       { name: "ambiguity", title: "Ambiguity", hint: "entropy of the raters, bits", key: (k) => data.ambiguity[k] },
     ];
     if (data.conflict) columns.push({ name: "conflict", title: "Conflict", hint: "JS between the modalities' heads, bits", key: (k) => data.conflict[k] });
+    data.measures.forEach((measure, m) => columns.push({ name: `measure${m}`, title: measure.title, hint: "mean over seeds", key: (k) => measure.values[k] }));
     columns.push({ name: "js", title: "JS", hint: "between raters and prediction, bits", key: (k) => data.js[k] });
     const presets = [
       { title: "All", sort: "id", down: false },

@@ -16,9 +16,10 @@ from amber2_core.errors import RunFolderError
 from amber2_core.run_folder import new_run_folder
 
 from .drawing import Drawing
+from .ensembles import with_ensemble
 from .figures import OVERLAID, figures
 from .groups import Group, grouped, slug
-from .provenance import data_notes, differences, stimulus, stimulus_was_chosen
+from .provenance import data_notes, differences, remarks, stimulus, stimulus_was_chosen
 from .runs import read_run
 from .significance import COLUMNS, DRAWS, compare, headlines, method_in_words, speaker_clusters
 from .table import Table, csv_text, latex_text, markdown_text
@@ -54,6 +55,7 @@ class Options:
     head: str | None = None  # the head that every system is told by; None: its own main one
     by: Sequence[str] = ()  # columns of utterances.csv to group scores by
     draws: int = DRAWS
+    ensemble: Sequence[str] | None = None  # the systems whose heads are averaged, () for all; None: no ensemble
 
 
 @dataclass(frozen=True)
@@ -83,6 +85,11 @@ class Chapter:
         return notes
 
     @property
+    def remarks(self) -> list[str]:
+        """What the results of systems must not be read without."""
+        return remarks(self.group.runs)
+
+    @property
     def settings(self) -> list[Table]:
         """The tables of grids."""
         return [table for name, table in self.tables.items() if name.startswith("settings-")]
@@ -96,7 +103,9 @@ class Chapter:
     def headline(self) -> list[str]:
         """The first system against the others, or else against its own other heads: `headlines`."""
         names = self.group.runs[0].name if len(self.group.runs) == 1 else ""
-        lines = headlines(self.comparisons, {entry.label for entry in self.group.mains}, names, self.drawn)
+        mains = self.group.mains
+        ensembles = {entry.label for entry in mains if entry.members}
+        lines = headlines(self.comparisons, {entry.label for entry in mains}, names, self.drawn, ensembles)
         return [*lines, *self.data_notes]
 
 
@@ -124,6 +133,8 @@ def write_report(runs: Sequence[Path], output: Path, options: Options | None = N
     if twice:
         raise RunFolderError(f"{twice[0]} is named twice: name each run folder once")
     groups = grouped([read_run(run) for run in runs], options.head)
+    if options.ensemble is not None:
+        groups = [with_ensemble(groups, options.ensemble)]
     with new_run_folder(output) as folder:
         chapters = [chapter(group, options) for group in groups]
         for kind in ("tables", "figures"):

@@ -67,6 +67,17 @@ def data_notes(runs: Sequence[RunFolder]) -> list[str]:
     return notes
 
 
+def remarks(runs: Sequence[RunFolder]) -> list[str]:
+    """What the results of systems must not be read without, as their runs tell, each once."""
+    found = [
+        f"{system if len(runs) == 1 else f'{run.name}: {system}'}: {line}"
+        for run in runs
+        for system, lines in run.settings.get("remarks", {}).items()
+        for line in lines
+    ]
+    return list(dict.fromkeys(found))
+
+
 def stimulus(run: RunFolder) -> str:
     """What the raters of a run's votes saw or heard, "" where its folder does not tell."""
     found = run.settings.get("policy", {}).get("stimulus")

@@ -96,6 +96,8 @@ def speaker_clusters(fold: npt.NDArray[np.int64], speaker: Texts) -> Clusters:
 def compare(group: Group, clusters: Clusters, *, draws: int = DRAWS, seed: int = 0) -> pd.DataFrame:
     """The first system's main head against every other system's, then against its own other heads, in `COMPARED`.
 
+    Then every ensemble against every single main head, and against its other members.
+
     Where a head predicts not every utterance, both are scored on those that both predict, as if there were no others;
     heads that diverged in some run are not compared.
 
@@ -105,19 +107,14 @@ def compare(group: Group, clusters: Clusters, *, draws: int = DRAWS, seed: int =
         metric, and `seeds_agree`, the share of seeds whose difference has the sign of the whole (NaN where the two have
         not the same seeds).
     """
-    reference = group.mains[0]
-    rivals = [*group.mains[1:], *(e for e in group.heads(reference).values() if e is not reference)]
-    rivals = [rival for rival in rivals if not rival.diverged]
-    together: dict[bytes, list[Entry]] = {}  # those that share their utterances with the first
-    for rival in rivals:
-        together.setdefault((reference.there & rival.there).tobytes(), []).append(rival)
     found = [
-        row for some in together.values() for row in _compare_on_common(reference, some, group, clusters, draws, seed)
+        row
+        for reference, rivals in _matches(group)
+        for row in _compare_all(reference, [one for one in rivals if not one.diverged], group, clusters, draws, seed)
     ]
     frame = pd.DataFrame(found, columns=COLUMNS)
     frame["p_holm"] = frame.groupby("metric")["p"].transform(lambda p: holm(p.tolist()))
-    places = {rival.label: k for k, rival in enumerate(rivals)}
-    return frame.sort_values("second", key=lambda labels: labels.map(places), kind="stable", ignore_index=True)
+    return frame
 
 
 def method_in_words(clusters: Clusters, draws: int) -> str:
@@ -136,7 +133,9 @@ def method_in_words(clusters: Clusters, draws: int) -> str:
     return text
 
 
-def headlines(comparisons: pd.DataFrame, systems: Set[str], names: str, drawn: str) -> list[str]:
+def headlines(
+    comparisons: pd.DataFrame, systems: Set[str], names: str, drawn: str, ensembles: Set[str] = frozenset()
+) -> list[str]:
     """Of `compare`, in one line for each rival: in what the first is better, in what it is worse, and what is open.
 
     Args:
@@ -144,22 +143,18 @@ def headlines(comparisons: pd.DataFrame, systems: Set[str], names: str, drawn: s
         systems: labels of the main heads; where there are others than the first, heads of its own are not told.
         names: of the runs, empty where the labels say them.
         drawn: `Clusters.drawn`.
+        ensembles: labels of those, which are told against the best single head alone.
     """
-    rivals = list(dict.fromkeys(comparisons["second"]))
+    pairs = comparisons.groupby(["first", "second"], sort=False)
+    tests = f"{len(pairs)} comparison{'s' * (len(pairs) > 1)}"
     place, lines = f" in {names}" if names else "", []
-    for rival in ([one for one in rivals if one in systems] or rivals)[:HEADLINES]:
-        own = comparisons[comparisons["second"] == rival]
-        sure = own["p_holm"] < SURE
-        better = (own["difference"] < 0) == own["metric"].isin(
-            [name for name, metric in METRICS.items() if metric.better == "lower"]
-        )
-        parts = (("better", own[sure & better]), ("worse", own[sure & ~better]), ("may be chance", own[~sure]))
-        told = "; ".join(f"{word} {', '.join(map(_change, some.itertuples()))}" for word, some in parts if len(some))
-        tests = f"{len(rivals)} comparison{'s' * (len(rivals) > 1)}"
-        lines.append(
-            f"{own['first'].iloc[0]} against {rival}{place}: {told} (differences on test; p by a bootstrap over "
-            f"{drawn}, after Holm's correction over the {tests} of each metric, not over metrics)."
-        )
+    for first, own in comparisons.groupby("first", sort=False):
+        for rival, what in _told_rivals(own, systems) if first not in ensembles else [_strongest(own)]:
+            told = _told(own[own["second"] == rival])
+            lines.append(
+                f"{first} against {rival}{what}{place}: {told} (differences on test; p by a bootstrap over "
+                f"{drawn}, after Holm's correction over the {tests} of each metric, not over metrics)."
+            )
     return lines
 
 
@@ -212,6 +207,29 @@ def holm(p_values: Sequence[float]) -> list[float]:
         largest = max(largest, min(1.0, p_values[place] * (len(p_values) - rank)))
         corrected[place] = largest
     return corrected
+
+
+def _matches(group: Group) -> Iterator[tuple[Entry, list[Entry]]]:
+    """Who is compared with whom."""
+    ensembles, single = ([one for one in group.mains if bool(one.members) == whether] for whether in (True, False))
+    if single:
+        yield single[0], [*single[1:], *(one for one in group.heads(single[0]).values() if one is not single[0])]
+    for ensemble in ensembles:
+        yield ensemble, [*single, *(one for one in ensemble.members if one not in single)]
+
+
+def _compare_all(
+    reference: Entry, rivals: Sequence[Entry], group: Group, clusters: Clusters, draws: int, seed: int
+) -> list[tuple[Any, ...]]:
+    """The first against others, in their order: rows of `compare`, p not yet corrected."""
+    together: dict[bytes, list[Entry]] = {}  # those that share their utterances with the first
+    for rival in rivals:
+        together.setdefault((reference.there & rival.there).tobytes(), []).append(rival)
+    found = [
+        row for some in together.values() for row in _compare_on_common(reference, some, group, clusters, draws, seed)
+    ]
+    places = {rival.label: k for k, rival in enumerate(rivals)}
+    return sorted(found, key=lambda row: places[row[1]])
 
 
 def _compare_on_common(
@@ -292,6 +310,28 @@ def _seeds_agree(a: Floats, b: Floats) -> float:
         return float("nan")
     signs = np.sign(a - b)
     return float(np.mean(signs == np.sign(np.mean(a - b))))
+
+
+def _told_rivals(own: pd.DataFrame, systems: Set[str]) -> list[tuple[str, str]]:
+    """Of the rivals of one reference those that are told in words."""
+    rivals = list(dict.fromkeys(own["second"]))
+    return [(rival, "") for rival in ([one for one in rivals if one in systems] or rivals)[:HEADLINES]]
+
+
+def _strongest(own: pd.DataFrame) -> tuple[str, str]:
+    """The rival with the lowest JS, which is where the difference is largest."""
+    js = own[own["metric"] == "js"]
+    best = js["second"].tolist()[int(np.argmax(js["difference"].to_numpy()))]
+    return best, ", the best single one by its JS on test,"
+
+
+def _told(own: pd.DataFrame) -> str:
+    """Of the rows of one pair: what is better, what worse, and what may be chance."""
+    sure = own["p_holm"] < SURE
+    lower = [name for name, metric in METRICS.items() if metric.better == "lower"]
+    better = (own["difference"] < 0) == own["metric"].isin(lower)
+    parts = (("better", own[sure & better]), ("worse", own[sure & ~better]), ("may be chance", own[~sure]))
+    return "; ".join(f"{word} {', '.join(map(_change, some.itertuples()))}" for word, some in parts if len(some))
 
 
 def _weights(rng: np.random.Generator, size: int, draws: int) -> Iterator[Floats]:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal
+from typing import Any, Literal
 
 import pandas as pd
 
 from amber2_core.metrics import metric_of
+from amber2_core.run_folder import Floats, mean_and_sd
 
 DIGITS = 3
 MISSING = "–"
@@ -18,12 +19,19 @@ LATEX = {
     "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
     "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "↓": r"$\downarrow$", "↑": r"$\uparrow$", "²": "$^2$",
     "√": r"$\surd$", "−": "$-$", "κ": r"$\kappa$", "λ": r"$\lambda$", "±": r"$\pm$", "<": "$<$", ">": "$>$",
-    "–": "--", "·": r"$\cdot$", "†": r"\dag{}", "≤": r"$\le$", "×": r"$\times$",
+    "–": "--", "·": r"$\cdot$", "†": r"\dag{}", "≤": r"$\le$", "×": r"$\times$", "ρ": r"$\rho$",
 }  # fmt: skip
 
 # score: 0.193 ± 0.001, its spread in NAME_sd where there is one; change: +0.0105; interval: [−0.0100, +0.0020], its
 # ends in NAME_low and NAME_high; p: 0.013 or < 0.001; share: 80%; words: as they are
 Kind = Literal["words", "score", "change", "interval", "p", "share"]
+
+
+Row = dict[Any, Any]
+# what the main tables show
+DISTRIBUTION = ("js", "bc", "r2")
+CLASSIFICATION = ("macro_f1", "weighted_f1", "accuracy")
+SHOWN = (*DISTRIBUTION, *CLASSIFICATION)
 
 
 @dataclass(frozen=True)
@@ -33,6 +41,9 @@ class Column:
     name: str
     title: str
     kind: Kind = "words"
+
+
+ENTRY = Column("entry", "system, head")
 
 
 @dataclass(frozen=True)
@@ -86,6 +97,27 @@ class Table:
         metric = metric_of(column.name)
         best = number_text(min(values) if metric and metric.better == "lower" else max(values))
         return [Cell(cell.kind, cell.texts, cell.values, best=cell.texts[0] == best) for cell in cells]
+
+
+def table_of(
+    name: str, caption: str, columns: Sequence[Column], rows: Sequence[Row], notes: Sequence[str], *, like: str = "",
+    bold: bool = True,
+) -> Table:  # fmt: skip
+    """A table of the columns' own parts of some rows; a spread that nothing has is left out."""
+    frame = pd.DataFrame(rows)
+    ends = ("", "_sd", "_low", "_high")
+    wanted = [part for column in columns for end in ends if (part := column.name + end) in frame]
+    frame = frame[[part for part in wanted if not part.endswith("_sd") or frame[part].notna().any()]]
+    return Table(name, caption, columns, frame, notes, like, bold)
+
+
+def means_and_sds(names: Iterable[str], of_seeds: Iterable[Floats]) -> Row:
+    """Of values over seeds (seeds,), each under its name: the mean, and the sd as NAME_sd."""
+    row: Row = {}
+    for name, values in zip(names, of_seeds, strict=True):
+        found = mean_and_sd(values)
+        row |= {name: found["mean"], f"{name}_sd": found["sd"]}
+    return row
 
 
 def title_of(metric: str) -> str:

@@ -6,34 +6,42 @@ import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from amber2_core.kinds import MULTI_LABEL
 from amber2_core.metrics import METRICS, MULTI_LABEL_METRICS
-from amber2_core.run_folder import Floats, fold_means, mean_and_sd
+from amber2_core.run_folder import fold_means
 from amber2_core.tables import Texts
 
 from .agreement import by_ambiguity, synthetic_targets
 from .analysis import bins_of, confusion_counts, confusion_shares, scores_by_bin, vote_shares
+from .ensembles import ensemble_notes
 from .groups import Entry, Group, slugs
-from .provenance import stimulus
-from .table import Column, Table, title_of
+from .measures import measure_tables
+from .provenance import remarks, stimulus
+from .subsets import subset_tables
+from .table import (
+    CLASSIFICATION,
+    DISTRIBUTION,
+    ENTRY,
+    SHOWN,
+    Column,
+    Row,
+    Table,
+    means_and_sds,
+    table_of,
+    title_of,
+)
 
 # Numbers that others have printed, each under the metric that it measures: NAME, and NAME_sd where a spread was printed
 # with it; `note`: what a reader must know of the row
 PUBLISHED = Path(__file__).parent / "published.csv"
-DISTRIBUTION = ("js", "bc", "r2")
-CLASSIFICATION = ("macro_f1", "weighted_f1", "accuracy")
-SHOWN = (*DISTRIBUTION, *CLASSIFICATION)
 # SHOWN metrics first, then what was said under other names
 AGAINST_PUBLISHED = (*DISTRIBUTION, "js_distance_nats", *CLASSIFICATION, "uar", "macro_f1_threshold")
 SPREAD = "Mean ± sd over {seeds} seeds of the mean over {folds} test folds; bold is the best of its column."
 CONSTANT = 1e-6  # probabilities that differ by less are the same
-ENTRY = Column("entry", "system, head")
-Row = dict[Any, Any]
 
 
 def all_tables(
@@ -42,7 +50,7 @@ def all_tables(
     """Every table that a group has, by name; `by`: columns to group the test utterances by."""
     if not group.entries:
         return {table.name: table for table in multi_label_tables(group)}
-    tables = [*result_tables(group), *published_tables(group)]
+    tables = [*result_tables(group), *subset_tables(group), *published_tables(group)]
     if len(comparisons):
         tables.append(significance_table(comparisons, method))
     tables += (
@@ -53,8 +61,8 @@ def all_tables(
         if by
         else []
     )
-    tables += [*ablation_tables(group), fold_table(group), ambiguity_table(group), *setting_tables(group)]
-    tables += [*synthetic_tables(group), *multi_label_tables(group)]
+    tables += [*ablation_tables(group), fold_table(group), ambiguity_table(group), *measure_tables(group)]
+    tables += [*setting_tables(group), *synthetic_tables(group), *multi_label_tables(group)]
     return {table.name: table for table in tables}
 
 
@@ -71,8 +79,9 @@ def result_tables(group: Group) -> list[Table]:
     ):
         rows = [{"entry": entry.label, **_scores(entry.tested, metrics)} for entry in entries]
         notes = [_spread(group), *_head_notes(group), *_expert_notes(group), *coverage_notes(group, entries)]
-        notes += blank_notes(group, metrics)
-        tables.append(_table(name, caption, [ENTRY, *_metric_columns(group, metrics)], rows, notes, like=like))
+        notes += [*ensemble_notes(group), *blank_notes(group, metrics)]
+        notes += remarks(group.runs) if entries is mains else []
+        tables.append(table_of(name, caption, [ENTRY, *_metric_columns(group, metrics)], rows, notes, like=like))
     return tables
 
 
@@ -91,7 +100,7 @@ def published_tables(group: Group) -> list[Table]:
     ]
     columns = [ENTRY, *(Column(name, title_of(name), "score") for name in AGAINST_PUBLISHED)]
     rows: list[Row] = [*ours, *theirs.to_dict("records")]
-    return [_table("published", "Beside published numbers", columns, rows, notes, like="Table 5", bold=False)]
+    return [table_of("published", "Beside published numbers", columns, rows, notes, like="Table 5", bold=False)]
 
 
 def side_by_side(groups: Sequence[Group]) -> Table:
@@ -111,7 +120,7 @@ def side_by_side(groups: Sequence[Group]) -> Table:
         "between them is one of what was asked, not of who answered better.",
         "Mean ± sd over seeds of the mean over test folds.",
     ]
-    return _table("side-by-side", "Different test sets side by side", columns, rows, notes, bold=False)
+    return table_of("side-by-side", "Different test sets side by side", columns, rows, notes, bold=False)
 
 
 def fold_table(group: Group) -> Table:
@@ -134,7 +143,7 @@ def fold_table(group: Group) -> Table:
         *_metric_columns(group, metrics),
     ]
     notes = ["Mean ± sd over seeds.", *coverage_notes(group, group.entries)]
-    return _table("folds", "Every test fold", columns, rows, notes, bold=False)
+    return table_of("folds", "Every test fold", columns, rows, notes, bold=False)
 
 
 def ambiguity_table(group: Group) -> Table:
@@ -145,11 +154,11 @@ def ambiguity_table(group: Group) -> Table:
         counts = np.bincount(bins.member[entry.rows], minlength=len(bins.counts))
         for b, count in enumerate(counts):
             place = {"entry": entry.label, "ambiguity": f"{bins.edges[b]:.2f}–{bins.edges[b + 1]:.2f}", "n": count}
-            rows.append({**place, **_means_and_sds(scores, (of_seeds[:, b] for of_seeds in scores.values()))})
+            rows.append({**place, **means_and_sds(scores, (of_seeds[:, b] for of_seeds in scores.values()))})
     columns = [ENTRY, Column("ambiguity", "ambiguity, bits"), Column("n", "n"), *_metric_columns(group, METRICS)]
     note = "Mean ± sd over seeds of the metric over the test utterances of all folds in the bin."
     notes = [note, *coverage_notes(group, group.mains)]
-    return _table("ambiguity", "Scores by ambiguity of the raters", columns, rows, notes, bold=False)
+    return table_of("ambiguity", "Scores by ambiguity of the raters", columns, rows, notes, bold=False)
 
 
 def by_table(group: Group, column: str, name: str, values: Texts) -> Table:
@@ -160,14 +169,14 @@ def by_table(group: Group, column: str, name: str, values: Texts) -> Table:
         own = np.flatnonzero((values == value) & entry.there)
         scores = [METRICS[metric](target[own], entry.probs[:, own]) for metric in metrics]
         place = {"entry": entry.label, "group": value or None, "n": len(own)}
-        rows.append({**place, **_means_and_sds(metrics, scores)})
+        rows.append({**place, **means_and_sds(metrics, scores)})
     columns = [ENTRY, Column("group", column), Column("n", "n"), *_metric_columns(group, metrics)]
     notes = [
         "Mean ± sd over seeds of the metric over the n test utterances of all folds that are of the group. Few "
         "utterances make noisy scores, and whether groups differ is not tested.",
         *coverage_notes(group, group.mains),
     ]
-    return _table(f"by-{name}", f"Scores by {column}", columns, rows, notes, bold=False)
+    return table_of(f"by-{name}", f"Scores by {column}", columns, rows, notes, bold=False)
 
 
 def synthetic_tables(group: Group) -> list[Table]:
@@ -193,7 +202,7 @@ def synthetic_tables(group: Group) -> list[Table]:
         "the tertiles of people's entropy, fewer where many utterances are equally ambiguous. Within one of these the "
         "entropy of people hardly varies, which lowers correlations."
     ]
-    agreement = _table("agreement", "Synthetic raters against people", columns, rows, notes, bold=False)
+    agreement = table_of("agreement", "Synthetic raters against people", columns, rows, notes, bold=False)
     rows = [
         {"entry": entry.label, "n": int(own.drop_duplicates("fold")["n"].sum()), **_scores(own, SHOWN)}
         for entry in group.entries
@@ -208,7 +217,7 @@ def synthetic_tables(group: Group) -> list[Table]:
     columns = [ENTRY, Column("n", "n"), *_metric_columns(group, SHOWN)]
     return [
         agreement,
-        _table("against-synthetic", "Every head against synthetic raters", columns, rows, notes, bold=False),
+        table_of("against-synthetic", "Every head against synthetic raters", columns, rows, notes, bold=False),
     ]
 
 
@@ -233,7 +242,7 @@ def multi_label_tables(group: Group) -> list[Table]:
         "both, as papers on CMU-MOSEI and M3ED print it. Precision, recall and micro F1 are over all classes together.",
         "Mean ± sd over seeds of the mean over test folds; bold is the best of its column.",
     ]
-    return [_table("multi-label", "Which classes are present", columns, rows, notes)]
+    return [table_of("multi-label", "Which classes are present", columns, rows, notes)]
 
 
 def confusion_frame(group: Group, entry: Entry) -> pd.DataFrame:
@@ -269,7 +278,7 @@ def ablation_tables(group: Group) -> list[Table]:
     columns.append(Column("change", "change of JS", "change"))
     notes = [_spread(group), "Whether a change is more than chance: see the differences on test."]
     notes += coverage_notes(group, [reference, *versions])
-    return [_table("ablation", f"Versions of {reference.label}", columns, rows, notes)]
+    return [table_of("ablation", f"Versions of {reference.label}", columns, rows, notes)]
 
 
 def setting_tables(group: Group) -> list[Table]:
@@ -291,7 +300,7 @@ def setting_tables(group: Group) -> list[Table]:
         columns = [*(Column(name, name.replace("_", " ")) for name in varied), *_metric_columns(group, SHOWN)]
         columns.append(Column("folds_that_chose_it", "chosen in folds"))
         caption = f"Every setting of {main.label}, on dev"
-        tables.append(_table(f"settings-{group.slugs[main.label]}", caption, columns, rows, [note]))
+        tables.append(table_of(f"settings-{group.slugs[main.label]}", caption, columns, rows, [note]))
     return tables
 
 
@@ -312,7 +321,7 @@ def significance_table(comparisons: pd.DataFrame, method: str) -> Table:
         )
     else:
         columns.remove(Column("n", "n"))
-    return _table("significance", "Differences on test", columns, frame.to_dict("records"), notes)
+    return table_of("significance", "Differences on test", columns, frame.to_dict("records"), notes)
 
 
 def coverage_notes(group: Group, entries: Sequence[Entry]) -> list[str]:
@@ -379,18 +388,6 @@ def blank_notes(group: Group, metrics: Iterable[str]) -> list[str]:
     return notes
 
 
-def _table(
-    name: str, caption: str, columns: Sequence[Column], rows: Sequence[Row], notes: Sequence[str], *, like: str = "",
-    bold: bool = True,
-) -> Table:  # fmt: skip
-    """A table of the columns' own parts of some rows; a spread that nothing has is left out."""
-    frame = pd.DataFrame(rows)
-    ends = ("", "_sd", "_low", "_high")
-    wanted = [part for column in columns for end in ends if (part := column.name + end) in frame]
-    frame = frame[[part for part in wanted if not part.endswith("_sd") or frame[part].notna().any()]]
-    return Table(name, caption, columns, frame, notes, like, bold)
-
-
 def _metric_columns(group: Group, metrics: Iterable[str]) -> list[Column]:
     return [Column(name, title_of(name), "score") for name in metrics if name in group.metrics]
 
@@ -398,15 +395,7 @@ def _metric_columns(group: Group, metrics: Iterable[str]) -> list[Column]:
 def _scores(rows: pd.DataFrame, metrics: Sequence[str]) -> Row:
     """Over the seeds of some rows of results.csv, of the mean over folds: every metric, and its spread as NAME_sd."""
     table = rows.reindex(columns=["seed", "n", *metrics])
-    return _means_and_sds(metrics, fold_means(table, metrics))
-
-
-def _means_and_sds(metrics: Iterable[str], of_seeds: Iterable[Floats]) -> Row:
-    row: Row = {}
-    for name, values in zip(metrics, of_seeds, strict=True):
-        found = mean_and_sd(values)
-        row |= {name: found["mean"], f"{name}_sd": found["sd"]}
-    return row
+    return means_and_sds(metrics, fold_means(table, metrics))
 
 
 def _head_notes(group: Group) -> list[str]:
@@ -444,5 +433,5 @@ def _expert_notes(group: Group) -> list[str]:
 
 
 def _spread(group: Group) -> str:
-    seeds = sorted({len(entry.probs) for entry in group.entries})
+    seeds = sorted({len(entry.probs) for entry in group.entries if not entry.members})
     return SPREAD.format(seeds=" or ".join(map(str, seeds)), folds=len(group.predictions.folds))

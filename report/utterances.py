@@ -25,6 +25,7 @@ from amber2_core.votes import LabelPolicy, label_distributions
 
 from .analysis import disagreement, expert_weights
 from .groups import Group
+from .measures import measures
 from .runs import Floats
 
 # shares, bits and scores travel as whole thousandths, null where there is none
@@ -138,6 +139,10 @@ def utterance_record(group: Group, facts: CorpusFacts, recordings: Recordings | 
         "probs": [_thousandths(entry.probs[:, rows].mean(0)) for entry in group.entries],
         "js": _thousandths(utterance_js(p.target, main.probs).mean(0)[rows]),
         "ambiguity": _thousandths(entropy(p.target[rows])),
+        "measures": [
+            {"title": measure.label, "values": _thousandths(measure.values[:, rows].mean(0))}
+            for measure in measures(group)
+        ],
         "conflict": None if conflict is None else _thousandths(conflict[rows]),
         "experts": [] if weights is None else list(weights),
         "weights": [] if weights is None else [_thousandths(u[rows]) for u in weights.values()],

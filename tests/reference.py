@@ -7,7 +7,9 @@ the end uses torch: plain `nn.functional` on one utterance after the other, and 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
+from fractions import Fraction
 from typing import Literal
 
 import torch
@@ -15,6 +17,33 @@ from torch import Tensor
 from torch.nn import functional
 
 Distribution = Sequence[float]
+
+# --- one utterance: votes ---
+
+
+def ticks_with_secondary(ticks: Sequence[tuple[str, str]], secondary: str) -> list[list[str]]:
+    """The words of every rater, in order: the primary ones, then those of "RATER: word,word; RATER: word"."""
+    ballots: dict[str, list[str]] = {}
+    for rater, word in ticks:
+        ballots.setdefault(rater, []).append(word)
+    names = "|".join(map(re.escape, ballots))
+    _, *parts = re.split(rf"(?:^|; )({names}): ", secondary)
+    for rater, words in zip(parts[::2], parts[1::2], strict=True):
+        for word in re.split("; |,", words):
+            if word.strip() and word.strip() not in ballots[rater]:
+                ballots[rater].append(word.strip())
+    return list(ballots.values())
+
+
+def counted(ballots: Sequence[Sequence[str]], emotions: Sequence[str], multi_label: str) -> list[Fraction]:
+    """The votes for each emotion; words beside them take part in the ballot of a rater, and count for nothing."""
+    votes = [Fraction(0)] * len(emotions)
+    for words in ballots:
+        for word in words[:1] if multi_label == "first" else words:
+            if word in emotions:
+                votes[emotions.index(word)] += Fraction(1, len(words) if multi_label == "split" else 1)
+    return votes
+
 
 # --- one utterance: divergences, in bits ---
 
@@ -89,6 +118,18 @@ def uar(target: Sequence[Distribution], probs: Sequence[Distribution]) -> float:
         if found:
             recalls.append(sum(found) / len(found))
     return sum(recalls) / len(recalls)
+
+
+def balanced(score: Callable[[Distribution, Distribution], float]) -> Callable[..., float]:
+    """The mean over the classes that are somebody's label of the mean score over the utterances of each."""
+
+    def mean(target: Sequence[Distribution], probs: Sequence[Distribution]) -> float:
+        by_label: dict[int, list[float]] = {}
+        for y, p in zip(target, probs, strict=True):
+            by_label.setdefault(argmax(y), []).append(score(y, p))
+        return sum(sum(scores) / len(scores) for scores in by_label.values()) / len(by_label)
+
+    return mean
 
 
 def f1(rated: Sequence[bool], predicted: Sequence[bool]) -> float:

@@ -120,6 +120,18 @@ def test_settings_choices_rows_and_versions_that_differ_are_told(place: Path, tm
     ]
 
 
+def test_what_an_earlier_version_did_not_know_of_is_no_difference(place: Path, tmp_path: Path) -> None:
+    old = copy_of(place / "first", tmp_path)
+    settings, rows = read_settings(old), read_results(old)
+    del settings["policy"]["secondary"], settings["metrics"][1]
+    write_json(old / "settings.json", settings)
+    write_results(old / "results.csv", [{k: v for k, v in row.items() if k != "js_balanced"} for row in rows])
+    assert differences(old, place / "first") == ([], [])
+    settings["policy"]["raters"] = "all"
+    write_json(old / "settings.json", settings)
+    assert differences(old, place / "first") == (["settings: policy differs"], [])
+
+
 def test_what_cannot_be_run_again_is_one_line(place: Path, tmp_path: Path) -> None:
     def refused(*arguments: str) -> str:
         result = call("--again", *arguments)

@@ -88,9 +88,12 @@ def test_every_option_is_a_field_of_the_policy() -> None:
         "out_of_space": "other",
         "merge": "warm=calm",
         "keep": "majority",
+        "secondary": "merge",
     }
     policy = policy_of(LabelDefaults(("a", "b")), options)
-    assert policy == LabelPolicy(("calm", "tense"), "video", "all", "split", "other", (("warm", "calm"),), "majority")
+    assert policy == LabelPolicy(
+        ("calm", "tense"), "video", "all", "split", "other", (("warm", "calm"),), "majority", "merge"
+    )
     assert policy_changes({"device": "cpu", "keep": "plurality"}) == {"keep": "plurality"}
 
 

@@ -39,6 +39,8 @@ BY_UTTERANCE: dict[str, Callable[..., float]] = {
 }
 BY_FOLD = ("accuracy", "accuracy_untied", "uar", "macro_f1", "weighted_f1", "macro_f1_threshold", "ece")
 
+BALANCED = {"js_balanced": reference.js, "bc_balanced": reference.bhattacharyya}
+
 samples = st.builds(
     lambda rows, classes, seed: (rated(rows, classes, seed), predicted(rows, classes, seed=seed)),
     st.integers(1, 30), st.integers(2, 9), st.integers(0, 10**6),
@@ -64,6 +66,19 @@ def test_metrics_are_what_the_loops_give(sample: tuple[Floats, Floats]) -> None:
     for name in BY_FOLD:
         expected_score = getattr(reference, name)(target.tolist(), probs.tolist())
         assert scores[name] == pytest.approx(expected_score, abs=1e-12, nan_ok=True), name
+    for name, of_one in BALANCED.items():
+        assert scores[name] == pytest.approx(reference.balanced(of_one)(target.tolist(), probs.tolist())), name
+
+
+def test_a_class_counts_alike_however_many_utterances_it_labels() -> None:
+    target, probs = rated(40, 4, seed=3), predicted(40, 4, seed=3)
+    frequent = target.argmax(-1) == np.bincount(target.argmax(-1)).argmax()
+    more = np.concatenate([np.arange(40), *[np.flatnonzero(frequent)] * 5])
+    for name in BALANCED:
+        plain = name.removesuffix("_balanced")
+        again = metrics.METRICS[name](target[more], probs[more])
+        assert again == pytest.approx(metrics.METRICS[name](target, probs)), name
+        assert metrics.METRICS[plain](target[more], probs[more]) != pytest.approx(metrics.METRICS[plain](target, probs))
 
 
 @given(samples)

@@ -5,9 +5,13 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import get_args
 
+import numpy as np
 import pytest
+import reference
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from podcast_tree import LAYOUTS, Turn, turns, write
@@ -16,7 +20,7 @@ from amber2_core.errors import CorpusError
 from amber2_core.label_spaces import policy_of
 from amber2_core.tables import attribute_columns, rating_table
 from amber2_core.utterance import Corpus
-from amber2_core.votes import label_distributions
+from amber2_core.votes import LabelPolicy, MultiLabel, label_distributions
 from amber2_data import release
 from amber2_data.corpora import msp_podcast
 from amber2_data.corpora.msp_podcast import CODES
@@ -44,6 +48,26 @@ def test_every_layout_gives_every_vote_of_every_rater(layout: tuple[Path, Corpus
         assert [(r.rater, r.label) for r in u.ratings] == [(rater, word) for rater, word, _ in turn.votes]
         assert {(r.source, r.stimulus) for r in u.ratings} == {("external", "audio")}
         assert u.attributes.get("secondary", "") == secondary(turn)
+
+
+@pytest.mark.parametrize("multi_label", get_args(MultiLabel))
+def test_secondary_labels_count_as_further_ticks_of_their_raters(
+    layout: tuple[Path, Corpus], multi_label: MultiLabel
+) -> None:
+    corpus = layout[1]
+    policy = replace(LabelPolicy.of_corpus(corpus.defaults), secondary="merge", multi_label=multi_label)
+    found = label_distributions(rating_table(corpus), attribute_columns(corpus), len(corpus.utterances), policy)
+    words = [word.capitalize() for word in policy.emotions]
+    for row, votes in zip(found.rows, found.votes, strict=True):
+        u = corpus.utterances[row]
+        ballots = reference.ticks_with_secondary(
+            [(r.rater, r.label) for r in u.ratings], str(u.attributes.get("secondary", ""))
+        )
+        np.testing.assert_allclose(votes, [float(x) for x in reference.counted(ballots, words, multi_label)])
+    dropped = label_distributions(
+        rating_table(corpus), attribute_columns(corpus), len(corpus.utterances), replace(policy, secondary="drop")
+    )
+    assert np.array_equal(found.votes, dropped.votes) == (multi_label == "first")
 
 
 def test_every_layout_gives_speakers_splits_consensus_and_transcripts(layout: tuple[Path, Corpus]) -> None:

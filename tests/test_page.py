@@ -8,6 +8,7 @@ import json
 import re
 import statistics
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from browser import Page, browser, find_chromium
 from run_folders import GRID, HEADS, Sketch, write_run
 
 from amber2_core.metrics import METRICS
-from amber2_core.run_folder import load
+from amber2_core.run_folder import load, read_predictions, write_predictions
 from amber2_report.drawing import Drawing, house_style
 from amber2_report.figures import calibration_figures, confusion_figures
 from amber2_report.groups import Group
@@ -208,7 +209,7 @@ def test_the_best_of_a_column_is_bold_and_nothing_else(report: Report, text: str
 def test_a_run_becomes_a_page_tables_and_figures(report: Report) -> None:
     names = {path.relative_to(report.folder).as_posix() for path in report.folder.rglob("*") if path.is_file()}
     tables = {"heads-distribution", "heads-classification", "systems-distribution", "systems-classification",
-              "all-metrics", "significance", "folds", "ambiguity", "settings-amber2-fusion"}  # fmt: skip
+              "all-metrics", "significance", "folds", "ambiguity", "subsets", "settings-amber2-fusion"}  # fmt: skip
     figures = {"ambiguity", "confusion-amber2-fusion", "confusion-cb-ce-fusion", "votes-amber2-fusion", "entropy",
                "votes-cb-ce-fusion", "reliability", "experts-class", "experts-bin", "conflict-class", "conflict-bin",
                "spread-folds", "spread-speakers", "grid-amber2-fusion", "training", "training-amber2",
@@ -382,6 +383,22 @@ def test_search_finds_transcripts_speakers_and_ids_and_more_shows_more(shown: Pa
     assert len(search("")[0]) == 25
     press(shown, "Show more")
     assert len(ids(shown)) == 50
+
+
+def test_a_measure_is_a_column_that_sorts(window: Page, tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", Sketch(count=30), cache=tmp_path / "c.h5")
+    found = read_predictions(run)
+    values = np.random.default_rng(0).permutation(30) / 29
+    write_predictions(run / "predictions.npz", replace(found, measures={"cb-ce/<doubt>": np.stack([values, values])}))
+    window.events.clear()
+    window.open(write_report([run], tmp_path / "report").page)
+    assert window.run("document.querySelector('th[data-name=measure0]').textContent") == "cb-ce <doubt>"
+    for order in (-1, 1):
+        window.run("document.querySelector('th[data-name=measure0] button').click()")
+        assert ids(window) == list(found.id[np.argsort(order * values)][:25])
+    shown = window.run("[...document.querySelectorAll('td[data-name=\"cb-ce <doubt>\"]')].map((td) => td.textContent)")
+    assert shown == [f"{k / 29:.3f}" for k in range(25)]
+    assert window.complaints() == []
 
 
 def test_what_a_head_does_not_predict_is_a_dash_and_comes_last_whichever_way_one_sorts(

@@ -145,6 +145,39 @@ def test_predictions_are_read_back_as_they_were_written(tmp_path: Path) -> None:
     np.testing.assert_array_equal(back.probs["amber2/fusion"], written.probs["amber2/fusion"])
 
 
+def test_measures_are_read_back_beside_the_predictions(tmp_path: Path) -> None:
+    probs = np.full((2, 3, 2), 0.5, np.float32)
+    written = Predictions(
+        texts(["a", "b", "c"]), np.array([1, 1, 2]), probs[0], ("up", "down"),
+        {"measure/fusion": probs[:1], "x/audio": probs},
+        {"x/vacuity": np.array([[0.5, np.nan, 1], [0, 1, 2.5]]), "measure/flag": np.array([[True, False, True]])},
+    )  # fmt: skip
+    write_predictions(tmp_path / "predictions.npz", written)
+    back = read_predictions(tmp_path)
+    assert list(back.probs) == ["measure/fusion", "x/audio"]
+    assert list(back.measures) == ["x/vacuity", "measure/flag"]
+    np.testing.assert_array_equal(back.measures["x/vacuity"], written.measures["x/vacuity"])
+    assert back.measures["measure/flag"].tolist() == [[1.0, 0.0, 1.0]]
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "line"),
+    [
+        ("x/vacuity", np.zeros(3), r"measure/x/vacuity is not \(1, 3\) of numbers"),
+        ("x/vacuity", np.zeros((2, 3)), r"measure/x/vacuity is not \(1, 3\) of numbers"),
+        ("x/vacuity", np.full((1, 3), np.inf), r"measure/x/vacuity is not \(1, 3\) of numbers"),
+        ("x/words", np.array([["a", "b", "c"]]), "is damaged"),
+        ("y/vacuity", np.zeros((1, 3)), "measure/y/vacuity is of a system without predictions"),
+    ],
+)
+def test_measures_that_do_not_fit_are_one_line(tmp_path: Path, name: str, values: Any, line: str) -> None:
+    probs = np.full((1, 3, 2), 0.5, np.float32)
+    one = Predictions(texts(list("abc")), np.ones(3, int), probs[0], ("up", "down"), {"x/audio": probs}, {name: values})
+    write_predictions(tmp_path / "predictions.npz", one)
+    with pytest.raises(RunFolderError, match=f"{line}.*train again$"):
+        read_predictions(tmp_path)
+
+
 def test_a_results_file_that_was_cut_off_names_the_line(tmp_path: Path) -> None:
     write_results(tmp_path / "results.csv", [result_row(1, 0), result_row(1, 1)])
     whole, n = (tmp_path / "results.csv").read_text(), len(result_row(1, 0))
@@ -184,6 +217,8 @@ def test_json_holds_every_letter_and_no_nan(tmp_path: Path) -> None:
         ({"folds": "speaker"}, 'folds is "speaker", expected an object'),
         ({"folds": {"sizes": 5}}, "folds.sizes is 5, expected an object"),
         ({"features": {"audio": "hubert"}}, 'features.audio is "hubert", expected an object'),
+        ({"remarks": ["frozen"]}, r'remarks is \["frozen"\], expected an object'),
+        ({"remarks": {"x": "frozen"}}, 'remarks.x is "frozen", expected a list'),
         ({"axes": "kappa"}, 'axes is "kappa", expected a list'),
         ({"corpus": ["iemocap"]}, r'corpus is \["iemocap"\], expected text'),
         ({"format_version": "new"}, 'format_version is "new", expected a whole number from 1'),

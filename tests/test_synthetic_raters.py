@@ -268,7 +268,7 @@ def test_a_report_shows_agreement_and_scores_against_models_only_where_there_are
         if name == "both":
             assert "synthetic learnt synthetic votes; its dev and test are people's." in done.stdout
     page, plain = ((tmp_path / name / "report.html").read_text() for name in ("both", "none"))
-    assert page.count('href="#c1-synthetic"') == page.count('id="c1-synthetic"') == 1
+    assert page.count('href="#c1-agreement"') == page.count('id="c1-agreement"') == 1
     assert "Synthetic raters" not in plain
     tables = {path.stem for path in (tmp_path / "both" / "tables").glob("*.csv")}
     others = {path.stem for path in (tmp_path / "none" / "tables").glob("*.csv")}

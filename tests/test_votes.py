@@ -382,6 +382,42 @@ def test_raters_of_one_name_are_one_within_an_utterance_and_a_source_only() -> N
     assert targets.votes.tolist() == [[1, 1], [0, 1]]
 
 
+def _with_secondary(text: str, *ratings: Rating) -> Utterance:
+    return replace(_utterance(0, "", *ratings), attributes={"secondary": text})
+
+
+@pytest.mark.parametrize(
+    ("text", "votes"),
+    [
+        ("r: sad,happy", [1, 2]),  # happy is his primary label
+        ("r: sad; Sadness ,, sad; s: happy", [2, 2]),  # what he ticked is no second tick, in whatever form
+        ("s: happy; a bit; r: bored", [2, 1]),  # a rater's words may hold what parts raters
+        ("s: t: happy,happy", [2, 1]),  # t rated nothing
+    ],
+)
+def test_secondary_labels_are_ticks_unless_the_rater_ticked_them_already(text: str, votes: list[float]) -> None:
+    ratings = (Rating("r", "Happiness"), Rating("s", "sad"))
+    targets = _targets([_with_secondary(text, *ratings)], LabelPolicy(("happy", "sad"), secondary="merge"))
+    assert targets.votes.tolist() == [votes]
+
+
+def test_a_secondary_label_has_the_weight_stimulus_and_source_of_its_raters_primary_one() -> None:
+    ratings = (Rating("r", "happy", weight=0.5), Rating("s", "sad", source="self"), Rating("t", "sad"))
+    utterance = _with_secondary("r: sad; s: happy", *ratings)
+    policy = LabelPolicy(("happy", "sad"), secondary="merge")
+    assert _targets([utterance], policy).votes.tolist() == [[0.5, 1.5]]
+    assert _targets([utterance], replace(policy, raters="all")).votes.tolist() == [[1.5, 2.5]]
+
+
+def test_secondary_labels_that_are_not_there_or_are_nobodys_are_refused_in_one_line() -> None:
+    policy = LabelPolicy(("happy", "sad"), secondary="merge")
+    people = (Rating("r", "happy"), Rating("s", "sad"))
+    with pytest.raises(LabelError, match=r"^Bad secondary 'merge': this corpus has no secondary labels.*drop$"):
+        _targets([_utterance(0, "", *people)], policy)
+    with pytest.raises(LabelError, match=r"^Bad attribute 'secondary' 'q: sad', expected RATER: words of one of"):
+        _targets([_with_secondary("q: sad", *people)], policy)
+
+
 def test_a_corpus_brings_its_own_policy() -> None:
     defaults = LabelDefaults(("neutral", "happy"), "video", (("excited", "happy"),), "consensus", "session")
     assert LabelPolicy.of_corpus(defaults) == LabelPolicy(
@@ -671,6 +707,7 @@ def test_votes_outside_the_space_join_an_other_that_is_one_of_its_emotions() -> 
         ({"multi_label": "last"}, "Bad multi-label 'last', expected one of ['pooled', 'split', 'first']"),
         ({"out_of_space": "keep"}, "Bad out-of-space 'keep', expected one of ['drop', 'other']"),
         ({"keep": "all"}, "Bad keep 'all', expected one of ['consensus', 'plurality', 'majority', 'any-vote']"),
+        ({"secondary": "keep"}, "Bad secondary 'keep', expected one of ['drop', 'merge']"),
         ({"emotions": ("sad",)}, "Bad emotions ['sad'], expected at least two"),
         ({"emotions": ()}, "Bad emotions [], expected at least two"),
         ({"emotions": ("sad", "happy", "Sadness")}, "Bad emotions ['sad', 'happy', 'Sadness']: 'sad' is named twice"),

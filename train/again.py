@@ -13,7 +13,7 @@ from amber2_core.run_folder import axes_of, read_results, read_settings
 # A score differs where it is further apart than rounding leaves it: on one kind of device, and across devices.
 TOLERANCE = {True: 1e-5, False: 1e-4}
 # of settings.json, what no number depends on, and what is compared part by part
-_ASIDE = ("command", "created", "cache", "device", "format_version", "digest", "digests", "versions")
+_ASIDE = ("command", "created", "cache", "device", "format_version", "digest", "digests", "versions", "metrics")
 _LINE = 160  # letters of a difference that is worth reading in full
 _KEY = ("system", "head", "split", "fold", "seed")
 
@@ -57,9 +57,14 @@ def _of_data(before: Mapping[str, Any], after: Mapping[str, Any]) -> Iterator[st
 
 def _of_settings(before: Mapping[str, Any], after: Mapping[str, Any]) -> Iterator[str]:
     for name in before:
-        if name not in _ASIDE and name in after and before[name] != after[name]:
+        if name not in _ASIDE and name in after and before[name] != _as_before(before[name], after[name]):
             words = f"settings: {name} was {before[name]}, is {after[name]}"
             yield words if len(words) <= _LINE else f"settings: {name} differs"
+
+
+def _as_before(before: Any, after: Any) -> Any:
+    """A record without the parts that an earlier version did not know of."""
+    return {key: after[key] for key in after if key in before} if isinstance(before, dict) else after
 
 
 def _of_scores(before: Rows, after: Rows, tolerance: float) -> Iterator[str]:

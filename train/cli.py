@@ -151,6 +151,11 @@ def _list(text: str) -> list[str]:
 )
 @click.option("--keep", help="Utterances: consensus, plurality, majority, any-vote. [default: the corpus's own]")
 @click.option(
+    "--secondary",
+    default="drop",
+    help="Secondary labels of raters (MSP-Podcast): drop; merge: further ticks, which --multi-label weighs.",
+)
+@click.option(
     "--targets",
     default="human",
     help="Whose votes train learns from: human, synthetic (of models, see import-ratings), combined. "

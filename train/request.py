@@ -24,6 +24,7 @@ from amber2_core.features import IMPORTED, Side
 from amber2_core.metrics import metrics_of_kinds
 from amber2_core.run_folder import SYNTHETIC_VOTES, version_of
 from amber2_core.tables import RatingTable, take, texts
+from amber2_core.votes import all_ticks
 
 from . import PRELOADED, tasks
 from .folds import heard_before, make_folds
@@ -297,7 +298,8 @@ def _digests(material: Material) -> dict[str, str]:
     data = material.data
     found = {"ids": _sha256(data.id)}
     found |= {modality: _sha256(_inputs(some, data.rows)) for modality, some in data.inputs.items()}
-    ratings = material.cache.ratings
+    cache = material.cache
+    ratings = all_ticks(cache.ratings, cache.attributes, len(cache.utterances), material.policy)
     is_synthetic = ratings.source == "synthetic"
     for name, own in (("votes", ~is_synthetic), (SYNTHETIC_VOTES, is_synthetic)):
         if own.any() or name == "votes":

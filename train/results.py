@@ -61,6 +61,7 @@ def results_of(selection: Selection, data: TrainingData, folds: Sequence[Fold], 
     `columns` are the settings' names in results.csv.
     """
     rows, curves, chosen_probs = list[Row](), list[Row](), dict[str, list[npt.NDArray[np.float32]]]()
+    measured: dict[str, dict[int, Floats]] = {}  # "<system>/<name>" → fold → (seeds, n)
     selected: dict[str, dict[int, int]] = {}
     thresholds: dict[str, list[list[float]]] = {}
     for fold in folds:
@@ -69,7 +70,8 @@ def results_of(selection: Selection, data: TrainingData, folds: Sequence[Fold], 
         for name, place in chosen.items():
             selected.setdefault(name, {})[fold.number] = place
             runs = selection.of(fold.number, place)
-            probs = [selection.finished.predicted(run).probs for run in runs]
+            found = [selection.finished.predicted(run) for run in runs]
+            probs = [one.probs for one in found]
             for run, predicted in zip(runs, probs, strict=True):
                 having = {head: _having(data, fold, head) & (head not in run.history.unjudged) for head in predicted}
                 above = run.threshold
@@ -87,6 +89,9 @@ def results_of(selection: Selection, data: TrainingData, folds: Sequence[Fold], 
                 thresholds.setdefault(name, []).append(own)
             for head in probs[0]:
                 chosen_probs.setdefault(f"{name}/{head}", []).append(np.stack([some[head] for some in probs]))
+            for measure in found[0].measures:
+                values = np.stack([one.measures[measure] for one in found])
+                measured.setdefault(f"{name}/{measure}", {})[fold.number] = values
         for place in range(len(selection.settings)):
             is_chosen = place in chosen.values()
             for run in selection.of(fold.number, place):
@@ -95,7 +100,8 @@ def results_of(selection: Selection, data: TrainingData, folds: Sequence[Fold], 
             for run in selection.of(fold.number, place):
                 rows += _rows(selection, run, "test", run.test, columns, chosen=False)
         rows += tests
-    predictions = _predictions(data, folds, chosen_probs, {name: np.array(x).T for name, x in thresholds.items()})
+    above = {name: np.array(own).T for name, own in thresholds.items()}  # (seeds, folds)
+    predictions = _predictions(data, folds, chosen_probs, measured, above)
     return Results(rows, curves, _expert_rows(selection, predictions, selected), predictions, selected)
 
 
@@ -130,8 +136,10 @@ def _predictions(
     data: TrainingData,
     folds: Sequence[Fold],
     probs: Mapping[str, Sequence[npt.NDArray[np.float32]]],
+    measured: Mapping[str, Mapping[int, Floats]],
     thresholds: Mapping[str, npt.NDArray[np.float64]],
 ) -> Predictions:
+    seeds = len(next(iter(probs.values()))[0])
     tested = np.concatenate([fold.test for fold in folds])
     return Predictions(
         id=data.id[tested],
@@ -140,6 +148,12 @@ def _predictions(
         emotions=data.emotions,
         probs={name: np.concatenate(parts, axis=1) for name, parts in probs.items()},
         synthetic=None if data.synthetic is None else data.synthetic[tested],
+        measures={
+            name: np.concatenate(
+                [own.get(fold.number, np.full((seeds, len(fold.test)), np.nan)) for fold in folds], axis=1
+            )
+            for name, own in measured.items()
+        },
         thresholds=thresholds,
     )
 

@@ -24,7 +24,7 @@ from amber2_core.errors import CacheError, LabelError, SettingError
 from amber2_core.features import Side, blocks
 from amber2_core.label_spaces import policy_with
 from amber2_core.tables import Texts, take, texts
-from amber2_core.votes import LabelPolicy, Voters, counted_votes, label_distributions
+from amber2_core.votes import LabelPolicy, Voters, all_ticks, counted_votes, label_distributions
 
 CACHE_DIR_VARIABLE = "AMBER2_CACHE_DIR"
 FOLD_COLUMNS = ("speaker", "session", "dialogue", "split", "language")
@@ -269,7 +269,8 @@ def training_data(
     kept = _kept(encoded, missing)
     rows = labelled.rows[kept]
     table = take(cache.utterances, rows)
-    said, voted = (counted_votes(cache.ratings, count, policy, who)[rows] for who in ("synthetic", voters))
+    ticks = all_ticks(cache.ratings, cache.attributes, count, policy)
+    said, voted = (counted_votes(ticks, count, policy, who)[rows] for who in ("synthetic", voters))
     synthetic = _shares(said)
     rated = ~np.isnan(synthetic[:, 0])
     if voters != "human" and not rated.any():

@@ -11,8 +11,9 @@
 ```
 https://ecs.utdallas.edu/research/researchlabs/msp-lab/MSP-Podcast.html, given to those who sign its licence. The
 consensus file is spelled `labels_concensus.csv` up to 1.9. Splits are called train, dev, test1, test2, test3 here;
-test3 has no labels. A rater's secondary labels are kept as text in the attribute `secondary`; they are no votes. The
-consensus X (no agreement) becomes an empty attribute, the speaker Unknown an empty speaker. Raters heard the voice.
+test3 has no labels. A rater's secondary labels are kept as text in the attribute `secondary`; they are votes where a
+label policy merges them. The consensus X (no agreement) becomes an empty attribute, the speaker Unknown an empty
+speaker. Raters heard the voice.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from pathlib import Path
 
 from amber2_core.errors import CorpusError
 from amber2_core.utterance import Corpus, LabelDefaults, Problem, Utterance
-from amber2_core.votes import CONSENSUS
+from amber2_core.votes import CONSENSUS, SECONDARY
 
 from ..label_forms import finite_number
 from ..podcast_votes import FILE_NAME, Ballot, read_ballots
@@ -112,7 +113,7 @@ def read(root: Path) -> Corpus:
 
 def _utterance(stem: str, turn: _Turn, ballot: Ballot | None, recording: str | None, transcript: str) -> Utterance:
     podcast = PODCAST.match(stem)
-    secondary = {"secondary": "; ".join(ballot.secondary)} if ballot and ballot.secondary else {}
+    secondary = {SECONDARY: "; ".join(ballot.secondary)} if ballot and ballot.secondary else {}
     return Utterance(
         id=stem,
         audio=recording,
