@@ -3,23 +3,32 @@
 from __future__ import annotations
 
 import itertools
+import json
 import math
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 import pytest
 import reference
 import torch
 from click.testing import CliRunner
+from media_trees import m3ed_annotations, write_m3ed, write_mosei
 from synthetic_data import write_layered_cache, write_small_cache
 from test_stacked_inputs import layered_fold
 
 from amber2_core import lddu
+from amber2_core.cache import FeatureCache, Features, Frames, write_cache
 from amber2_core.heads_folder import read_tensors
 from amber2_core.lddu import ABSENT, Lddu, Queue, initial_parameters, outputs, probs
-from amber2_core.run_folder import read_curves, read_predictions, read_results, read_settings
+from amber2_core.run_folder import read_curves, read_predictions, read_results, read_settings, read_summary
+from amber2_core.tables import rating_table, utterance_table
+from amber2_core.utterance import Corpus
+from amber2_data.corpora import m3ed, mosei
+from amber2_report.runs import read_run
 from amber2_train.cli import train_heads
 from amber2_train.fold_data import FoldData
 from amber2_train.systems.lddu import LatentDistributions, LdduSettings, Training
@@ -216,16 +225,18 @@ def test_without_dropout_it_learns_32_utterances_by_heart(tmp_path: Path, mode: 
     assert after < min(0.02, before / 20)
 
 
-def test_a_run_depends_on_no_neighbour_and_not_on_test(tmp_path: Path) -> None:
+@pytest.mark.parametrize("mode", ["distribution", "multi-label"])
+def test_a_run_depends_on_no_neighbour_and_not_on_test(tmp_path: Path, mode: str) -> None:
     system, fold = LatentDistributions(), layered_fold(tmp_path, missing={"audio": [2, 21, 40], "text": [3, 4, 5]})
-    settings = [LdduSettings(**TINY), LdduSettings(**{**TINY, "dropout": 0.0, "lambda_contrast": 0.0})]
+    own = {**TINY, "lddu_mode": mode}
+    settings = [LdduSettings(**own), LdduSettings(**{**own, "dropout": 0.0, "lambda_contrast": 0.0})]
     many = list(system.fit(fold, settings, [0, 1], FitOptions(2)))
     assert [(one.setting, one.seed) for one in many] == list(itertools.product(settings, [0, 1]))
     elsewhere = replace(fold, test=replace(fold.test, targets=fold.test.targets.flip(0)))
     for one in many:
         (alone,) = system.fit(elsewhere, [one.setting], [one.seed], FitOptions(2))
         np.testing.assert_array_equal(one.probs(fold.test)["fusion"], alone.probs(fold.test)["fusion"])
-        assert one.history == alone.history
+        assert (one.history, one.threshold) == (alone.history, alone.threshold)
     assert not np.array_equal(many[0].probs(fold.test)["fusion"], many[1].probs(fold.test)["fusion"])
 
 
@@ -238,6 +249,25 @@ def test_the_epoch_that_is_best_on_dev_is_kept(tmp_path: Path) -> None:
     found = one.probs(fold.dev)["fusion"].tolist()
     scores = [reference.js(y, p) for y, p in zip(fold.dev.targets.tolist(), found, strict=True)]
     assert np.mean(scores) == pytest.approx(curve[epoch - 1], abs=1e-6)
+
+
+def test_of_presence_the_epoch_and_the_threshold_of_the_best_macro_f1_on_dev_are_kept(tmp_path: Path) -> None:
+    from sklearn.metrics import f1_score
+
+    fold, system = layered_fold(tmp_path), LatentDistributions()
+    setting = LdduSettings(**{**TINY, "lddu_mode": "multi-label", "lddu_width": 16, "lr": 0.01, "dropout": 0.0})
+    scores = []
+    for epochs in (1, 5, 15, 30):
+        (one,) = system.fit(fold, [setting], [0], FitOptions(epochs))
+        probs, rated = one.probs(fold.dev)["fusion"].astype(np.float64), fold.dev.targets.numpy() > 0
+        by_threshold = {
+            t / 100: f1_score(rated, probs > t / 100, average="macro", zero_division=0) for t in range(1, 100)
+        }
+        assert by_threshold[one.threshold] == pytest.approx(max(by_threshold.values()))
+        scores.append(max(by_threshold.values()))
+        assert not one.history.dev_js
+    assert scores == sorted(scores)  # what was better is not given up
+    assert len(set(scores)) > 1
 
 
 @pytest.mark.parametrize("modalities", [("audio",), ("audio", "text", "video")])
@@ -289,6 +319,82 @@ def test_a_saved_file_predicts_alone(tmp_path: Path) -> None:
     found = probs(shape, tensors, frames)
     np.testing.assert_allclose(found, one.probs(fold.test)["fusion"], atol=1e-6)
     assert record["reads"] == {"audio": "frames", "text": "frames"}
+
+
+def as_cache(corpus: Corpus, path: Path) -> Path:
+    """A corpus's utterances and ratings as they are, with frames that tell something of what was rated."""
+    random, table = np.random.default_rng(0), utterance_table(corpus)
+    ratings, count = rating_table(corpus), len(corpus.utterances)
+    rated = np.zeros((count, 40))
+    np.add.at(rated, (ratings.utterance, [sum(map(ord, label)) % 40 for label in ratings.label]), ratings.weight)
+    sets = []
+    for name in ("audio", "text"):
+        values = (rated @ random.normal(size=(40, 6)) + 0.1 * random.normal(size=(count, 6))).astype(np.float32)
+        lengths = random.integers(1, 5, count)
+        rows = np.repeat(values, lengths, axis=0) + 0.1 * random.normal(size=(lengths.sum(), 6))
+        frames = Frames(rows.astype(np.float32), np.concatenate([[0], np.cumsum(lengths)]))
+        inputs = np.array([f"{k:064}" for k in range(count)], dtype=object)
+        sets.append(Features(name, f"{name}-model", values, inputs, {"model": name}, frames))
+    write_cache(path, FeatureCache(corpus.name, table, ratings, corpus.defaults, tuple(sets)))
+    return path
+
+
+def write_more_mosei(root: Path) -> Corpus:
+    """Sixty segments of twenty videos, a few of them without any emotion."""
+    random = np.random.default_rng(0)
+    write_mosei(root)
+    with h5py.File(root / "CMU_MOSEI_Labels.csd", "r+") as file:
+        for video in range(20):
+            labels = random.uniform(0, 3, (3, 7)) * (random.uniform(size=(3, 7)) < 0.35)
+            times = np.array([[0, 2], [2, 4], [4, 6]], dtype=np.float32)
+            file[f"All Labels/data/video{video}/features"] = labels.astype(np.float32)
+            file[f"All Labels/data/video{video}/intervals"] = times
+    return mosei.read(root)
+
+
+def write_more_m3ed(root: Path) -> Corpus:
+    """Ten movies of four utterances each, by three raters who tick one or two emotions."""
+    random, emotions = np.random.default_rng(0), ["Happy", "Surprise", "Sad", "Neutral", "Disgust", "Anger", "Fear"]
+    write_m3ed(root)
+    annotations = m3ed_annotations()
+    one = annotations["anjia"]["anjia_1"]["Dialog"]["A_anjia_1_1"]
+    for movie in range(10):
+        dialog = {}
+        for k in range(4):
+            ticks = [",".join(random.choice(emotions, random.integers(1, 3), replace=False)) for _ in range(3)]
+            said = {f"EmoAnnotator{r + 1}": tick for r, tick in enumerate(ticks)}
+            said |= {"final_mul_emo": ticks[0], "final_main_emo": ticks[0].partition(",")[0]}
+            dialog[f"A_movie{movie}_1_{k}"] = {**one, "EmoAnnotation": said}
+        annotations[f"movie{movie}"] = {f"movie{movie}_1": {"Dialog": dialog}}
+    (root / "annotation.json").write_text(json.dumps(annotations, ensure_ascii=False), "utf-8")
+    return m3ed.read(root)
+
+
+@pytest.mark.parametrize(
+    ("write", "words"),
+    [
+        (write_more_mosei, ["--folds", "stratified"]),
+        (write_more_m3ed, ["--multi-label", "split", "--keep", "any-vote", "--folds", "stratified"]),
+    ],
+)
+def test_corpora_of_several_emotions_at_once_are_learnt_as_presence(
+    tmp_path: Path, write: Callable[[Path], Corpus], words: list[str]
+) -> None:
+    corpus = write(tmp_path / "corpus")
+    path = as_cache(corpus, tmp_path / "corpus.h5")
+    done = run(path, tmp_path / "run", *QUICK, "--lddu-mode", "multi-label", "--lr", "0.01", *words)
+    assert done.exit_code == 0, done.output
+    predictions, settings = read_predictions(tmp_path / "run"), read_settings(tmp_path / "run")
+    assert (settings["kinds"], "remarks" in settings and settings["remarks"]) == ({"lddu": "multi-label"}, {})
+    # present is what any counting vote is for
+    merged, known = dict(settings["policy"]["merge"]), {u.id: u for u in corpus.utterances}
+    for name, target in zip(predictions.id, predictions.target, strict=True):
+        said = {rating.label.lower() for rating in known[name].ratings}
+        said = {{"anger": "angry", **merged}.get(label, label) for label in said}
+        assert {e for e, share in zip(predictions.emotions, target, strict=True) if share > 0} == said
+    (scores,) = read_summary(tmp_path / "run")["table"]["lddu"].values()
+    assert 0 < scores["ml_accuracy"]["mean"] <= scores["ml_micro_f1"]["mean"] <= 1
+    assert read_run(tmp_path / "run").tested["ml_macro_f1"].notna().all()
 
 
 def test_a_cache_of_pooled_vectors_is_refused_with_the_reason(tmp_path: Path) -> None:
