@@ -179,7 +179,7 @@ def encoder_layer(
     As `torch.nn.TransformerEncoderLayer(width, heads, activation="gelu", batch_first=True)`.
     """
     joined = _applied(f"{name}.attention.input", parameters, x)
-    query, key, value = (part.unflatten(-1, (heads, -1)).transpose(-3, -2) for part in joined.chunk(3, dim=-1))
+    query, key, value = (_of_heads(part, heads) for part in joined.chunk(3, dim=-1))
     scores = query @ key.mT / math.sqrt(query.shape[-1])  # (*runs, batch, heads, T, T)
     shares = drop(without_score(scores, ~valid[..., None, None, :]).softmax(-1))
     read = (shares @ value).transpose(-3, -2).flatten(-2)
@@ -187,6 +187,11 @@ def encoder_layer(
     x = _normed(f"{name}.attention.norm", parameters, x + read)
     hidden = drop(gelu(_applied(f"{name}.forward.0", parameters, x)))
     return _normed(f"{name}.forward.norm", parameters, x + drop(_applied(f"{name}.forward.1", parameters, hidden)))
+
+
+def _of_heads(x: Tensor, heads: int) -> Tensor:
+    """(*runs, batch, T, width) → (*runs, batch, heads, T, width/heads)."""
+    return x.reshape(*x.shape[:-1], heads, -1).transpose(-3, -2)
 
 
 def positions(steps: int, width: int) -> Tensor:
@@ -227,7 +232,7 @@ def _weighed(mean: Tensor, spread: Tensor, gate: Tensor, kind: Kind) -> tuple[Te
 def _applied(name: str, parameters: Parameters, x: Tensor) -> Tensor:
     """x Wᵀ + b of x (*runs, batch, rows, in) → (*runs, batch, rows, out)."""
     y = linear(x.flatten(-3, -2), parameters[f"{name}.weight"], parameters[f"{name}.bias"])
-    return y.unflatten(-2, x.shape[-3:-1])
+    return y.reshape(*y.shape[:-2], *x.shape[-3:-1], -1)
 
 
 def _normed(name: str, parameters: Parameters, x: Tensor) -> Tensor:

@@ -228,7 +228,7 @@ def multi_label_tables(group: Group) -> list[Table]:
         own = run.tested[run.tested["system"].map(run.kinds.get) == MULTI_LABEL]
         for (system, head), tested in own.groupby(["system", "head"], sort=False):
             label = f"{system} {head}" if len(group.runs) == 1 else f"{run.name}: {system} {head}"
-            above = run.arrays.thresholds[system]
+            above = run.arrays.thresholds[str(system)]
             words = f"{above.min():.2f}–{above.max():.2f}" if np.ptp(above) else f"{above.min():.2f}"
             rows.append({"entry": label, "threshold": words, **_scores(tested, list(MULTI_LABEL_METRICS))})
     if not rows:

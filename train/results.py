@@ -100,8 +100,8 @@ def results_of(selection: Selection, data: TrainingData, folds: Sequence[Fold], 
             for run in selection.of(fold.number, place):
                 rows += _rows(selection, run, "test", run.test, columns, chosen=False)
         rows += tests
-    above = {name: np.array(own).T for name, own in thresholds.items()}  # (seeds, folds)
-    predictions = _predictions(data, folds, chosen_probs, measured, above)
+    of_presence = {name: np.array(own).T for name, own in thresholds.items()}  # (seeds, folds)
+    predictions = _predictions(data, folds, chosen_probs, measured, of_presence)
     return Results(rows, curves, _expert_rows(selection, predictions, selected), predictions, selected)
 
 
