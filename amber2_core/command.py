@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from .devices import is_out_of_memory, memory_in_words
+from .devices import is_out_of_memory, memory_in_words, watch_loading
 from .errors import Amber2Error
 
 # exit codes; click itself exits with 2 on bad usage
@@ -53,6 +53,7 @@ def command_body(callback: Callable[..., int | None]) -> Callable[..., None]:
     @functools.wraps(callback)
     def body(*args: Any, quiet: bool, verbose: bool, **options: Any) -> None:
         _set_up_log(quiet=quiet, verbose=verbose)
+        watch_loading()
         try:
             code = callback(*args, **options)
         except Amber2Error as error:
@@ -64,8 +65,9 @@ def command_body(callback: Callable[..., int | None]) -> Callable[..., None]:
                 raise
             fail(f"memory ran out ({memory_in_words(error)})")
         except OSError as error:
+            where = error.filename or ("standard output" if _is_full(sys.stdout) else "")
             reason = error.strerror or str(error)
-            fail(f"{error.filename}: {reason}" if error.filename else reason)
+            fail(f"{where}: {reason}" if where else reason)
         click.get_current_context().exit(code or DONE)
 
     return body
@@ -78,12 +80,30 @@ def fail(line: str) -> None:
     click.get_current_context().exit(FAILED)
 
 
+def _is_full(stream: Any) -> bool:
+    """Whether a stream has no room for another line; an error of its own names no file."""
+    try:
+        stream.write("\n")
+        stream.flush()
+    except OSError:
+        return True
+    return False
+
+
 class _StandardError(logging.Handler):
-    """Writes each record as one plain line, to what is standard error at that moment."""
+    """Writes each record as one plain line, to what is standard error at that moment.
+
+    Where a disk has no room for it the work goes on; where its reader has gone nobody waits for the work.
+    """
 
     def emit(self, record: logging.LogRecord) -> None:
         line = self.format(record)
-        click.echo(f"warning: {line}" if record.levelno >= logging.WARNING else line, err=True)
+        try:
+            click.echo(f"warning: {line}" if record.levelno >= logging.WARNING else line, err=True)
+        except BrokenPipeError:
+            raise
+        except OSError:
+            pass
 
 
 def _set_up_log(*, quiet: bool, verbose: bool) -> None:

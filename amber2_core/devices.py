@@ -5,9 +5,13 @@ Importing this module loads no torch: its functions do.
 
 from __future__ import annotations
 
+import functools
 import logging
+import mmap
+import os
 import re
 import signal
+import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -36,8 +40,13 @@ _OUT_OF_MEMORY = (
     "bad_alloc",
     "can't start new thread",
     "failed to map segment",
-    "annot allocate memory",
+    "annot allocate",
+    "cannot change memory protections",
+    "cannot create shared object descriptor",
+    "cannot map zero-fill pages",
 )
+# bytes: OpenBLAS's buffer and stack for each of its threads, 40 MB as seen, and the libraries beside it, 40 MB
+_PER_THREAD, _BESIDES = 2**20 * 48, 2**20 * 64
 
 # What single precision may miss in a product of some hundred summands, relative to the largest entry; bfloat16 misses
 # more than a thousand times as much.
@@ -107,6 +116,39 @@ def memory_in_words(problem: BaseException) -> str:
     telling = [line for line in lines if any(words in line for words in _OUT_OF_MEMORY)]
     said = next(iter([*telling, *filter(None, lines)]), type(problem).__name__)
     return f"{said}; raise the limit of memory (ulimit -v, a job's), or let fewer workers run: OMP_NUM_THREADS=1"
+
+
+@functools.cache
+def watch_loading() -> None:
+    """Where memory is limited: from now on this process loads numpy's and scipy's libraries only if they have room.
+
+    The OpenBLAS in them may ask for its buffers for ever where it gets none, and in a fork server no signal ends that:
+    what has no room is a MemoryError.
+    """
+    if has_limit():
+        sys.addaudithook(_see_room)
+
+
+def has_limit() -> bool:
+    """Whether the memory that this process may ask for is limited, as by ``ulimit -v``."""
+    try:
+        import resource
+    except ImportError:
+        return False
+    limits = (resource.getrlimit(limit)[0] for limit in (resource.RLIMIT_AS, resource.RLIMIT_DATA))
+    return any(limit != resource.RLIM_INFINITY for limit in limits)
+
+
+def _see_room(event: str, args: tuple[Any, ...]) -> None:
+    """An audit hook, which can never be taken away; libraries have a file, modules in Python none."""
+    if event != "import" or not args[1] or not re.search(r"[\\/](numpy[\\/]_core|scipy)[\\/]", args[1]):
+        return
+    said = os.environ.get("OPENBLAS_NUM_THREADS") or os.environ.get("OMP_NUM_THREADS") or ""
+    threads = int(said) if said.isdecimal() else os.cpu_count() or 1
+    try:
+        mmap.mmap(-1, _BESIDES + _PER_THREAD * min(threads, os.cpu_count() or 1)).close()
+    except OSError:
+        raise MemoryError(f"not enough memory to load {args[0]}") from None
 
 
 def set_arithmetic(device: torch.device, *, tf32: bool = False, threads: int | None = None) -> None:

@@ -17,6 +17,7 @@ from .errors import SettingError, bad_choice
 
 FloatArray = NDArray[np.float64]
 BinEdges = Literal["equal-width", "quantiles"]
+Agreement = Literal["plurality", "majority"]
 BIN_EDGES: tuple[BinEdges, ...] = get_args(BinEdges)
 
 # the share of a few votes can be off by the rounding of single precision, but two different shares are never this near
@@ -36,6 +37,18 @@ def label(target: ArrayLike) -> NDArray[np.intp]:
     array([1, 0])
     """
     return np.asarray(largest(target).argmax(-1))
+
+
+def agreed(target: ArrayLike, by: Agreement) -> NDArray[np.bool_]:
+    """On which targets raters agree so far: one share is the largest, or more than half: (…, classes) → (…).
+
+    >>> agreed([[0.2, 0.4, 0.4], [0.4, 0.35, 0.25], [0.6, 0.4, 0]], "plurality")
+    array([False,  True,  True])
+    >>> agreed([[0.2, 0.4, 0.4], [0.4, 0.35, 0.25], [0.6, 0.4, 0]], "majority")
+    array([False, False,  True])
+    """
+    y = np.asarray(target, np.float64)
+    return np.asarray(y.max(-1) > 0.5 + SHARE_TOLERANCE if by == "majority" else largest(y).sum(-1) == 1)
 
 
 def entropy(p: ArrayLike) -> FloatArray:

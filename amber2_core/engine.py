@@ -31,7 +31,7 @@ from multiprocessing.connection import Connection, wait
 from queue import SimpleQueue
 from typing import Any, TypeVar
 
-from .devices import is_out_of_memory, memory_in_words
+from .devices import has_limit, is_out_of_memory, memory_in_words
 from .errors import Amber2Error, SettingError, WorkerError, bad_choice
 
 State = TypeVar("State")
@@ -65,11 +65,11 @@ def prepare(*modules: str) -> None:
         return
     from multiprocessing import forkserver, resource_tracker
 
-    with _starting, _clean_start():
+    with _starting, _clean_start(AMBER2_PRELOADED=" ".join((__name__, "torch", *modules))):
         # This one lets SIGINT and SIGTERM through when it is done.
         resource_tracker.ensure_running()
         _block_signals()
-        forkserver.set_forkserver_preload([__name__, "torch", *modules])
+        forkserver.set_forkserver_preload([f"{__package__}.preload"])
         forkserver.ensure_running()
 
 
@@ -262,24 +262,31 @@ def _start(theirs: Connection) -> Any:
     try:
         return started.result()
     except (EOFError, ConnectionError) as problem:
-        raise WorkerError("no worker could be started: the fork server has died; perhaps memory ran out") from problem
+        raise WorkerError(
+            "no worker could be started: the fork server has died; perhaps memory ran out (ulimit -v)"
+        ) from problem
 
 
 @contextmanager
-def _clean_start() -> Iterator[None]:
-    """Processes started within take no signals and import nothing from the folder where the user happens to be."""
-    before = os.environ.get("PYTHONSAFEPATH")
-    os.environ["PYTHONSAFEPATH"] = "1"
+def _clean_start(**told: str) -> Iterator[None]:
+    """Processes started within take no signals and import nothing from the folder where the user happens to be.
+
+    They are told more in their environment.
+    """
+    told = {"PYTHONSAFEPATH": "1", **told}
+    before = {name: os.environ.get(name) for name in told}
+    os.environ.update(told)
     mask = _block_signals()
     try:
         yield
     finally:
         if mask is not None:
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-        if before is None:
-            del os.environ["PYTHONSAFEPATH"]
-        else:
-            os.environ["PYTHONSAFEPATH"] = before
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 @contextmanager
@@ -304,9 +311,11 @@ def _surroundings() -> tuple[dict[str, str], dict[str, int], list[Any]]:
 def _in_words(code: int | None) -> str:
     if code is None or code >= 0:
         return f"exit code {code}"
-    if -code == getattr(signal, "SIGKILL", None):
-        return "killed by SIGKILL: perhaps memory ran out; fewer workers need less"
-    return f"killed by {signal.Signals(-code).name}"
+    name = signal.Signals(-code).name
+    # Libraries in C++ do not look whether they got what they asked for, or end the process.
+    if name == "SIGKILL" or (has_limit() and name in ("SIGABRT", "SIGBUS", "SIGSEGV")):
+        return f"killed by {name}: perhaps memory ran out; fewer workers need less"
+    return f"killed by {name}"
 
 
 @atexit.register
@@ -343,6 +352,9 @@ def _work(connection: Connection) -> None:
     try:
         entry, *surroundings = pickle.loads(inbox.get())
         _settle(outbox, *surroundings)
+        from . import preload  # where there is no fork server, it does its work here
+
+        preload.check()
         function, setup, shared = pickle.loads(inbox.get())
         state = setup(entry, shared)
         del shared

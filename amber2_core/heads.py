@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 
 from amber2_core.errors import SettingError, bad_choice
 from amber2_core.fusion import FUSIONS, Fusion, Layer, joined, linear, only_present
-from amber2_core.inputs import MEAN, POOLINGS, InputStage, WeightedLayers
+from amber2_core.inputs import AS_CACHED, LAYER_NORMS, MEAN, POOLINGS, InputStage
 
 if TYPE_CHECKING:
     from torch import Generator, Tensor
@@ -57,6 +57,8 @@ class Architecture:
     pooling: str = MEAN
     # how many layers of each modality a learnt sum reads; empty where one layer is read
     layer_counts: tuple[int, ...] = ()
+    # of these layers, of `amber2_core.inputs.LAYER_NORMS`
+    layer_norm: str = AS_CACHED
 
     def __post_init__(self) -> None:
         names = self.modalities
@@ -69,6 +71,8 @@ class Architecture:
             raise SettingError(bad_choice("fusion", self.fusion, FUSIONS))
         if self.pooling not in (MEAN, *POOLINGS):
             raise SettingError(bad_choice("input pooling", self.pooling, (MEAN, *POOLINGS)))
+        if self.layer_norm not in LAYER_NORMS:
+            raise SettingError(bad_choice("layer norm", self.layer_norm, LAYER_NORMS))
         if self.activation not in get_args(Activation):
             raise SettingError(bad_choice("activation", self.activation, get_args(Activation)))
         if self.layer_counts and (len(self.layer_counts) != len(names) or self.pooling != MEAN):
@@ -94,7 +98,7 @@ class Architecture:
         """Source → what makes its vectors: one for each modality's head, and one for the fusion; none where given."""
         if not self.layer_counts and self.pooling == MEAN:
             return {}
-        kind = WeightedLayers if self.layer_counts else POOLINGS[self.pooling]
+        kind = LAYER_NORMS[self.layer_norm] if self.layer_counts else POOLINGS[self.pooling]
         counts = self.layer_counts or (1,) * len(self.inputs)
         places = [(f"heads.{name}", name) for name in self.modalities]
         if FUSION_HEAD in self.heads:
@@ -211,11 +215,22 @@ class Heads:
         kept = [None] * len(hidden) if keep is None else keep
         return torch.stack([self._head(*head, mixing) for head in zip(shape.heads, hidden, kept, strict=True)])
 
-    def probs(self, inputs: Mapping[str, Any], *, present: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
-        """Probabilities (*runs, batch, classes) by head, as of `logits`, whatever vectors hold that are not present."""
+    def probs(
+        self,
+        inputs: Mapping[str, Any],
+        *,
+        present: Mapping[str, Tensor] | None = None,
+        log_probs: Callable[[Tensor], Tensor] | None = None,
+    ) -> dict[str, Tensor]:
+        """Probabilities (*runs, batch, classes) by head, as of `logits`, whatever vectors hold that are not present.
+
+        `log_probs` makes them of outputs that are no logits, as in `amber2_core.outputs`.
+        """
         if present is not None and not self.architecture.stages:
             inputs = only_present(inputs, present)
-        return dict(zip(self.architecture.heads, self.logits(inputs, present=present).softmax(-1), strict=True))
+        outputs = self.logits(inputs, present=present)
+        probs = outputs.softmax(-1) if log_probs is None else log_probs(outputs).exp()
+        return dict(zip(self.architecture.heads, probs, strict=True))
 
     def vectors(self, inputs: Mapping[str, Any], present: Mapping[str, Tensor] | None = None) -> Mapping[str, Tensor]:
         """The vectors (*runs, batch, size) of every source, 0 where an utterance lacks the modality."""

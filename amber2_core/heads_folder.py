@@ -8,11 +8,11 @@ The metadata entry `amber2` is a JSON object with `format_version` and
     features           modality → name, fingerprint and whole recipe of the feature set that is expected
     versions           of amber2, torch and numpy
 
-and with whatever else a system records. `train-heads` adds `architecture`, `outputs` ("softmax", or the function of a
-system of its own that makes log-probabilities of them), `reads` (see `TrainedHeads.probs`), `fold`, `seed`, `epochs`
-(head → epoch kept; 0: none, the head is as it began), `targets` (whose votes were learnt: human, synthetic or
-combined), `missing` (modality → how many train utterances lacked it, where some did) and `untrained` (the modalities
-that all lacked).
+and with whatever else a system records. `train-heads` adds `architecture`, `outputs` (of `amber2_core.outputs`, or the
+function of a system of its own that makes log-probabilities of them), `reads` (see `TrainedHeads.probs`), `fold`,
+`seed`, `epochs` (head → epoch kept; 0: none, the head is as it began), `targets` (whose votes were learnt: human,
+synthetic or combined), `missing` (modality → how many train utterances lacked it, where some did) and `untrained` (the
+modalities that all lacked).
 
 Tensors are a system's parameters, those of heads as `amber2_core.heads` names them, plus `inputs.<modality>.mean` and
 `.sd` (D_m,) where it was trained on standardised features. Version 1 had neither policy nor recipes nor versions:
@@ -37,6 +37,7 @@ from torch import Tensor
 from .errors import RunFolderError, SettingError
 from .files import written_whole
 from .heads import Architecture, Heads
+from .outputs import OUTPUTS, SOFTMAX
 
 FORMAT_VERSION = 2
 NEEDED = ("system", "setting", "emotions", "policy", "features")
@@ -69,7 +70,7 @@ class TrainedHeads:
         Raises:
             RunFolderError: the system makes distributions of its outputs in a way of its own, which it alone knows.
         """
-        if (outputs := self.origin.get("outputs", "softmax")) != "softmax":
+        if (outputs := self.origin.get("outputs", SOFTMAX)) not in OUTPUTS:
             raise RunFolderError(f"These heads of {self.origin['system']} predict through {outputs} alone")
         inputs = {name: _standardised_input(x, self.standardisation.get(name)) for name, x in features.items()}
         masks, some = dict(present or {}), next(iter(features.values()))
@@ -78,7 +79,9 @@ class TrainedHeads:
             inputs.setdefault(name, nothing)
             if name not in features or name in self.origin.get("untrained", ()):
                 masks[name] = first.new_zeros(len(first), dtype=torch.bool)
-        probs = self.model.probs(inputs, present=masks or None)
+        probs = self.model.probs(
+            inputs, present=masks or None, log_probs=None if outputs == SOFTMAX else OUTPUTS[outputs]
+        )
         for name, mask in masks.items():
             probs[name] = probs[name].masked_fill(~mask.unsqueeze(-1), torch.nan)
         return probs

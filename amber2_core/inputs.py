@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 ATTENTION_WIDTH = 128  # units of the attention's hidden layer
 POINTWISE_WIDTH = 256  # of each of the pointwise convolutions
 LEAST_VARIANCE = 1e-5
+NORM_EPSILON = 1e-5  # beside the variance of a layer's dimensions
 
 
 # --- formulas ---
@@ -110,6 +111,20 @@ class WeightedLayers(InputStage):
         return weighted_layers(x, parameters[f"{self.prefix}.layers.weight"])
 
 
+class NormedLayers(WeightedLayers):
+    """The same of layers that are each normalised over their dimensions first, (h − mean) / √(variance + 1e-5).
+
+    s3prl's `normalize`, which takes every frame's vector; here it is the frames' mean, a named deviation, since the
+    norm of a mean is not the mean of norms. Layers of encoders whose states are not normed themselves (those with
+    "stable layer norm") differ in scale; standardising each by its train rows is the other remedy.
+    """
+
+    def vectors(self, x: Tensor, parameters: Mapping[str, Tensor]) -> Tensor:
+        from torch.nn.functional import layer_norm
+
+        return super().vectors(layer_norm(x, x.shape[-1:], eps=NORM_EPSILON), parameters)
+
+
 class Attentive(InputStage):
     """`attentive_statistics` of frames, e_t = v·tanh(W x_t + b); `attention` (128, D) with bias, `score` (1, 128).
 
@@ -162,6 +177,9 @@ class PointwiseOfMean(Pointwise):
         return super().vectors((x.unsqueeze(-2), x.new_ones((*x.shape[:-1], 1)).bool()), parameters)
 
 
+AS_CACHED = "none"
+# what a learnt sum makes of its layers before it adds them
+LAYER_NORMS: Mapping[str, type[InputStage]] = {AS_CACHED: WeightedLayers, "pooled": NormedLayers}
 MEAN = "mean"
 # learnt poolings of frames; the mean over frames is what vectors are
 POOLINGS: Mapping[str, type[InputStage]] = {

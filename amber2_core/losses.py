@@ -172,6 +172,21 @@ def smooth_labels(target: Tensor, epsilon: float) -> Tensor:
     return (1 - epsilon) * target + epsilon * (1 - target) / (target.shape[-1] - 1)
 
 
+def soft_cross_entropy(
+    logits: Tensor, target: Tensor, *, above_entropy: bool = False, present: Tensor | None = None
+) -> Tensor:
+    """Mean of −Σ_c y_c ln p_c over the batch, in nats, logits (…, batch, classes) → (…).
+
+    Of one-hot targets this is the cross-entropy of labels. `above_entropy` leaves out what no prediction can change,
+    H(y): then it is KL(y‖p), of the same gradient. `present` as in `class_balanced_cross_entropy`.
+    """
+    if present is not None:
+        logits = logits.masked_fill(~present.unsqueeze(-1), 0.0)
+    y = _classes_first(target)  # (…, classes, batch)
+    least = torch.xlogy(y, y).sum(-2) if above_entropy else 0.0
+    return _there(least - (y * _log_probs(logits)).sum(-2), present).mean(-1)
+
+
 def class_balanced_cross_entropy(
     logits: Tensor, target: Tensor, weights: Tensor, *, present: Tensor | None = None, reduction: Reduction = "mean"
 ) -> Tensor:

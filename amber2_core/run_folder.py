@@ -1,22 +1,23 @@
 """The run folder: what one call of `train-heads` leaves behind, so that anyone can recompute every number of it.
 
 ```
-settings.json     `format_version`, 1 where it is not said; the command, corpus and cache (path, feature sets with
-                  fingerprints, what of them was read), label policy, utterances kept and dropped by reason, folds with
-                  their sizes, `heard_before`, how many are tested on though train or dev holds the same recording,
-                  grid, seeds, versions; and what the other files hold: `axes`, the columns of results.csv that are
-                  settings, and
-                  `metrics`, those that are scores, both in order; `digest`, one sha256 over the ids, inputs and raw
-                  votes that the run was trained and tested on, and `digests`, its parts: ids, each modality's inputs,
-                  votes; `remarks`, system → lines that its results must not be read without, such as what was changed
-                  against its paper; `kinds`, system → distribution or multi-label, distribution where it is not said
+settings.json     `format_version`, 1 where it is not said; the command, and `started_in`, the folder from which its
+                  paths go; corpus and cache (path, feature sets with fingerprints, what of them was read), label
+                  policy, utterances kept and dropped by reason, folds with their sizes, `heard_before`, how many are
+                  tested on though train or dev holds the same recording, grid, seeds, versions; and what the other
+                  files hold: `axes`, the columns of results.csv that are settings, and `metrics`, those that are
+                  scores, both in order; `digest`, one sha256 over the ids, inputs and raw votes that the run was
+                  trained and tested on, and `digests`, its parts: ids, each modality's inputs, votes; `remarks`,
+                  system → lines that its results must not be read without, such as what was changed against its
+                  paper; `kinds`, system → distribution or multi-label, distribution where it is not said
 results.csv       one row per (system, head, split, fold, seed, setting): `KEY_COLUMNS`, the axes by their names,
                   `epoch` (from 1) and `n` utterances, then the metrics. split is dev for every setting, test for the
                   selected one (with --score-all for every one), and test_synthetic for its predictions on test once
                   more, against synthetic raters on the utterances that have any, where the cache held some: dev and
                   test are people's targets. selected is 1 where dev chose the setting. A head is
-                  scored on the utterances that have its modality (with --missing mask some may lack it), and `n` says
-                  how many. Metrics are nan where n is 0, and where epoch is 0, since no epoch was kept: the run
+                  scored on the utterances that have its modality (with --missing mask some may lack it), or that have
+                  a prediction where predictions were imported, and `n` says how many. Metrics are nan where n is 0, and
+                  where epoch is 0, since no epoch was kept: the run
                   diverged at once, or (n is 0 then on test) no dev utterance has the head; r2 is nan of two classes
                   (earlier versions wrote a number, which `load` leaves out). epoch is empty where a system trains by
                   none. Systems that predict which classes are present have metrics of their own, in columns beside
@@ -100,8 +101,8 @@ EARLIER_AXES = (
 )  # fmt: skip
 # what readers look into must be of these types, a whole before its parts; null is as good as nothing
 SETTING_TYPES: Mapping[str, type] = {
-    "command": list, "corpus": str, "cache": str, "features": dict, "policy": dict, "emotions": list, "folds": dict,
-    "utterances": dict, "systems": list, "axes": list, "metrics": list, "digest": str, "digests": dict,
+    "command": list, "started_in": str, "corpus": str, "cache": str, "features": dict, "policy": dict, "emotions": list,
+    "folds": dict, "utterances": dict, "systems": list, "axes": list, "metrics": list, "digest": str, "digests": dict,
     "remarks": dict, "remarks.*": list, "features.*": dict, "folds.sizes": dict, "policy.emotions": list,
     "digests.*": str, "kinds": dict, "kinds.*": str,
 }  # fmt: skip
@@ -282,6 +283,23 @@ def read_settings(folder: Path) -> dict[str, Any]:
                 where = f"{whole}.{key}" if part else key
                 raise RunFolderError(_odd(path, where, value, JSON_WORDS[kind]))
     return settings
+
+
+def remembered_cache(folder: Path, settings: Mapping[str, Any]) -> tuple[Path | None, bool]:
+    """Where the cache of a run lies, and whether it is a guess; None where the run does not say.
+
+    A path that is not absolute goes from where the run was started. Where that is not known, or the cache is not there,
+    it is looked for from here and, a guess, from the run folder and what it lies in.
+    """
+    named = str(settings.get("cache") or "")
+    if not named:
+        return None, False
+    here = [Path(started, named) for started in (settings.get("started_in") or ".", ".")]
+    beside = [parent / named for parent in folder.resolve().parents[:3]]
+    return next(
+        ((place, place in beside and place not in here) for place in (*here, *beside) if place.is_file()),
+        (Path(named), False),
+    )
 
 
 def read_summary(folder: Path) -> dict[str, Any]:

@@ -210,6 +210,12 @@ def label_words(labels: Iterable[str]) -> list[str]:
     return [word for word, _ in Counter(labels).most_common()]
 
 
+def places(policy: LabelPolicy) -> dict[str, int]:
+    """The class of every word, in canonical form, that votes for one: the emotions, and what is merged into them."""
+    place = {canonical(emotion): index for index, emotion in enumerate(policy.emotions)}
+    return place | {canonical(word): place[canonical(emotion)] for word, emotion in policy.merge}
+
+
 def codes(column: Sequence[str] | npt.NDArray[np.object_]) -> tuple[npt.NDArray[np.int64], list[str]]:
     """A column of text as (rows,) whole numbers and the words they stand for, in order of appearance."""
     place: dict[str, int] = {}
@@ -248,11 +254,10 @@ def _repeated(words: Iterable[str]) -> list[str]:
 
 def _classes(labels: npt.NDArray[np.object_], policy: LabelPolicy) -> npt.NDArray[np.int64]:
     """(R,) the class that each rating votes for, -1 where it votes for none."""
-    merged = {canonical(word): canonical(emotion) for word, emotion in policy.merge}
-    place = {canonical(emotion): index for index, emotion in enumerate(policy.emotions)}
+    place = places(policy)
     outside = place.get(OTHER, len(policy.emotions)) if policy.out_of_space == "other" else -1
     numbers, words = codes(labels)
-    class_of_word = [place.get(merged.get(canonical(word), canonical(word)), outside) for word in words]
+    class_of_word = [place.get(canonical(word), outside) for word in words]
     return np.array(class_of_word, dtype=np.int64)[numbers] if words else numbers
 
 

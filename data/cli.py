@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import itertools
 import json
+import logging
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -23,6 +25,8 @@ SHOWN_PROBLEMS = 20
 BAR = 30  # characters
 SUFFIXES = (".png", ".pdf", ".svg")
 BLUE = "#3465a4"
+
+_log = logging.getLogger(__name__)
 
 
 def table_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -230,7 +234,11 @@ def draw(record: Mapping[str, Any], seconds: Sequence[float], path: Path) -> Non
     _name(axes[1, 1], "length (s)")
     # in memory first: where the disk is full, writers of formats fail in ways of their own
     drawn = io.BytesIO()
-    figure.savefig(drawn, dpi=150, format=path.suffix[1:].lower())
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")  # matplotlib has one for each letter and size
+        figure.savefig(drawn, dpi=150, format=path.suffix[1:].lower())
+    if any("missing from font" in str(one.message) for one in told):
+        _log.warning("%s: the font lacks letters of the corpus's words; they are drawn as boxes", path)
     try:
         with written_whole(path) as writing:
             writing.write_bytes(drawn.getvalue())

@@ -208,7 +208,7 @@ def _json_records(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
         if not line.strip():
             continue
         try:
-            record = json.loads(line, object_pairs_hook=_unique, parse_constant=_refuse)
+            record = json.loads(line, object_pairs_hook=unique_keys, parse_constant=refuse_constant)
             if not isinstance(record, dict):
                 raise ValueError(f"a line is one object, not {type(record).__name__}")
             cells = dict(flat_cells(record))
@@ -259,7 +259,7 @@ def json_members(path: Path) -> Iterator[tuple[int, str, Any]]:
 
 
 def _members(path: Path, file: BinaryIO) -> Iterator[tuple[int, str, Any]]:
-    scan = json.JSONDecoder(object_pairs_hook=_unique, parse_constant=_refuse).raw_decode
+    scan = json.JSONDecoder(object_pairs_hook=unique_keys, parse_constant=refuse_constant).raw_decode
     utf8 = codecs.getincrementaldecoder(_codec(file))()
     text, at, line, mark, ended = "", 0, 1, "", False  # what is not given on begins at `at`, after that mark
     while mark != "}":
@@ -315,11 +315,13 @@ def _after(text: str, at: int, marks: str) -> tuple[str, int]:
     return text[at], _blank(text, at + 1)
 
 
-def _refuse(constant: str) -> None:
+def refuse_constant(constant: str) -> None:
+    """What to make of NaN and Infinity where JSON is read: a ValueError."""
     raise ValueError(f"{constant} is no number of JSON")
 
 
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of JSON; a ValueError where a key stands in it twice."""
     record = dict(pairs)
     if len(record) < len(pairs):
         twice = next(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)

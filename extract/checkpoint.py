@@ -15,7 +15,8 @@ from typing import Any, Literal
 
 from amber2_core.errors import ModelError
 
-Modality = Literal["audio", "text", "sentiment"]
+# language: a model that answers prompts, with or without a recording
+Modality = Literal["audio", "text", "sentiment", "language"]
 
 CONFIG = "config.json"
 # in the order in which transformers looks for them
@@ -33,7 +34,13 @@ TOKENIZER = (
     "sentencepiece.bpe.model",
     "tokenizer.model",
 )
-_BESIDE: dict[Modality, tuple[str, ...]] = {"audio": PREPROCESSOR, "text": TOKENIZER, "sentiment": TOKENIZER}
+LANGUAGE = (*TOKENIZER, *PREPROCESSOR, "generation_config.json", "chat_template.jinja", "chat_template.json")
+_BESIDE: dict[Modality, tuple[str, ...]] = {
+    "audio": PREPROCESSOR,
+    "text": TOKENIZER,
+    "sentiment": TOKENIZER,
+    "language": LANGUAGE,
+}
 
 # Folders that are called so by the tools that make them, whatever is in them; a snapshot's name is a hub's commit.
 _NOT_TELLING = re.compile(

@@ -198,7 +198,8 @@ PROBES: Mapping[str, Callable[[], Record]] = {
 
 def _apart(probe: str) -> Record:
     """What a probe finds in a process of its own, with "problem": why it found nothing, or ""."""
-    code = f"import json; from {__name__} import PROBES; print(json.dumps(PROBES[{probe!r}]()))"
+    watched = "from amber2_core.devices import watch_loading; watch_loading()"
+    code = f"{watched}; import json; from {__name__} import PROBES; print(json.dumps(PROBES[{probe!r}]()))"
     try:
         done = subprocess.run(
             [sys.executable, "-c", code],

@@ -21,7 +21,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from amber2_core.cache import Failure, FeatureCache, Features, Frames, read_cache, write_cache
+from amber2_core.cache import FeatureCache, Features, Frames, read_cache, write_cache
 from amber2_core.errors import CacheError
 from amber2_core.features import IMPORTED, check_fit, repeated_rows
 from amber2_core.tables import Texts, is_storable_name, texts
@@ -30,6 +30,7 @@ from amber2_data.arrays import Array, ArrayFile, open_arrays
 
 from .checkpoint import sha256_of
 from .inspection import without_content
+from .previous import with_features
 from .recordings import blank_cache, storable, versions_of
 from .rows import work_folder
 
@@ -123,7 +124,8 @@ def import_features(
         sets = [_features(file, one, before, source, ids=len(found), origin=made_by) for one in wanted]
         after = before
         for features in sets:
-            after = _added(after, features, storable(path.name), force)
+            lacking = f"no vector, or one that is not finite, in {storable(path.name)}"
+            after = with_features(after, features, lacking=lacking, force=force)
         try:
             check_fit(after)
         except CacheError as problem:
@@ -252,23 +254,6 @@ def _inputs(cache: FeatureCache, modality: str, held: npt.NDArray[np.bool_]) -> 
             known = hashlib.sha256(cache.utterances.transcript[row].encode()).hexdigest()
         digests.append((known or IMPORTED) if is_held else "")
     return texts(digests)
-
-
-def _added(cache: FeatureCache, features: Features, file: str, force: bool) -> FeatureCache:
-    key = (features.modality, features.name)
-    stage = "/".join(key)
-    others = [f for f in cache.features if (f.modality, f.name) != key]
-    if len(others) < len(cache.features) and not force:
-        raise CacheError(f"The cache holds {stage} already: give another name (--{key[0]} NAME=ARRAY) or --force")
-    failures = [f for f in cache.failures if f.stage != stage]
-    failures += [
-        Failure(str(id_), stage, f"no vector, or one that is not finite, in {file}")
-        for id_, held in zip(cache.utterances.id, features.encoded, strict=True)
-        if not held
-    ]
-    sets = sorted([*others, features], key=lambda f: (f.modality, f.name))
-    failures.sort(key=lambda failure: (failure.stage, failure.utterance))
-    return replace(cache, features=tuple(sets), failures=tuple(failures))
 
 
 # --- whole caches ---

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from amber2_core.cache import FeatureCache, Features, Frames, read_cache, stored_features
+from amber2_core.cache import Failure, FeatureCache, Features, Frames, read_cache, stored_features
 from amber2_core.errors import CacheError
 from amber2_core.features import IMPORTED, StoredFeatures, StoredFrames
 from amber2_core.tables import Texts, UtteranceTable, take, texts, with_ratings
@@ -72,6 +72,27 @@ def find_features(sets: Sequence[FeatureSet], modality: str, name: str) -> Featu
         if (features.modality, features.name) == (modality, name):
             return features
     return None
+
+
+def with_features(cache: FeatureCache, features: Features, *, lacking: str = "", force: bool) -> FeatureCache:
+    """The cache with one more feature set; `lacking` is why utterances without a row failed, "": they did not.
+
+    Raises:
+        CacheError: there is one of that name, and no `force` to replace it.
+    """
+    key, stage = (features.modality, features.name), stage_of(features.modality, features.name)
+    others = [f for f in cache.features if (f.modality, f.name) != key]
+    if len(others) < len(cache.features) and not force:
+        raise CacheError(f"The cache holds {stage} already: give another name or --force")
+    failures = [f for f in cache.failures if f.stage != stage]
+    failures += [
+        Failure(str(id_), stage, lacking)
+        for id_, held in zip(cache.utterances.id, features.encoded, strict=True)
+        if not held and lacking
+    ]
+    sets = sorted([*others, features], key=lambda f: (f.modality, f.name))
+    failures.sort(key=lambda failure: (failure.stage, failure.utterance))
+    return replace(cache, features=tuple(sets), failures=tuple(failures))
 
 
 def reusable_rows(before: StoredFeatures | None, recipe: EncoderRecipe) -> dict[str, int]:

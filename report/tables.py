@@ -337,8 +337,8 @@ def coverage_notes(group: Group, entries: Sequence[Entry]) -> list[str]:
         if len(unscored):
             notes.append(
                 f"{entry.label} has no score in fold {', '.join(map(str, sorted(unscored.unique())))}, where no "
-                "utterance of train or none of test has its modality, or none of dev to choose its epoch by; its mean "
-                "is over the other folds."
+                "utterance of train or none of test has its modality, or a prediction, or none of dev to choose its "
+                "epoch by; its mean is over the other folds."
             )
         if entry.diverged:
             notes.append(f"{entry.label} diverged at once in some run, and has no mean.")
@@ -346,8 +346,9 @@ def coverage_notes(group: Group, entries: Sequence[Entry]) -> list[str]:
     if fewer:
         notes.insert(
             0,
-            f"Some utterances lack a modality, and a head is scored on those that have it: {', '.join(fewer)}. Scores "
-            "on different utterances do not compare; the differences on test are on common ones.",
+            f"Some utterances lack a modality, or a prediction, and a head is scored on those that have it: "
+            f"{', '.join(fewer)}. Scores on different utterances do not compare; the differences on test are on common "
+            "ones.",
         )
     return notes
 

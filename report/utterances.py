@@ -19,7 +19,7 @@ from amber2_core.cache import read_cache
 from amber2_core.distributions import entropy
 from amber2_core.errors import CacheError, LabelError, RunFolderError, bad_choice
 from amber2_core.metrics import utterance_js
-from amber2_core.run_folder import RunFolder
+from amber2_core.run_folder import RunFolder, remembered_cache
 from amber2_core.tables import Texts
 from amber2_core.votes import LabelPolicy, label_distributions
 
@@ -64,10 +64,11 @@ def corpus_facts(group: Group, caches: Sequence[Path] = ()) -> CorpusFacts:
     """
     run = group.runs[0]
     facts, problem = None, "the run does not say where its feature cache was"
-    for path in [*caches, *_remembered(run)]:
+    remembered, guessed = remembered_cache(run.path, run.settings)
+    for path in [*caches, *([remembered] if remembered else [])]:
         try:
             facts = _looked_up(path, run)
-            if path not in (*caches, Path(run.settings["cache"])):
+            if guessed and path not in caches:
                 _log.warning("%s: transcripts and votes are those of %s, beside the run", run.name, path)
             break
         except CacheError as error:
@@ -186,15 +187,6 @@ def read_recordings(root: Path, paths: Sequence[str]) -> Recordings:
         left = len(wanted) - len(uris)
         note += f" {left} more were not found under {root}, cannot be read, or are too long or of no playable kind."
     return Recordings(uris, note)
-
-
-def _remembered(run: RunFolder) -> list[Path]:
-    """The run's own cache, as it was named from where the run was started, or from where the run lies."""
-    named = str(run.settings.get("cache") or "")
-    if not named:
-        return []
-    places = [Path(named), *(parent / named for parent in run.path.resolve().parents[:3])]
-    return [next((place for place in places if place.is_file()), places[0])]
 
 
 def _looked_up(path: Path, run: RunFolder) -> CorpusFacts:

@@ -46,7 +46,7 @@ class Flattened(StackedSystem):
 class PriorSettings:
     """Of `Prior` and what derives from it."""
 
-    smoothing: float = option(0.0, "Votes that every class is given beforehand.", least=0)
+    prior_votes: float = option(0.0, "Votes that every class is given beforehand.", least=0)
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ class Prior(System):
         self, fold: FoldData, settings: Sequence[Any], seeds: Sequence[int], options: FitOptions
     ) -> Iterator[FittedPrior]:
         for setting in settings:
-            votes = fold.train.targets.sum(0).numpy() + setting.smoothing
+            votes = fold.train.targets.sum(0).numpy() + setting.prior_votes
             for seed in seeds:
                 yield FittedPrior(
                     setting, seed, votes / votes.sum(), self.heads(tuple(fold.train.features)), self.read(fold.train)
@@ -206,7 +206,7 @@ class Sharpened(Flattened):
         power = rows.targets ** (1 - setting.flatness)
         return power / power.sum(-1, keepdim=True)
 
-    def log_probs_of(self, outputs: Tensor) -> Tensor:
+    def log_probs_of(self, outputs: Tensor, setting: Any) -> Tensor:
         squares = outputs.square() + 1e-6
         return (squares / squares.sum(-1, keepdim=True)).log()
 

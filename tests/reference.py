@@ -272,6 +272,85 @@ def smooth_labels(target: Distribution, epsilon: float) -> list[float]:
     return [(1 - epsilon) * y_c + epsilon * (1 - y_c) / (len(target) - 1) for y_c in target]
 
 
+def soft_cross_entropy(target: Sequence[Distribution], probs: Sequence[Distribution]) -> float:
+    """Mean over the batch, in nats."""
+    pairs = [(y_c, p_c) for y, p in zip(target, probs, strict=True) for y_c, p_c in zip(y, p, strict=True)]
+    return -sum(y_c * math.log(p_c) for y_c, p_c in pairs if y_c > 0) / len(target)
+
+
+# --- evidence: Dirichlet distributions, in nats ---
+
+
+def digamma(x: float) -> float:
+    found = 0.0
+    while x < 10:
+        found -= 1 / x
+        x += 1
+    return found + math.log(x) - 1 / (2 * x) - 1 / (12 * x**2) + 1 / (120 * x**4) - 1 / (252 * x**6)
+
+
+def votes_in_order(alpha: Sequence[float], votes: Sequence[int]) -> float:
+    """−ln of the probability of whole votes, drawn one by one, each by α and the votes before it."""
+    total, seen = 0.0, [0] * len(alpha)
+    for c, count in enumerate(votes):
+        for _ in range(int(count)):
+            total -= math.log((alpha[c] + seen[c]) / (sum(alpha) + sum(seen)))
+            seen[c] += 1
+    return total
+
+
+def votes_alone(alpha: Sequence[float], votes: Sequence[float]) -> float:
+    return -sum(n * math.log(a / sum(alpha)) for a, n in zip(alpha, votes, strict=True))
+
+
+def squared_error(alpha: Sequence[float], target: Distribution) -> float:
+    strength, total = sum(alpha), 0.0
+    for a, y in zip(alpha, target, strict=True):
+        p = a / strength
+        total += (y - p) ** 2 + p * (1 - p) / (strength + 1)
+    return total
+
+
+def misleading_evidence(alpha: Sequence[float], target: Distribution) -> float:
+    kept = [y + (1 - y) * a for a, y in zip(alpha, target, strict=True)]
+    total = math.lgamma(sum(kept)) - math.lgamma(len(kept))
+    for a in kept:
+        total += (a - 1) * (digamma(a) - digamma(sum(kept))) - math.lgamma(a)
+    return total
+
+
+def prior_network(alpha: Sequence[float], votes: Sequence[float], floor: float = 1e-6) -> float:
+    total = 0.0
+    for c, n in enumerate(votes):
+        density = math.lgamma(sum(alpha))
+        for j, a in enumerate(alpha):
+            share = 1 - (len(alpha) - 1) * floor if j == c else floor
+            density += (a - 1) * math.log(share) - math.lgamma(a)
+        total -= n * density
+    return total
+
+
+def evidential(kind: str, evidence: str, outputs: Sequence[float], votes: Sequence[int], weight: float) -> float:
+    """One utterance's loss; `weight` is that of the regulariser now."""
+    share = [n / sum(votes) for n in votes]
+    powers = [math.exp(z) for z in outputs]
+    if kind == "dpn":
+        divergence = kl(share, [power / sum(powers) for power in powers]) * math.log(2)
+        return 20 * divergence + prior_network([power + 1e-6 for power in powers], votes)
+    made = {"softplus": lambda z: math.log1p(math.exp(z)), "relu": lambda z: max(z, 0.0), "exp": math.exp}
+    alpha = [made[evidence](z) + 1 for z in outputs]
+    if kind == "sensoy":
+        label = [float(c == argmax(share)) for c in range(len(share))]
+        return squared_error(alpha, label) + weight * misleading_evidence(alpha, label)
+    if kind == "edl-star-r2":
+        divergence = kl(share, [a / sum(alpha) for a in alpha]) * math.log(2)
+        return votes_alone(alpha, votes) + weight * divergence
+    tied = weight * misleading_evidence(alpha, share)
+    if kind == "edl-star-r1":
+        return votes_alone(alpha, votes) + tied
+    return votes_in_order(alpha, votes) / sum(votes) + tied
+
+
 # --- one model, one training ---
 
 

@@ -112,6 +112,45 @@ def _save_text(folder: Path, family: str, make: Callable[[int], Any], seed: int)
     return model
 
 
+def save_language(folder: Path, *, is_hearing: bool = True, seed: int = 0) -> None:
+    """Save a language model that says labels and braces at random, and that listens, or reads text alone."""
+    import tokenizers
+    import transformers
+
+    specials = ["<pad>", "<unk>", "<|im_start|>", "<|im_end|>", "<|AUDIO|>", "<|audio_bos|>", "<|audio_eos|>"]
+    words = [*specials, "neutral", "happy", "sad", *"{}:,.01", *WORDS]
+    vocabulary = {word: place for place, word in enumerate(dict.fromkeys(words))}
+    level = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocabulary, unk_token="<unk>"))
+    level.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    tokenizer: Any = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=level, pad_token="<pad>", unk_token="<unk>", eos_token="<|im_end|>"
+    )
+    tokenizer.add_special_tokens({"additional_special_tokens": specials[2:]})
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 2}
+    text: dict[str, Any] = {"vocab_size": len(vocabulary), "initializer_range": 0.5, **sizes, **heads}
+    torch.manual_seed(seed)
+    if is_hearing:
+        ear = {"d_model": 16, "encoder_layers": 1, "encoder_attention_heads": 2, "encoder_ffn_dim": 16}
+        audio = {"model_type": "qwen2_audio_encoder", "num_mel_bins": 16, "initializer_range": 0.5, **ear}
+        config: Any = transformers.Qwen2AudioConfig(
+            audio_config=audio,
+            text_config={"model_type": "qwen2", **text},
+            audio_token_index=vocabulary["<|AUDIO|>"],
+        )
+        model: Any = transformers.Qwen2AudioForConditionalGeneration(config)
+        spectrograms: Any = transformers.WhisperFeatureExtractor
+        transformers.Qwen2AudioProcessor(spectrograms(feature_size=16), tokenizer).save_pretrained(folder)
+    else:
+        # of a family that keeps the tokenizer it is given
+        model = transformers.GraniteForCausalLM(transformers.GraniteConfig(**text))
+        tokenizer.save_pretrained(folder)
+    # a model's own ways of sampling, which are not to count
+    model.generation_config.update(eos_token_id=vocabulary["<|im_end|>"], do_sample=True, top_k=1, temperature=9.0)
+    with silence():
+        model.save_pretrained(folder)
+
+
 def noise(*seconds: float, seed: int = 0) -> list[npt.NDArray[np.float32]]:
     """Waveforms at 16 kHz, each with an offset and a loudness of its own."""
     generator = np.random.default_rng(seed)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,10 +11,12 @@ import numpy as np
 import torch
 
 from amber2_core.cache import FeatureCache, Features, Frames, MappedFeatures, write_cache
+from amber2_core.features import Side
 from amber2_core.tables import RatingTable, UtteranceTable, texts
 from amber2_core.utterance import LabelDefaults
 from amber2_train.fold_data import FoldData, Rows, features_on, fold_data
-from amber2_train.training_data import Fold, TrainingData
+from amber2_train.folds import make_folds
+from amber2_train.training_data import Fold, TrainingData, read_material
 
 EMOTIONS = ("neutral", "happy", "angry", "sad")
 SIZES = {"audio": 6, "text": 5, "video": 4}
@@ -101,7 +103,7 @@ def fold_in(
     def part(rows: Rows) -> Rows:
         return replace(rows, targets=rows.targets.to(dtype))
 
-    return FoldData(fold.number, part(found.train), part(found.dev), part(found.test))
+    return replace(found, train=part(found.train), dev=part(found.dev), test=part(found.test))
 
 
 def feature_sets(
@@ -182,3 +184,17 @@ def write_layered_cache(folder: Path, *, layers: int = 3, **what: Any) -> Path:
         sets.append(replace(some, values=noise, frames=frames))
     write_cache(path, replace(cache, features=tuple(sets)))
     return path
+
+
+def layered_fold(
+    folder: Path,
+    *,
+    dtype: torch.dtype = torch.float32,
+    standardise: bool = False,
+    sides: Collection[Side] = (),
+    **what: Any,
+) -> FoldData:
+    """The first fold of such a cache, of whatever utterances have something."""
+    path = write_layered_cache(folder, **what)
+    data = read_material(path, {"audio": None, "text": None}, {}, missing="mask", sides=sides).data
+    return fold_in(data, make_folds("session", data)[0], dtype=dtype, standardise=standardise)

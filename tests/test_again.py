@@ -132,6 +132,40 @@ def test_what_an_earlier_version_did_not_know_of_is_no_difference(place: Path, t
     assert differences(old, place / "first") == (["settings: policy differs"], [])
 
 
+def test_what_a_command_names_is_found_from_where_it_was_run(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its cache, the file of its grid and that of its system; also by what stands in for the folder of a moved run."""
+    lab, elsewhere = tmp_path / "lab", tmp_path / "elsewhere"
+    lab.mkdir()
+    elsewhere.mkdir()
+    shutil.copy(place / "cache" / "made-up.h5", lab / "data.h5")
+    shutil.copy(Path(__file__).with_name("my_systems.py"), lab)
+    (lab / "grid.toml").write_text("seeds = 1\nepochs = 2\nhidden = 5\n")
+    monkeypatch.chdir(lab)
+    command = ("--cache", "data.h5", "--grid", "grid.toml", "--system=cb-ce,my_systems.py:Flattened")
+    result = call(*command, "--output", "runs/first")
+    assert result.exit_code == 0, result.output
+    monkeypatch.chdir(elsewhere)
+    again = call("--again", str(lab / "runs/first"), "--output", "second")
+    assert again.exit_code == 0, again.output
+    assert again.stdout.splitlines()[-1].startswith("again: data, settings and numbers are those of")
+    third = call("--again", str(elsewhere / "second"), "--output", "third")
+    assert third.exit_code == 0, third.output
+
+    settings = read_settings(lab / "runs/first")
+    del settings["started_in"]  # an earlier version's
+    write_json(lab / "runs/first/settings.json", {**settings, "command": ["train-heads", *QUICK]})
+    assert call("--again", str(lab / "runs/first"), "--output", "earlier").exit_code == 3, "another command"
+    (lab / "data.h5").unlink()
+    lost = call("--again", str(lab / "runs/first"), "--output", "lost")
+    assert lost.exit_code == 1
+    (line,) = lost.stderr.splitlines()
+    assert line == (
+        f"error: No feature cache at data.h5, which {lab / 'runs/first'} was made from: say where it is now by --cache"
+    )
+
+
 def test_what_cannot_be_run_again_is_one_line(place: Path, tmp_path: Path) -> None:
     def refused(*arguments: str) -> str:
         result = call("--again", *arguments)

@@ -5,6 +5,10 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
 
 import click
 import pytest
@@ -152,3 +156,33 @@ def test_a_command_that_cannot_load_a_library_into_its_memory_is_one_line() -> N
     assert result.exit_code == 1
     assert result.stderr.startswith("error: memory ran out (libx.so: failed to map segment from shared object; raise")
     assert len(result.stderr.splitlines()) == 1
+
+
+TALKING = """
+import click, logging
+from amber2_core.command import Command, command_body
+
+@click.command(cls=Command)
+@command_body
+def talk():
+    logging.getLogger("amber2_core.talk").info("begun")
+    open("done", "w").close()
+    click.echo("the result")
+
+talk()
+"""
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_a_log_without_room_stops_no_work_and_a_result_without_room_says_where_it_was_to_go(tmp_path: Path) -> None:
+    def run(**streams: Any) -> subprocess.CompletedProcess[str]:
+        streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **streams}
+        return subprocess.run([sys.executable, "-c", TALKING], cwd=tmp_path, text=True, check=False, **streams)
+
+    with Path("/dev/full").open("w") as full:
+        silent = run(stderr=full)
+        assert silent.stdout == "the result\n"
+        assert (tmp_path / "done").exists()
+        lost = run(stdout=full)
+    assert lost.returncode == 1
+    assert lost.stderr == "begun\nerror: standard output: No space left on device\n"

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import csv
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
+from click.testing import CliRunner
 
 from amber2_core.errors import CorpusError
 from amber2_core.utterance import Corpus, Problem
@@ -45,7 +47,11 @@ def wav(path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def sample(test_data: Path) -> Corpus:
-    return crema_d.read(test_data / "crema_d")
+    """The clips whose recordings are there, and what is wrong with the whole."""
+    corpus = crema_d.read(test_data / "crema_d")
+    heard = tuple(utterance for utterance in corpus.utterances if utterance.audio)
+    assert len(corpus.utterances) == 7441, "all that have votes, but for the one that is silent"
+    return replace(corpus, utterances=heard)
 
 
 def only_problem(corpus: Corpus) -> Problem:
@@ -60,8 +66,8 @@ def test_the_sample_has_367_clips_of_32_actors(sample: Corpus) -> None:
     assert sample.defaults.stimulus == "audio"
     assert sample.defaults.emotions == ("neutral", "happy", "angry", "sad", "disgust", "fear")
     problem = only_problem(sample)
-    assert problem.file == "processedResults/tabulatedVotes.csv"
-    assert "7,075 of 7,442 clips" in problem.what
+    assert problem.file == "AudioWAV"
+    assert "7,074 of 7,442 clips with votes have no recording" in problem.what
 
 
 def test_the_votes_of_the_sample_are_those_of_the_table(sample: Corpus, test_data: Path) -> None:
@@ -187,12 +193,23 @@ def test_recordings_without_votes_are_left_out_one_by_one(tmp_path: Path) -> Non
     }
 
 
-def test_clips_without_a_recording_are_counted_in_one_problem(tmp_path: Path) -> None:
+def test_clips_without_a_recording_are_utterances_that_fail_and_are_counted_in_one_problem(tmp_path: Path) -> None:
+    from amber2_data.cli import check_corpus
+
     root = release(tmp_path)
+    for clip in ("1001_IEO_NEU_XX", "1002_TIE_ANG_HI"):
+        wav(root / "AudioWAV" / f"{clip}.wav")
+    command = ["--corpus", "crema_d", "--root", str(root), "--emotions", "neutral,angry,disgust"]
+    assert CliRunner().invoke(check_corpus, command).exit_code == 0
     (root / "AudioWAV" / "1002_TIE_ANG_HI.wav").unlink()
     corpus = crema_d.read(root)
-    assert [utterance.id for utterance in corpus.utterances] == ["1001_IEO_NEU_XX"]
-    assert "1 of 2 clips have votes but no recording" in only_problem(corpus).what
+    assert [utterance.audio for utterance in corpus.utterances] == ["AudioWAV/1001_IEO_NEU_XX.wav", None]
+    assert only_problem(corpus) == Problem(
+        "AudioWAV", None, "1 of 2 clips with votes have no recording, for one 1002_TIE_ANG_HI"
+    )
+    result = CliRunner().invoke(check_corpus, command)
+    assert result.exit_code == 3
+    assert "1 of 2 clips with votes have no recording" in result.output
 
 
 def test_the_recording_that_is_known_to_be_silent_is_left_out(tmp_path: Path) -> None:

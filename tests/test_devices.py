@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor
 
 from amber2_core import devices
-from amber2_core.devices import choose_device, choose_devices, is_out_of_memory, on, set_arithmetic
+from amber2_core.devices import choose_device, choose_devices, has_limit, is_out_of_memory, on, set_arithmetic
 from amber2_core.errors import SettingError
 
 
@@ -58,11 +59,42 @@ def test_memory_that_ran_out_is_told_from_other_errors() -> None:
     assert is_out_of_memory(RuntimeError("could not create a primitive"))
     assert is_out_of_memory(RuntimeError("can't start new thread"))
     assert is_out_of_memory(ImportError("libtorch_cpu.so: failed to map segment from shared object"))
+    assert is_out_of_memory(ImportError("conversion.so: cannot create shared object descriptor"))
     assert is_out_of_memory(OSError(errno.ENOMEM, os.strerror(errno.ENOMEM)))
     assert is_out_of_memory(MemoryError())
     assert not is_out_of_memory(ImportError("No module named 'torch'"))
     assert not is_out_of_memory(ValueError("out of memory"))
     assert not is_out_of_memory(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs /proc")
+@pytest.mark.parametrize("library", ["numpy", "scipy.linalg"])
+def test_a_library_that_has_no_room_for_its_buffers_is_not_loaded_and_does_not_spin(library: str) -> None:
+    """80 MB are enough for the library itself, and not for what OpenBLAS asks for when it is loaded."""
+    script = f"""if True:
+        import resource, sys
+        from amber2_core.devices import watch_loading
+        if {library!r} != "numpy":
+            import numpy
+        own = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+        resource.setrlimit(resource.RLIMIT_AS, (own + 80 * 2**20,) * 2)
+        watch_loading()
+        try:
+            import {library}
+        except MemoryError as problem:
+            print(problem)
+        """
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith(f"not enough memory to load {library.partition('.')[0]}.")
+
+
+def test_nothing_is_watched_where_memory_has_no_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    resource = pytest.importorskip("resource")
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    assert not has_limit()
+    monkeypatch.setattr(resource, "getrlimit", lambda kind: (2**30 if kind == resource.RLIMIT_AS else -1, -1))
+    assert has_limit()
 
 
 # However the user has given the permission: in the words of before torch 2.9, or in those of since, or in both.

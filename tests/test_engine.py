@@ -205,11 +205,19 @@ def test_a_fork_server_that_died_is_told_in_a_line(monkeypatch: pytest.MonkeyPat
         call(os.getpid)
 
 
+def test_a_crash_under_a_limit_of_memory_is_perhaps_a_lack_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine, "has_limit", lambda: True)
+    assert engine._in_words(-signal.SIGSEGV) == "killed by SIGSEGV: perhaps memory ran out; fewer workers need less"
+    assert engine._in_words(-signal.SIGTERM) == "killed by SIGTERM"
+    monkeypatch.setattr(engine, "has_limit", lambda: False)
+    assert engine._in_words(-signal.SIGSEGV) == "killed by SIGSEGV"
+
+
 def test_a_worker_has_the_environment_and_the_folder_of_now(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("AMBER2_ANYTHING", "now")
     monkeypatch.chdir(tmp_path)
     assert call(engine_tasks.surroundings, "AMBER2_ANYTHING") == ("now", str(tmp_path))
-    assert "PYTHONSAFEPATH" not in os.environ
+    assert not {"PYTHONSAFEPATH", "AMBER2_PRELOADED"} & os.environ.keys()
 
 
 @posix
@@ -325,6 +333,30 @@ print(sorted({{"torch", "numpy"}} & set(sys.modules)))
 """,
     )
     assert script.end() == (0, "begun\n2.0 3.0\n(0.0, 0.0)\n[]\n", "")
+
+
+@linux
+def test_memory_that_runs_out_while_the_fork_server_loads_is_the_workers_line_and_no_traceback(tmp_path: Path) -> None:
+    modules = tmp_path / "modules"
+    modules.mkdir()
+    (modules / "starved.py").write_text('raise MemoryError("not enough memory to load all that")')
+    (modules / "broken.py").write_text('raise ValueError("its own")')
+    script = Script(
+        tmp_path,
+        f"""{HEAD}
+import os
+from amber2_core import engine
+os.environ["PYTHONPATH"] = {str(modules)!r}
+engine.prepare("broken", "starved")
+try:
+    engine.call(os.getpid)
+except engine.WorkerError as problem:
+    print(problem)
+""",
+    )
+    code, out, err = script.end()
+    assert (code, err) == (0, "")
+    assert out.startswith("begun\na worker ran out of memory (not enough memory to load all that; raise the limit")
 
 
 @linux

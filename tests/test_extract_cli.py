@@ -294,10 +294,12 @@ def test_clips_of_crema_d_are_encoded_with_their_votes(desk: Desk, test_data: Pa
     for path in sorted((test_data / "crema_d" / "AudioWAV").glob("*.wav"))[::60]:
         (root / "AudioWAV" / path.name).symlink_to(path)
     result = desk.run(corpus="crema_d", root=str(root))
-    assert result.exit_code == 0, result.output
+    assert result.exit_code == 3, result.output
+    assert "7434 failed; 1" in result.output
     cache = read_cache(desk.folder / "cache" / "crema_d.h5")
-    assert 6 <= len(cache.utterances) <= 7
-    assert np.isfinite(cache.feature_set("audio").values).all()
+    assert len(cache.utterances) == 7441
+    there = np.isfinite(cache.feature_set("audio").values).all(axis=1)
+    assert there.sum() == 7, "of a part of the release, what is there"
     assert set(cache.ratings.stimulus) == {"audio", "video", "audiovisual"}
 
 

@@ -6,9 +6,11 @@ with its line. Where the corpus is read with fewer utterances or ratings than be
 
 from __future__ import annotations
 
+import os
 import random
 import shutil
 import signal
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -193,3 +195,16 @@ def test_a_damaged_release_is_a_corpus_or_one_line_with_file_and_line(release: s
     assert 0 < refused < EACH or name in ("iemocap", "mosei")
     assert sizes(read(root / inside)) == sizes(whole)
     shutil.rmtree(root)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names that are no text")
+@pytest.mark.parametrize("release", RELEASES)
+def test_a_release_in_a_folder_whose_name_is_no_text_is_read_as_elsewhere(release: str, tmp_path: Path) -> None:
+    name, write, _, inside = RELEASES[release]
+    elsewhere = tmp_path / os.fsdecode(b"\xe9t\xe9")
+    write(tmp_path / "release")
+    whole = reader(name).read(tmp_path / "release" / inside)
+    (tmp_path / "release").rename(elsewhere)
+    corpus = reader(name).read(elsewhere / inside)
+    assert corpus.utterances == whole.utterances
+    assert [problem.what for problem in corpus.problems] == [problem.what for problem in whole.problems]

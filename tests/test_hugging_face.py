@@ -182,6 +182,34 @@ def test_what_is_no_dataset_is_refused_in_one_line(tmp_path: Path) -> None:
         assert "\n" not in str(error.value)
 
 
+@needs_datasets
+@pytest.mark.skipif(sys.platform != "linux", reason="names that are no text")
+def test_a_path_that_is_no_text_is_read_or_refused_in_one_line(tmp_path: Path) -> None:
+    folder = tmp_path / os.fsdecode(b"\xe9t\xe9")
+    folder.mkdir()
+    write_parquet(tmp_path / "all.parquet", id=[*"abc"], label=[*"xyx"]).rename(folder / "all.parquet")
+    assert len(hugging_face.read(folder / "all.parquet").utterances) == 3
+    saved(tmp_path / "x.parquet", tmp_path, id=[*"abc"], label=[*"xyx"]).save_to_disk(str(tmp_path / "saved"))
+    (tmp_path / "saved").rename(folder / "saved")
+    with pytest.raises(CorpusError, match="is not UTF-8, as the datasets library needs it; rename it"):
+        hugging_face.read(folder / "saved")
+
+
+@needs_datasets
+def test_a_place_for_temporary_files_that_has_no_locks_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fcntl = pytest.importorskip("fcntl")
+
+    def flock(*_: object) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    write_parquet(tmp_path / "all.parquet", id=[*"abc"], label=[*"xyx"])
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with pytest.raises(CorpusError, match=r"No locks available; it works in .* \(set TMPDIR to another folder\)"):
+        hugging_face.read(tmp_path / "all.parquet")
+
+
 def test_without_the_library_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(CorpusError, match=r"install the extra: pip install 'amber2\[hf\]'"):

@@ -8,7 +8,7 @@ from reference import attentive_pooling, layer_sum, pointwise_pooling
 from torch import Tensor
 
 from amber2_core.heads import Architecture, Heads, Mixing, initial_parameters
-from amber2_core.inputs import attentive_statistics, weighted_layers
+from amber2_core.inputs import LAYER_NORMS, attentive_statistics, weighted_layers
 
 
 def drawn(*shape: int, seed: int = 0) -> Tensor:
@@ -20,6 +20,14 @@ def test_a_learnt_layer_sum_is_that_of_the_published_vector() -> None:
     mean = layers.mean(1)[None]  # (1, layers, D)
     found = weighted_layers(mean, torch.tensor([[0.3, -0.2]], dtype=torch.float64))
     torch.testing.assert_close(found[0], torch.tensor([3.576474, -0.510163, 1.433689]).double(), atol=1e-6, rtol=0)
+
+
+def test_a_sum_of_normed_layers_is_that_of_the_published_vector() -> None:
+    layers = torch.tensor([[[1.0, 2, 3], [2, 0, 1]], [[10.0, -10, 0], [4, 4, 1]]], dtype=torch.float64)  # layer, frame
+    stage = LAYER_NORMS["pooled"]("heads.audio", 3, 2)
+    scores = {"heads.audio.layers.weight": torch.tensor([[0.3, -0.2]], dtype=torch.float64)}
+    found = stage.vectors(layers.mean(1)[None], scores)
+    torch.testing.assert_close(found[0], torch.tensor([0.501168, -1.172378, 0.671210]).double(), atol=1e-6, rtol=0)
 
 
 def test_attentive_statistics_are_those_of_the_published_vector() -> None:

@@ -185,7 +185,7 @@ def test_the_dev_js_is_that_of_the_slow_formula() -> None:
     fold, shape = whole(), Architecture((("audio", 6), ("text", 5)), 4, hidden=8, fusion_width=8)
     start = {n: t.double() for n, t in initial_parameters(shape, torch.Generator().manual_seed(0)).items()}
     stack, needs = StackedHeads(shape, [start], 1, dtype=torch.float64), {"audio": "vector", "text": "vector"}
-    found = dev_js(Amber2(), stack, fold.dev, needs)
+    found = dev_js(Amber2(), None, stack, fold.dev, needs)
     expected = slow_dev_js(fold, start, "gmu")
     assert found[:, 0, 0].tolist() == pytest.approx([expected[head] for head in shape.heads], abs=1e-12)
 
@@ -253,11 +253,11 @@ def test_the_loss_knows_the_epoch_and_systems_may_have_another_output() -> None:
         def loss(self, settings: Any, *, heads: Any, fold: system.FoldData) -> Any:
             def losses(outputs: torch.Tensor, target: torch.Tensor, present: Any, epoch: torch.Tensor) -> torch.Tensor:
                 seen.append(float(epoch))
-                return (self.log_probs_of(outputs).exp() - target).square().sum((0, -1)).mean(-1)
+                return (self.log_probs_of(outputs, settings[0]).exp() - target).square().sum((0, -1)).mean(-1)
 
             return losses
 
-        def log_probs_of(self, outputs: torch.Tensor) -> torch.Tensor:
+        def log_probs_of(self, outputs: torch.Tensor, setting: Any) -> torch.Tensor:
             return (outputs.square() + 1e-3).log().log_softmax(-1)
 
     fold, values = whole(), system_of("cb-ce").Settings(hidden=8, batch_size=15)

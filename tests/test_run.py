@@ -308,11 +308,11 @@ def test_one_modality_alone_trains_its_head_as_it_trains_beside_another(
 
 def test_on_one_modality_dev_chooses_by_its_head_and_a_report_is_made(cache: Path, tmp_path: Path) -> None:
     mine = f"{Path(__file__).with_name('my_systems.py')}:Prior"
-    grid = ["--system", f"cb-ce,{mine}", "--hidden", "2,6", "--smoothing", "0,9"]
+    grid = ["--system", f"cb-ce,{mine}", "--hidden", "2,6", "--prior-votes", "0,9"]
     train(cache, tmp_path / "run", "--audio", "none", *grid)
     settings = read_settings(tmp_path / "run")
     assert list(settings["features"]) == ["text"]
-    for system, axis in (("cb-ce", "hidden"), ("prior", "smoothing")):
+    for system, axis in (("cb-ce", "hidden"), ("prior", "prior_votes")):
         for fold, point in read_summary(tmp_path / "run")["selected"][system].items():
             dev: dict[float, list[float]] = {}
             for row in read_results(tmp_path / "run"):

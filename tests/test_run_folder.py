@@ -150,7 +150,9 @@ def test_measures_are_read_back_beside_the_predictions(tmp_path: Path) -> None:
     written = Predictions(
         texts(["a", "b", "c"]), np.array([1, 1, 2]), probs[0], ("up", "down"),
         {"measure/fusion": probs[:1], "x/audio": probs},
-        {"x/vacuity": np.array([[0.5, np.nan, 1], [0, 1, 2.5]]), "measure/flag": np.array([[True, False, True]])},
+        measures={
+            "x/vacuity": np.array([[0.5, np.nan, 1], [0, 1, 2.5]]), "measure/flag": np.array([[True, False, True]]),
+        },
     )  # fmt: skip
     write_predictions(tmp_path / "predictions.npz", written)
     back = read_predictions(tmp_path)
@@ -172,7 +174,9 @@ def test_measures_are_read_back_beside_the_predictions(tmp_path: Path) -> None:
 )
 def test_measures_that_do_not_fit_are_one_line(tmp_path: Path, name: str, values: Any, line: str) -> None:
     probs = np.full((1, 3, 2), 0.5, np.float32)
-    one = Predictions(texts(list("abc")), np.ones(3, int), probs[0], ("up", "down"), {"x/audio": probs}, {name: values})
+    one = Predictions(
+        texts(list("abc")), np.ones(3, int), probs[0], ("up", "down"), {"x/audio": probs}, measures={name: values}
+    )
     write_predictions(tmp_path / "predictions.npz", one)
     with pytest.raises(RunFolderError, match=f"{line}.*train again$"):
         read_predictions(tmp_path)

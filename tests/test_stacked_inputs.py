@@ -11,34 +11,27 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner, Result
-from synthetic_data import cache_of, write_layered_cache, write_small_cache
+from synthetic_data import cache_of, layered_fold, write_layered_cache, write_small_cache
 
 from amber2_core.cache import read_cache, write_cache
 from amber2_core.heads_folder import read_heads
 from amber2_core.run_folder import read_predictions, read_results, read_settings
 from amber2_train.cli import train_heads
-from amber2_train.fold_data import FoldData, features_on, fold_data
-from amber2_train.folds import make_folds
 from amber2_train.stacked.loop import train
 from amber2_train.stacked.system import FittedHeads, StackedSystem
 from amber2_train.systems.system import FitOptions, system_of
-from amber2_train.training_data import read_material
 
 SMALL: dict[str, Any] = {"hidden": 8, "batch_size": 7, "lr": 0.01}
 READING: list[dict[str, Any]] = [
     {"input_layers": "1"},
     {"input_layers": "weighted"},
+    {"input_layers": "weighted", "layer_norm": "pooled"},
     {"input_pooling": "attentive"},
     {"input_pooling": "pointwise"},
     {"input_pooling": "pointwise-of-mean"},
     {"learn_from": "majority"},
 ]
 QUICK = ["--seeds", "1", "--epochs", "2", "--hidden", "8", "--json"]
-
-
-def layered_fold(path: Path, *, standardise: bool = False, **what: Any) -> FoldData:
-    data = read_material(write_layered_cache(path, **what), {"audio": None, "text": None}, {}, missing="mask").data
-    return fold_data(data, make_folds("session", data)[0], features_on("cpu", data), standardise=standardise)
 
 
 def ran(*words: str | Path) -> Result:
@@ -91,7 +84,7 @@ def test_a_planted_informative_layer_wins_the_learnt_sum(tmp_path: Path) -> None
 def test_heads_that_learn_what_to_read_predict_the_same_from_their_file(tmp_path: Path) -> None:
     fold = layered_fold(tmp_path, standardise=True)
     every = torch.arange(len(fold.test))
-    for reading in READING[:4]:
+    for reading in READING[:5]:
         system = system_of("amber2")
         assert isinstance(system, StackedSystem)
         (one,) = system.fit(fold, [system.Settings(**SMALL, **reading)], [0], FitOptions(2))
@@ -121,6 +114,10 @@ def test_heads_that_learn_what_to_read_predict_the_same_from_their_file(tmp_path
         (["--input-layers", "weighted"], "reads all layers, and audio/audio-model has one: encode with"),
         (["--input-layers", "3"], "reads layer 3, and audio/audio-model has one, which is --input-layers last"),
         (["--input-pooling", "attentive"], "reads frames, and audio/audio-model has none: encode with"),
+        (
+            ["--layer-norm", "pooled"],
+            "layer-norm pooled with input-layers last: what is normalised are the layers of a",
+        ),
         (["--input-layers", "top"], "Bad input-layers 'top', expected last, weighted or a number from 0"),
         (["--input-layers", "1", "--input-pooling", "attentive"], "frames are cached of the last layer alone"),
     ],

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -138,6 +139,28 @@ def test_whatever_is_killed_all_processes_end_and_the_same_command_goes_on_to_th
     one, other = files(output), files(tmp_path / "whole")
     assert [name for name in one | other if one.get(name) != other.get(name)] == []
     assert sorted(path.name for path in tmp_path.iterdir()) == ["made-up.h5", "run", "whole"]
+
+
+def test_a_limit_of_memory_ends_it_in_a_line_and_the_same_command_goes_on_without(tmp_path: Path) -> None:
+    """1 GiB of addresses do not hold torch, nor what it reserves; what does not end is killed."""
+    cache, output = write_small_cache(tmp_path, count=48), tmp_path / "run"
+    limited = (
+        "import resource; resource.setrlimit(resource.RLIMIT_AS, (2**30, 2**30)); "
+        "from amber2_train.cli import train_heads; train_heads()"
+    )
+    rest = ["--cache", str(cache), "--output", str(output), "--epochs", "1"]
+    command = [sys.executable, "-c", limited, *rest]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    try:
+        _, errors = process.communicate(timeout=PATIENCE)
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+    assert process.returncode == 1
+    assert "Traceback" not in errors
+    assert errors.splitlines()[-1].startswith("error: a worker ran out of memory (")
+    assert list(tmp_path.iterdir()) == [cache]
+    assert CliRunner().invoke(train_heads, rest).exit_code == 0
 
 
 def test_ctrl_c_before_anything_is_finished_leaves_nothing(tmp_path: Path, started: list[Command]) -> None:

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from amber2_core.errors import RunFolderError
-from amber2_core.run_folder import axes_of, read_results, read_settings
+from amber2_core.run_folder import axes_of, read_results, read_settings, remembered_cache
 
 # A score differs where it is further apart than rounding leaves it: on one kind of device, and across devices.
 TOLERANCE = {True: 1e-5, False: 1e-4}
 # of settings.json, what no number depends on, and what is compared part by part
-_ASIDE = ("command", "created", "cache", "device", "format_version", "digest", "digests", "versions", "metrics")
+_ASIDE = (
+    "command", "started_in", "created", "cache", "device", "format_version", "digest", "digests", "versions", "metrics",
+)  # fmt: skip
 _LINE = 160  # letters of a difference that is worth reading in full
 _KEY = ("system", "head", "split", "fold", "seed")
 
@@ -30,6 +33,43 @@ def saved_command(folder: Path) -> list[str]:
     if not isinstance(command, list) or not command or not all(isinstance(word, str) for word in command):
         raise RunFolderError(f"{folder} has no command in its settings.json: it was made from Python, run that again")
     return command[1:]
+
+
+def saved_cache(folder: Path) -> Path:
+    """The cache of a run folder, where it lies now.
+
+    Raises:
+        RunFolderError: it is nowhere that the run folder tells of.
+    """
+    settings = read_settings(folder)
+    path, _ = remembered_cache(folder, settings)
+    if path is None or not path.is_file():
+        started = f" in {settings['started_in']}" if settings.get("started_in") else ""
+        raise RunFolderError(
+            f"No feature cache at {path}, which {folder} was made from{started}: say where it is now by --cache"
+        )
+    return path
+
+
+def from_where_it_began(folder: Path, words: Sequence[str]) -> list[str]:
+    """A saved command's words, the files of --grid and --system as they are named from here."""
+    base = str(read_settings(folder).get("started_in") or "")
+    made, flag = list[str](), ""
+    for word in words:
+        is_joined = word.startswith(("--grid=", "--system="))
+        option, _, value = word.partition("=") if is_joined else (flag, "", word)
+        if option in ("--grid", "--system"):
+            value = ",".join(_from(base, part, is_class=option == "--system") for part in value.split(","))
+        made.append(f"{option}={value}" if is_joined else value)
+        flag = word
+    return made
+
+
+def _from(base: str, part: str, *, is_class: bool) -> str:
+    """A file, or a file's class, as it is named from here, if it is a file of that folder and not named in full."""
+    file = part.rpartition(":")[0] if is_class else part
+    is_elsewhere = base != os.getcwd() and file and os.path.isfile(os.path.join(base, file))
+    return os.path.join(base, part) if is_elsewhere else part
 
 
 def differences(old: Path, new: Path) -> tuple[list[str], list[str]]:

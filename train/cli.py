@@ -248,9 +248,7 @@ def _command_of(
     folder: Path, cache: Path | None, cache_dir: Path | None, typed: Mapping[str, Any]
 ) -> tuple[Path | None, dict[str, Any], list[str]]:
     """The cache, the options and the words of a run folder's command, but for what was typed beside --again."""
-    from amber2_core.run_folder import read_settings
-
-    from .again import saved_command
+    from .again import from_where_it_began, saved_cache, saved_command
 
     context = click.get_current_context()
     for name in context.params:
@@ -258,7 +256,8 @@ def _command_of(
             flag = "--" + name.replace("_", "-")
             raise SettingError(f"{flag} beside --again would make another run: leave one of them out")
     has_device = context.get_parameter_source("device") is ParameterSource.COMMANDLINE
-    words = _without(saved_command(folder), (*_PLACES, "--device") if has_device else _PLACES)
+    saved = from_where_it_began(folder, saved_command(folder))
+    words = _without(saved, (*_PLACES, "--device") if has_device else _PLACES)
     words += ["--device", typed["device"]] if has_device else []
     try:
         options = train_heads.make_context("train-heads", list(words)).params
@@ -266,7 +265,7 @@ def _command_of(
         line = f"This version does not understand the command of {folder}: {problem.format_message()}"
         raise SettingError(line) from None
     if cache is None and cache_dir is None:
-        cache = Path(read_settings(folder).get("cache") or "")
+        cache = saved_cache(folder)
     aside = {*_BESIDE_AGAIN} - {"device"}
     return cache, {name: value for name, value in options.items() if name not in aside}, ["train-heads", *words]
 

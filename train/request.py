@@ -24,7 +24,7 @@ from amber2_core.features import IMPORTED, Side
 from amber2_core.metrics import metrics_of_kinds
 from amber2_core.run_folder import SYNTHETIC_VOTES, version_of
 from amber2_core.tables import RatingTable, take, texts
-from amber2_core.votes import all_ticks
+from amber2_core.votes import LabelPolicy, all_ticks
 
 from . import PRELOADED, tasks
 from .folds import heard_before, make_folds
@@ -134,6 +134,7 @@ def prepared(cache_path: Path, options: TrainOptions) -> Request:
     sides = {Side(*side) for setting in settings for side in setting.system.sides(setting.values)}
     material = _material(cache_path, options, sides)
     check_modalities(settings, tuple(material.data.inputs))
+    _check_keeps(material.policy, settings)
     protocol = options.folds or material.cache.defaults.folds
     folds = tuple(map(material.data.learnable, make_folds(protocol, material.data)))
     check_deciders(material.data, folds, settings)
@@ -162,8 +163,11 @@ def _of_all_systems(cache_path: Path, options: TrainOptions) -> tuple[TrainOptio
         try:
             settings = replace(options, grid=replace(grid, systems=(name,), variants=())).settings()
             check_modalities(settings, tuple(whole.data.inputs))
+            _check_keeps(whole.policy, settings)
             _check_reads(whole.data, settings)
             side_keys(cache_path, {Side(*side) for one in settings for side in one.system.sides(one.values)})
+            if (other := settings[0].system.same_as) in fed and name not in named:
+                raise SettingError(f"its models are those of {other}, whose row says it all")
         except Amber2Error as problem:
             if name in named:
                 raise
@@ -202,7 +206,7 @@ def identity(request: Request) -> dict[str, Any]:
 def _files(settings: Sequence[Setting]) -> list[str]:
     """The users' own files that systems come from."""
     paths = [setting.reference.rpartition(":")[0] for setting in settings]
-    return list(dict.fromkeys(path for path in paths if path))
+    return list(dict.fromkeys(path for path in paths if path.endswith(".py")))
 
 
 def _contents(data: TrainingData, folds: Sequence[Fold]) -> str:
@@ -238,6 +242,7 @@ def settings_record(request: Request) -> dict[str, Any]:
     return {
         "format_version": version_of(kinds),
         "command": _whole_command(options.command, material.path),
+        "started_in": os.getcwd(),
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "corpus": cache.corpus,
         "corpus_version": cache.corpus_version,
@@ -355,6 +360,16 @@ def _read(features: Features | MappedFeatures, needs: Collection[Need]) -> str:
     if features.frames is not None:
         words.append("the frames" if "frames" in needs else "not the frames")
     return ", ".join(words)
+
+
+def _check_keeps(policy: LabelPolicy, settings: Sequence[Setting]) -> None:
+    """Raises SettingError where the policy keeps other utterances than a system is to learn from."""
+    for setting in settings:
+        if (needed := setting.system.keeps) not in ("", policy.keep):
+            raise SettingError(
+                f"{setting.name} learns from every utterance that is kept, and --keep is {policy.keep}: give --keep "
+                f"{needed}, and --learn-from plurality for what the others learn from"
+            )
 
 
 def _check_reads(data: TrainingData, settings: Sequence[Setting]) -> None:

@@ -75,13 +75,17 @@ def results_of(selection: Selection, data: TrainingData, folds: Sequence[Fold], 
             for run, predicted in zip(runs, probs, strict=True):
                 having = {head: _having(data, fold, head) & (head not in run.history.unjudged) for head in predicted}
                 above = run.threshold
-                tested = {head: scores_of(target, some, having[head], above) for head, some in predicted.items()}
+                tested = {
+                    head: scores_of(target, some, having[head], above, has_epochs=head in run.history.epoch)
+                    for head, some in predicted.items()
+                }
                 tests += _rows(selection, run, "test", tested, columns, chosen=True)
                 if data.synthetic is not None:
                     said = data.synthetic[fold.test]
                     rated = ~np.isnan(said[:, 0])
                     tested = {
-                        head: scores_of(said, some, having[head] & rated, above) for head, some in predicted.items()
+                        head: scores_of(said, some, having[head] & rated, above, has_epochs=head in run.history.epoch)
+                        for head, some in predicted.items()
                     }
                     tests += _rows(selection, run, AGAINST_SYNTHETIC, tested, columns, chosen=True)
                 curves += _curve_rows(name, run)

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from amber2_core import engine
+from amber2_core.distributions import Agreement, agreed
 from amber2_core.errors import RunFolderError, SettingError
 from amber2_core.run_folder import (
     AGAINST_SYNTHETIC,
@@ -32,7 +33,7 @@ from amber2_core.run_folder import (
 )
 
 from . import worker
-from .grid import axes_of, kinds_of
+from .grid import Setting, axes_of, kinds_of
 from .options import TrainOptions
 from .plan import Plan, plan_sweep
 from .request import Request, identity, prepared, settings_record, utterance_rows
@@ -203,6 +204,9 @@ def _say_what_is_kept(request: Request) -> None:
     if data.missing:
         lacking = ", ".join(f"{count} without {modality}" for modality, count in data.missing.items())
         _log.info("of these, trained and scored with what they have: %s", lacking)
+    for side in data.sides.values():
+        if without := int((~side.encoded[data.rows]).sum()):
+            _log.warning("%s/%s: %d of these have none", side.modality, side.name, without)
     ignored = ", ".join(f"{count} {reason}" for reason, count in data.ignored.items() if count)
     if ignored:
         _log.info("%d ratings, ignored: %s", len(material.cache.ratings), ignored)
@@ -213,6 +217,9 @@ def _say_what_is_kept(request: Request) -> None:
         )  # fmt: skip
     sizes = ", ".join(f"{len(f.train)}/{len(f.dev)}/{len(f.test)}" for f in folds)
     _log.info("%d folds by %s, train/dev/test: %s", len(folds), request.protocol, sizes)
+    for which, names in _learners(request.settings).items():
+        counts = ", ".join(f"{agreed(data.targets[f.train], which).sum()} of {len(f.train)}" for f in folds)
+        _log.info("%s: learns from %s train utterances, where raters agree by %s", ", ".join(names), counts, which)
     if request.options.precision == "bf16" and not request.has_bfloat16:
         _log.warning(
             "this processor does not multiply bfloat16: --precision bf16 rounds like one that does, but is not faster "
@@ -229,6 +236,15 @@ def _say_what_is_kept(request: Request) -> None:
             if empty := [part for part, rows in parts.items() if not having[rows].any()]:
                 so = ", so it is left out of this fold" if "train" in empty else ""
                 _log.warning("fold %d: no utterance of %s has %s%s", fold.number, " and ".join(empty), modality, so)
+
+
+def _learners(settings: Sequence[Setting]) -> dict[Agreement, list[str]]:
+    """The systems that learn from a part of the train utterances, by which part."""
+    found: dict[Agreement, dict[str, None]] = {}
+    for setting in settings:
+        if (which := setting.system.learns_from(setting.values)) != "all":
+            found.setdefault(which, {})[setting.name] = None
+    return {which: list(names) for which, names in found.items()}
 
 
 def _say_what_is_chosen(selection: Selection, varied: Sequence[str], fold: int, folds: int, seconds: float) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
@@ -40,7 +41,7 @@ class Selection:
 
         The best dev score of the head that the system names wins, the lowest JS unless the system decides by another
         metric; the earlier setting on a tie. A setting of which a run never had a score that is a number does not
-        compete.
+        compete; one that predicts nothing on dev does, as imported predictions may be of test alone.
         """
         runs = self.runs.setdefault((run.fold, run.setting), {})
         runs[run.seed] = run
@@ -50,7 +51,9 @@ class Selection:
         setting = self.settings[run.setting]
         head = decider(setting, tuple(run.dev))
         score = float(np.mean([each.dev[head][setting.decides] for each in self.of(run.fold, run.setting)]))
-        if not np.isfinite(score):
+        if run.dev[head].get("n") == 0:
+            score = math.inf
+        elif not np.isfinite(score):
             words = (setting.point, title_of(setting))
             _log.warning("%s: the dev %s of a run is not a number from the first epoch on: left out", *words)
             self._drop(run.fold, run.setting)
@@ -96,9 +99,9 @@ def title_of(setting: Setting) -> str:
 
 
 def _rank(setting: Setting, place: int, score: float) -> tuple[float, int]:
-    """The lower, the better."""
-    metric = METRICS_OF[setting.kind][setting.decides]
-    return (score if metric.better == "lower" else -score), place
+    """The lower, the better; what has no score is last."""
+    lower = METRICS_OF[setting.kind][setting.decides].better == "lower"
+    return (score if lower or math.isinf(score) else -score), place
 
 
 def check_deciders(data: TrainingData, folds: Sequence[Fold], settings: Sequence[Setting]) -> None:

@@ -150,15 +150,22 @@ class FinishedTasks:
 
 
 def scores_of(
-    target: npt.NDArray[Any], probs: npt.NDArray[Any], having: npt.NDArray[np.bool_], threshold: float | None = None
+    target: npt.NDArray[Any],
+    probs: npt.NDArray[Any],
+    having: npt.NDArray[np.bool_],
+    threshold: float | None = None,
+    *,
+    has_epochs: bool = True,
 ) -> Scores:
     """`n`, how many utterances have a head, and its metrics over those for which it predicts something.
 
     Of predicted presence they are those of the `threshold`.
 
-    NaN for a head that no utterance has, and for one of which no epoch was kept, since it diverged at once.
+    NaN for a head that no utterance has, and for one of which no epoch was kept, since it diverged at once. Of a head
+    without epochs, as one of imported predictions, `n` is how many it predicts.
     """
     there = having & ~np.isnan(probs).any(axis=-1)
+    having = having if has_epochs else there
     metrics = evaluate(target[there], probs[there], threshold)
     return {"n": int(having.sum()), **{name: float(score) for name, score in metrics.items()}}
 

@@ -15,7 +15,7 @@ from amber2_core.devices import choose_device, is_out_of_memory, set_arithmetic
 from amber2_core.errors import SettingError, WorkerError
 from amber2_core.kinds import MULTI_LABEL, Kind
 
-from .systems.system import FitOptions, Fitted, system_of
+from .systems.system import FitOptions, Fitted, History, system_of
 from .tasks import FinishedTasks, Predicted, Probs, Run, Scores, Task, scores_of
 from .training_data import Fold, TrainingData
 
@@ -102,11 +102,12 @@ def train(worker: Worker, task: Task) -> list[Run]:
 def scored(sweep: Sweep, fold: FoldData, place: int, one: Fitted) -> tuple[Run, Fitted, Predicted]:
     """A trained run with its scores, and what it says of test."""
     system, name = system_of(sweep.settings[place][0]), sweep.names[place]
-    kind = system.kind(one.setting)
+    kind, history = system.kind(one.setting), one.history
     threshold = _threshold(name, one) if kind == MULTI_LABEL else None
     on_dev, on_test = (_checked(name, one.probs(rows), rows, kind) for rows in (fold.dev, fold.test))
-    test = scores(fold.test, on_test, threshold) if sweep.score_all else {}
-    run = Run(fold.number, place, one.seed, one.history, scores(fold.dev, on_dev, threshold), test, threshold)
+    test = scores(fold.test, on_test, history, threshold) if sweep.score_all else {}
+    dev = scores(fold.dev, on_dev, history, threshold)
+    run = Run(fold.number, place, one.seed, history, dev, test, threshold)
     return run, one, Predicted(on_test, system.measures(one, fold.test))
 
 
@@ -146,10 +147,13 @@ def _checked(name: str, probs: Probs, rows: Rows, kind: Kind) -> Probs:
     return probs
 
 
-def scores(rows: Rows, probs: Probs, threshold: float | None = None) -> dict[str, Scores]:
+def scores(rows: Rows, probs: Probs, history: History, threshold: float | None = None) -> dict[str, Scores]:
     """Every metric of every head, over the utterances that have it."""
     target = rows.targets.cpu().numpy()
-    return {head: scores_of(target, some, rows.having_head(head), threshold) for head, some in probs.items()}
+    return {
+        head: scores_of(target, some, rows.having_head(head), threshold, has_epochs=head in history.epoch)
+        for head, some in probs.items()
+    }
 
 
 def _origin(sweep: Sweep, run: Run) -> dict[str, Any]:

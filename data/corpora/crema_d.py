@@ -8,7 +8,8 @@
 ```
 https://github.com/CheyneyComputerScience/CREMA-D, Open Database License 1.0. 91 actors, 12 sentences, 7,442 clips.
 Every clip was rated three times by other people: voice alone (audio), face alone (video), voice and face (audiovisual).
-The table gives counts, so raters are anonymous. Only clips whose recording is there become utterances.
+The table gives counts, so raters are anonymous. Every clip that has votes is an utterance; one whose recording is not
+there fails where sound is asked for.
 """
 
 from __future__ import annotations
@@ -57,7 +58,7 @@ SENTENCES = {
 }
 CLIP = re.compile(rf"(\d{{4}})_({'|'.join(SENTENCES)})_({'|'.join(ACTED)})_({'|'.join(LEVELS)})")
 
-SILENT = "1076_MTI_SAD_XX"  # in the release; a clip that has been mended is read
+SILENT = "1076_MTI_SAD_XX"  # in the release, and left out; a clip that has been mended is read
 SAME_BYTES = (  # in the release
     ("1006_TIE_HAP_XX", "1006_TIE_NEU_XX"),
     ("1013_WSI_DIS_XX", "1013_WSI_SAD_XX"),
@@ -80,20 +81,21 @@ def read(root: Path) -> Corpus:
     recordings = _recordings(root, problems)
     votes = _votes(root, problems)
     actors = _actors(root, problems)
-    utterances = []
-    for clip in sorted(recordings):
-        if clip in votes:
-            utterances.append(_utterance(clip, recordings[clip], votes[clip], actors))
-        else:
-            problems.append(Problem(recordings[clip], None, f"no votes on it in {VOTES}; left out"))
-    if not utterances:
+    unrated = sorted(recordings.keys() - votes.keys())
+    problems += [Problem(recordings[clip], None, f"no votes on it in {VOTES}; left out") for clip in unrated]
+    if not recordings.keys() & votes.keys():
         raise CorpusError(f"No recording in {root / AUDIO} has votes in {root / VOTES}{first_of(problems)}. {ORIGIN}")
-    unheard = len(votes.keys() - recordings.keys())
+    unheard = sorted(votes.keys() - recordings.keys() - {SILENT})
     if unheard:
-        what = f"{unheard:,} of {len(votes):,} clips have votes but no recording; left out"
-        problems.append(Problem(VOTES, None, what))
+        what = f"{len(unheard):,} of {len(votes):,} clips with votes have no recording, for one {unheard[0]}"
+        problems.append(Problem(AUDIO, None, what))
+    utterances = tuple(
+        _utterance(clip, recordings.get(clip), votes[clip], actors)
+        for clip in sorted(votes)
+        if clip in recordings or clip != SILENT
+    )
     problems += _same_recordings(root, recordings)
-    return Corpus("crema_d", root, tuple(utterances), DEFAULTS, problems=tuple(problems))
+    return Corpus("crema_d", root, utterances, DEFAULTS, problems=tuple(problems))
 
 
 def _recordings(root: Path, problems: list[Problem]) -> dict[str, str]:
@@ -179,7 +181,7 @@ def _actors(root: Path, problems: list[Problem]) -> dict[str, dict[str, float | 
 
 def _utterance(
     clip: str,
-    recording: str,
+    recording: str | None,
     votes: Mapping[Stimulus, tuple[Rating, ...]],
     actors: Mapping[str, Mapping[str, float | str]],
 ) -> Utterance:

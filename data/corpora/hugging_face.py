@@ -58,7 +58,7 @@ def read(root: Path, *, audio_root: Path | None = None, columns: Mapping[str, st
         raise CorpusError(
             f"To read {root}, install the extra: pip install 'amber2[hf]' (the datasets library)"
         ) from None
-    folder = Path(os.environ.get("AMBER2_CACHE_DIR") or "cache") / "hf" / _digest(str(root.resolve()).encode())[:16]
+    folder = Path(os.environ.get("AMBER2_CACHE_DIR") or "cache") / "hf" / _digest(os.fsencode(root.resolve()))[:16]
     records: Records = []
     named = dict(columns or {})
     is_unpacked = False
@@ -95,8 +95,13 @@ def _splits(datasets: Any, root: Path, scratch: str) -> Iterator[tuple[str, Any]
             yield name, datasets.Dataset.from_parquet(str(file), cache_dir=scratch, keep_in_memory=False)
     except CorpusError:
         raise
+    except UnicodeEncodeError:  # of pyarrow
+        what = "its path, or that of TMPDIR, is not UTF-8, as the datasets library needs it; rename it"
+        raise CorpusError(f"Cannot read the dataset {root}: {what}") from None
     except Exception as problem:  # of pyarrow, of datasets, of the file system
-        raise CorpusError(f"Cannot read the dataset {root}: {' '.join(str(problem).split())[:200]}") from None
+        # no room, no locks: of the place where the library puts what it reads from
+        hint = f"; it works in {scratch} (set TMPDIR to another folder)" if getattr(problem, "errno", None) else ""
+        raise CorpusError(f"Cannot read the dataset {root}: {' '.join(str(problem).split())[:200]}{hint}") from None
 
 
 def _records(

@@ -50,7 +50,7 @@ class Objective(Protocol):
 
     def judge(self, head: str, setting: Any) -> str: ...
 
-    def log_probs_of(self, outputs: Tensor) -> Tensor: ...
+    def log_probs_of(self, outputs: Tensor, setting: Any) -> Tensor: ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -134,7 +134,7 @@ def train(
             )
             mixing = system.mixing(first, rows.shape[1], streams["mixing"])
             take_step(rows, *(x if x is None else on(device, x) for x in (keep, *(mixing or (None, None)))))
-        best.keep(number, dev_js(system, stack, fold.dev, needs, optimizer=optimizer))
+        best.keep(number, dev_js(system, first, stack, fold.dev, needs, optimizer=optimizer))
         if best.all_stopped:
             break
     best.restore()
@@ -172,6 +172,7 @@ def random_stream(seed: int, fold: int, purpose: str) -> Generator:
 @torch.no_grad()
 def dev_js(
     system: Objective,
+    setting: Any,
     stack: StackedHeads,
     dev: Rows,
     needs: Mapping[str, Need],
@@ -180,7 +181,7 @@ def dev_js(
 ) -> npt.NDArray[np.float64]:
     """JS on dev, mean over the utterances that have the head, (heads, seeds, settings); NaN where none has.
 
-    With an optimizer, of its precision.
+    `setting` is one of the stack's. With an optimizer, of its precision.
     """
     index, divergences = torch.arange(len(dev), device=dev.index.device), []
     for some in torch.split(index, SCORED_ROWS[index.device.type]):
@@ -189,7 +190,7 @@ def dev_js(
         present = dev.presence(some)
         masks = None if present is None else present.unsqueeze(1)  # for all seeds
         outputs = stack.logits(inputs, present=masks, optimizer=optimizer)
-        log_p = system.log_probs_of(outputs.double()).mT  # (heads, seeds, settings, C, batch)
+        log_p = system.log_probs_of(outputs.double(), setting).mT  # (heads, seeds, settings, C, batch)
         divergences.append(js(dev.targets[some].double().mT, log_p, dim=-2))
     divergence = torch.cat(divergences, dim=-1)  # (heads, seeds, settings, n)
     present = dev.presence(index)

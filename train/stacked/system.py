@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from amber2_core.errors import SettingError
 from amber2_core.fusion import FUSIONS
-from amber2_core.inputs import MEAN, POOLINGS
+from amber2_core.inputs import AS_CACHED, LAYER_NORMS, MEAN, POOLINGS
 
-from ..systems.system import FitOptions, Fitted, FoldData, History, Need, Rows, System, option
+from ..systems.system import FitOptions, Fitted, FoldData, History, LearnFrom, Need, Rows, System, option
 
 if TYPE_CHECKING:
     import numpy as np
@@ -28,15 +29,14 @@ Labels = Literal["soft", "hard"]
 Loss = Callable[["Tensor", "Tensor", "Tensor | None", "Tensor"], "Tensor"]
 
 
-LearnFrom = Literal["all", "plurality", "majority"]
 LAST, WEIGHTED = "last", "weighted"
 # times the learning rate: what the scores of a learnt layer sum learn at, or they would hardly leave 0 in 30 epochs
 LAYER_RATE = 30.0
 
 
 @dataclass(frozen=True)
-class HeadSettings:
-    """The shape of the heads, what they read and learn from, and how AdamW trains them."""
+class BareSettings:
+    """The shape of the heads, what they read, and how AdamW trains them."""
 
     input_layers: str = option(
         LAST, "Layer of the encoders that heads read, of a cache made with --layers all: last, a number, weighted."
@@ -44,10 +44,10 @@ class HeadSettings:
     input_pooling: str = option(
         MEAN, "Vectors as cached, or learnt pooling of cached frames", choices=(MEAN, *POOLINGS)
     )
-    learn_from: LearnFrom = option(
-        "all",
-        "Train utterances to learn from: all; those with one largest share; with more than half",
-        choices=get_args(LearnFrom),
+    layer_norm: str = option(
+        AS_CACHED,
+        "Layers of a learnt sum as cached, or each one's pooled vector normalised over its dimensions",
+        choices=tuple(LAYER_NORMS),
     )
     fusion: str = option("gmu", "Fusion layer", choices=tuple(FUSIONS))
     hidden: int = option(256, "Units of each head's hidden layer and of the fused vector.", least=1)
@@ -56,6 +56,17 @@ class HeadSettings:
     lr: float = option(3e-4, "Learning rate of AdamW.", above=0)
     weight_decay: float = option(1e-2, "Weight decay of AdamW.", least=0)
     batch_size: int = option(128, "Utterances in a step.", least=1)
+
+
+@dataclass(frozen=True)
+class HeadSettings(BareSettings):
+    """The same, and which utterances heads learn from."""
+
+    learn_from: LearnFrom = option(
+        "all",
+        "Train utterances to learn from: all; those with one largest share; with more than half",
+        choices=get_args(LearnFrom),
+    )
 
 
 @dataclass(frozen=True)
@@ -80,9 +91,18 @@ class StackedSystem(System):
         """The head whose dev JS decides which epoch of `head` is kept."""
         return head
 
-    def log_probs_of(self, outputs: Tensor) -> Tensor:
-        """Log-probabilities (…, C) of a head's outputs (…, C)."""
-        return outputs.log_softmax(-1)
+    def outputs_mean(self, setting: Any) -> str:
+        """What a head's outputs are, of `amber2_core.outputs.OUTPUTS`: a file of heads tells it."""
+        return "softmax"
+
+    def log_probs_of(self, outputs: Tensor, setting: Any) -> Tensor:
+        """Log-probabilities (…, C) of a head's outputs (…, C); one of a system's own is known to it alone.
+
+        Runs of one `shape` are asked for together, by the setting of one of them: what this depends on belongs there.
+        """
+        from amber2_core.outputs import OUTPUTS
+
+        return OUTPUTS[self.outputs_mean(setting)](outputs)
 
     def shape(self, setting: Any) -> Hashable:
         """Runs train in one stack where these are equal."""
@@ -97,6 +117,11 @@ class StackedSystem(System):
             raise SettingError(
                 f"input-pooling {setting.input_pooling} with input-layers {setting.input_layers}: frames are cached of "
                 "the last layer alone"
+            )
+        if setting.layer_norm != AS_CACHED and setting.input_layers != WEIGHTED:
+            raise SettingError(
+                f"layer-norm {setting.layer_norm} with input-layers {setting.input_layers}: what is normalised are the "
+                "layers of a sum; use --input-layers weighted"
             )
 
     def reads(self, setting: Any, modality: str) -> Need:
@@ -122,7 +147,13 @@ class StackedSystem(System):
             setting.dropout,
             pooling=setting.input_pooling,
             layer_counts=counts,
+            layer_norm=setting.layer_norm,
         )
+
+    def learns_from(self, setting: Any) -> LearnFrom:
+        """See `System.learns_from`."""
+        chosen: LearnFrom = getattr(setting, "learn_from", "all")
+        return chosen
 
     def learnt(self, setting: Any, rows: Rows) -> Tensor:
         """What is learnt of some rows of train (n, …): their targets, or with labels "hard" their label, one-hot."""
@@ -151,7 +182,7 @@ class StackedSystem(System):
     ) -> Iterator[Fitted]:
         from .loop import train
 
-        fold = _learnt_from(fold, settings[0].learn_from)
+        fold = _learnt_from(fold, self.learns_from(settings[0]))
         for alike in self._by_targets(fold, settings):
             trained = train(self, fold, alike, seeds, options)
             for s, seed in enumerate(seeds):
@@ -182,6 +213,21 @@ class StackedSystem(System):
         return FittedHeads(self, setting, seed, history, trained.stack.architecture, trained.stack.state(s, k), fold)
 
 
+def sum_of_heads(loss: Callable[..., Tensor]) -> Loss:
+    """The sum of every head's own loss, of a function of (outputs, target, present=…) → (heads, …).
+
+    The heads share no parameter, so their sum trains each as if it were alone.
+    """
+    return lambda outputs, target, present, epoch: loss(outputs, target, present=present).sum(0)
+
+
+def class_balanced(targets: Tensor, emotions: Sequence[str]) -> Loss:
+    """The sum of the heads' class-balanced cross-entropies, of weights from all that is learnt in a fold (n, C)."""
+    from amber2_core.losses import class_balanced_cross_entropy, class_balanced_weights
+
+    return sum_of_heads(partial(class_balanced_cross_entropy, weights=class_balanced_weights(targets, emotions)))
+
+
 def _learnt_from(fold: FoldData, which: LearnFrom) -> FoldData:
     """A fold whose train has only the utterances of which raters agree so far; dev and test stay as they are."""
     if which == "all":
@@ -190,15 +236,13 @@ def _learnt_from(fold: FoldData, which: LearnFrom) -> FoldData:
 
     import torch
 
-    from amber2_core.distributions import SHARE_TOLERANCE
+    from amber2_core.distributions import agreed
 
-    shares = fold.train.targets.double()
-    top, second = shares.topk(2, dim=-1).values.unbind(-1)
-    agreed = top > 0.5 + SHARE_TOLERANCE if which == "majority" else top - second > SHARE_TOLERANCE
-    if not agreed.any():
+    kept = torch.from_numpy(agreed(fold.train.targets.cpu().numpy(), which))
+    if not kept.any():
         raise SettingError(f"learn-from {which}: raters agree so far on no train utterance of fold {fold.number}")
-    kept = torch.nonzero(agreed).flatten()
-    return replace(fold, train=fold.train.some(kept))  # type: ignore[type-var]
+    rows = torch.nonzero(kept).flatten().to(fold.train.index.device)
+    return replace(fold, train=fold.train.some(rows))  # type: ignore[type-var]
 
 
 @dataclass(frozen=True, eq=False)
@@ -214,7 +258,16 @@ class FittedHeads:
     fold: FoldData
 
     def probs(self, rows: Rows) -> dict[str, npt.NDArray[np.float32]]:
-        """See `Fitted`; computed where the rows lie."""
+        """See `Fitted`."""
+        outputs = self.outputs(rows)
+        log_probs = {head: self.system.log_probs_of(own, self.setting) for head, own in outputs.items()}
+        found = {head: own.exp().float().numpy() for head, own in log_probs.items()}
+        for head, own in outputs.items():
+            found[head][own.isnan().any(-1).numpy()] = float("nan")
+        return found
+
+    def outputs(self, rows: Rows) -> dict[str, Tensor]:
+        """Head → what it gives (n, C), on the CPU, computed where the rows lie; a row of NaN where it gives nothing."""
         import torch
 
         from amber2_core.heads import Heads
@@ -228,12 +281,11 @@ class FittedHeads:
             for some in torch.split(index, SCORED_ROWS[index.device.type]):
                 present = rows.presence(some)
                 masks = None if present is None else dict(zip(names[:-1], present, strict=False))
-                log_probs = self.system.log_probs_of(model.logits(rows.inputs(some, needs), present=masks))
-                parts.append(log_probs.exp().float().cpu())
-        probs = torch.cat(parts, dim=1).numpy()  # (heads, n, C)
-        for head, own, having in zip(names, probs, rows.having(), strict=True):
-            own[~having | (self.history.epoch[head] == 0)] = float("nan")
-        return dict(zip(names, probs, strict=True))
+                parts.append(model.logits(rows.inputs(some, needs), present=masks).cpu())
+        outputs = dict(zip(names, torch.cat(parts, dim=1), strict=True))
+        for (head, own), having in zip(outputs.items(), rows.having(), strict=True):
+            own[torch.from_numpy(~having | (self.history.epoch[head] == 0))] = torch.nan
+        return outputs
 
     def save(self, path: Path, origin: Mapping[str, Any]) -> None:
         """See `Fitted`."""
@@ -245,9 +297,9 @@ class FittedHeads:
 
         needs = needs_of(self.system, self.setting, self.fold)
         having = dict(zip(self.architecture.modalities, self.fold.train.having(), strict=False))
-        own = type(self.system).log_probs_of
+        own, known = type(self.system).log_probs_of, self.system.outputs_mean(self.setting)
         record = {
-            "outputs": "softmax" if own is StackedSystem.log_probs_of else f"{own.__module__}.{own.__qualname__}",
+            "outputs": known if own is StackedSystem.log_probs_of else f"{own.__module__}.{own.__qualname__}",
             "reads": needs,
             "epochs": dict(self.history.epoch),
             "missing": {name: int((~own).sum()) for name, own in having.items() if not own.all()},

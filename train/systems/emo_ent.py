@@ -11,7 +11,7 @@ from amber2_core.errors import SettingError
 from amber2_core.heads import FUSION_HEAD, heads_of
 
 from ..stacked.system import StackedSettings
-from .system import FitOptions, Fitted, FoldData, History, Need, Rows, System, option, system_of
+from .system import FitOptions, Fitted, FoldData, History, LearnFrom, Need, Rows, System, option, system_of
 
 if TYPE_CHECKING:
     import numpy as np
@@ -55,6 +55,9 @@ class EmoEnt(System):
             rule = _rule(heads, deciders[0], fold)  # whose thresholds do not ask what decides
             for setting, decider in zip(settings, deciders, strict=True):
                 yield FittedEmoEnt(setting, heads, replace(rule, decider=decider), fold)
+
+    def learns_from(self, setting: Any) -> LearnFrom:
+        return system_of(HEADS).learns_from(setting)
 
     def reads(self, setting: Any, modality: str) -> Need:
         return system_of(HEADS).reads(setting, modality)

@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 # What a system reads of a modality: one vector of an utterance (the last layer's), that of the layer of a number, from
 # 0, all layers' vectors, or the sequence of its frames.
 Need = Literal["vector", "layers", "frames"] | int
+# Train utterances to learn from: all, or those of which raters agree so far: one largest share, or more than half
+LearnFrom = Literal["all", "plurality", "majority"]
 Precision = Literal["fp32", "tf32", "bf16"]
 ENTRY_POINTS = "amber2.systems"
 # in place of a system's name: every one of `OURS` that a cache can feed
@@ -43,6 +45,12 @@ OURS: Mapping[str, str] = {
     "amber2": "amber2_train.systems.amber2:Amber2",
     "cb-ce": "amber2_train.systems.cb_ce:ClassBalancedCrossEntropy",
     "emo-ent": "amber2_train.systems.emo_ent:EmoEnt",
+    "all-inclusive": "amber2_train.systems.all_inclusive:AllInclusive",
+    "emo-superb": "amber2_train.systems.emo_superb:EmoSuperb",
+    "evidential": "amber2_train.systems.evidential:Evidential",
+    "ldl-kl": "amber2_train.systems.label_distribution:KullbackLeibler",
+    "ldl-ce": "amber2_train.systems.label_distribution:CrossEntropy",
+    "majority-ce": "amber2_train.systems.majority_ce:MajorityCrossEntropy",
     "lddu": "amber2_train.systems.lddu:LatentDistributions",
 }
 
@@ -230,6 +238,10 @@ class System(Protocol):
     name: str
     # a frozen dataclass of `option`s
     Settings: type
+    # the --keep without which it would be another thing, as it learns from whatever is kept; "": any
+    keeps: str = ""
+    # the system of which it gives the very models, under another name; --system all has one of the two
+    same_as: str = ""
     # where it reads frames, why vectors do not do: part of the line that refuses a cache without
     why_frames: str = ""
 
@@ -242,6 +254,10 @@ class System(Protocol):
     def reads(self, setting: Any, modality: str) -> Need:
         """What it needs of the cache."""
         return "vector"
+
+    def learns_from(self, setting: Any) -> LearnFrom:
+        """Which train utterances it learns from; dev and test stay whole."""
+        return "all"
 
     def sides(self, setting: Any) -> Sequence[Side]:
         """What it reads beside the modalities."""
@@ -290,7 +306,8 @@ class System(Protocol):
 
 @cache
 def system_of(reference: str) -> System:
-    """The system of that name, or of a file's class: ``path/to/my_system.py:MySystem``.
+    """The system of that name, of a file's class, ``path/to/my_system.py:MySystem``, or of predictions of the cache,
+    ``imported:NAME``.
 
     Raises:
         SettingError: there is none, or it cannot be loaded.
@@ -298,11 +315,13 @@ def system_of(reference: str) -> System:
     path, _, name = reference.rpartition(":")
     if path.endswith(".py"):
         return _made(reference, _module_of(Path(path)), name)
+    if path == "imported":
+        return _made(reference, importlib.import_module("amber2_train.systems.imported"), "Imported", name)
     ours = {each: EntryPoint(each, place, ENTRY_POINTS) for each, place in OURS.items()}
     points = {point.name: point for point in entry_points(group=ENTRY_POINTS)} if reference not in ours else {}
     found = (points | ours).get(reference)
     if found is None:
-        known = [*ours, *points, "path/to/my_system.py:MySystem"]
+        known = [*ours, *points, "path/to/my_system.py:MySystem", "imported:NAME"]
         raise SettingError(bad_choice("system", reference, known))
     try:
         return _made(reference, importlib.import_module(found.module), found.attr)
@@ -339,7 +358,7 @@ def _module_of(path: Path) -> Any:
     return sys.modules[name]
 
 
-def _made(reference: str, module: Any, name: str) -> System:
+def _made(reference: str, module: Any, name: str, *arguments: str) -> System:
     kind = getattr(module, name, None)
     if not isinstance(kind, type):
         held = [
@@ -349,7 +368,7 @@ def _made(reference: str, module: Any, name: str) -> System:
         ]
         line = f"Bad system {reference!r}: {module.__file__} has no class {name!r}"
         raise SettingError(f"{line}, it has {', '.join(held)}" if held else line)
-    made: Any = kind()
+    made: Any = kind(*arguments)
     for attribute in ("name", "Settings", "fit"):
         if not hasattr(made, attribute):
             raise SettingError(f"Bad system {reference!r}: {name} has no {attribute}; see docs/extend.md")
