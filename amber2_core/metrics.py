@@ -12,6 +12,7 @@ threshold, which is chosen on dev.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -382,16 +383,18 @@ def present(probs: ArrayLike, threshold: float) -> FloatArray:
 
 
 def threshold_of(target: ArrayLike, probs: ArrayLike) -> tuple[float, float]:
-    """The threshold 0.01, 0.02, … 0.99 of the best macro F1, the lowest of equals, and that F1; NaN of no utterance.
+    """The threshold 0.01, 0.02, … 0.99 of the best macro F1, the lowest of equals, and that F1.
+
+    Of no utterance, and where a probability is NaN, the F1 is NaN.
 
     >>> threshold_of([[1, 0], [1, 1]], [[0.9, 0.2], [0.8, 0.3]])
     (0.2, 1.0)
     """
     y, p = _arrays(target, probs)
     grid = np.arange(1, 100) / 100
-    scores = ml_macro_f1(y, np.greater(p, grid[:, None, None]))
-    best = int(scores.argmax())
-    return float(grid[best]), float(scores[best])
+    scores = [float(ml_macro_f1(y, p > threshold)) for threshold in grid]
+    best = int(np.argmax(scores))
+    return float(grid[best]), math.nan if np.isnan(p).any() else scores[best]
 
 
 def evaluate(target: ArrayLike, probs: ArrayLike, threshold: float | None = None) -> dict[str, FloatArray]:

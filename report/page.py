@@ -158,6 +158,8 @@ def chapter(group: Group, options: Options) -> Chapter:
     for note in constant_notes(group, group.entries):
         _log.warning("%s: %s", names, note)
     if not group.entries:  # all predict presence: there are no distributions to compare or draw
+        if options.by or options.recordings:
+            _log.warning("%s: predicts presence alone, so there are no scores by column and no utterances", names)
         nothing = pd.DataFrame(columns=COLUMNS)
         return Chapter(f"{group.corpus}: {names}", group, facts, nothing, "", all_tables(group, nothing, ""), {}, "")
     by = {name: column_of(group, name, facts.speaker) for name in options.by}

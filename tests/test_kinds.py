@@ -120,6 +120,8 @@ def test_a_report_of_presence_alone_has_that_table_alone(tmp_path: Path) -> None
     result = CliRunner().invoke(report_runs, [str(folder), "--output", str(tmp_path / "out")])
     assert result.exit_code == 0, result.output
     assert {path.stem for path in (tmp_path / "out" / "tables").iterdir()} == {"multi-label"}
+    result = CliRunner().invoke(report_runs, [str(folder), "--output", str(tmp_path / "two"), "--ensemble", ""])
+    assert "No ensemble: run predicts presence, and no distributions to average" in result.output
     page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
     assert 'href="#c1-presence"' in page
     assert 'href="#c1-significance"' not in page

@@ -22,7 +22,8 @@ from test_stacked_inputs import layered_fold
 
 from amber2_core import lddu
 from amber2_core.cache import FeatureCache, Features, Frames, write_cache
-from amber2_core.heads_folder import read_tensors
+from amber2_core.errors import RunFolderError
+from amber2_core.heads_folder import read_heads, read_tensors
 from amber2_core.lddu import ABSENT, Lddu, Queue, initial_parameters, outputs, probs
 from amber2_core.run_folder import read_curves, read_predictions, read_results, read_settings, read_summary
 from amber2_core.tables import rating_table, utterance_table
@@ -270,6 +271,15 @@ def test_of_presence_the_epoch_and_the_threshold_of_the_best_macro_f1_on_dev_are
     assert len(set(scores)) > 1
 
 
+@pytest.mark.parametrize("mode", ["distribution", "multi-label"])
+def test_a_run_that_diverges_at_once_keeps_no_epoch_and_predicts_nothing(tmp_path: Path, mode: str) -> None:
+    fold = layered_fold(tmp_path)
+    setting = LdduSettings(**{**TINY, "lddu_mode": mode, "lr": 1e30})
+    (one,) = LatentDistributions().fit(fold, [setting], [0], FitOptions(2))
+    assert one.history.epoch == {"fusion": 0}
+    assert np.isnan(one.probs(fold.test)["fusion"]).all()
+
+
 @pytest.mark.parametrize("modalities", [("audio",), ("audio", "text", "video")])
 def test_one_modality_does_and_three_do(tmp_path: Path, modalities: tuple[str, ...]) -> None:
     words = [] if len(modalities) == 3 else ["--text", "none"]
@@ -319,6 +329,8 @@ def test_a_saved_file_predicts_alone(tmp_path: Path) -> None:
     found = probs(shape, tensors, frames)
     np.testing.assert_allclose(found, one.probs(fold.test)["fusion"], atol=1e-6)
     assert record["reads"] == {"audio": "frames", "text": "frames"}
+    with pytest.raises(RunFolderError, match=r"does not hold trained heads \(it is a model of amber2_core\.lddu"):
+        read_heads(tmp_path / "heads.safetensors")
 
 
 def as_cache(corpus: Corpus, path: Path) -> Path:

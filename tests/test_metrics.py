@@ -336,3 +336,4 @@ def test_the_threshold_is_that_of_the_best_macro_f1_of_a_hundred() -> None:
     assert threshold == (1 + int(np.argmax(scores))) / 100
     assert score == pytest.approx(max(scores))
     assert math.isnan(metrics.threshold_of(np.empty((0, 5)), np.empty((0, 5)))[1])
+    assert math.isnan(metrics.threshold_of(target, np.where(probs > 0.9, np.nan, probs))[1])

@@ -219,7 +219,7 @@ class FittedLddu:
         from ..fold_data import read_statistics
 
         tensors: dict[str, Tensor] = dict(self.parameters)
-        record: dict[str, Any] = {"architecture": asdict(self.shape), "reads": self._reads}
+        record: dict[str, Any] = {"model": "amber2_core.lddu", "architecture": asdict(self.shape), "reads": self._reads}
         if self.shape.kind == MULTI_LABEL:
             record["threshold"] = self.threshold
         for modality, statistics in self.fold.train.standardisation.items():
