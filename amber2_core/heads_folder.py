@@ -8,11 +8,12 @@ The metadata entry `amber2` is a JSON object with `format_version` and
     features           modality → name, fingerprint and whole recipe of the feature set that is expected
     versions           of amber2, torch and numpy
 
-and with whatever else a system records. `train-heads` adds `architecture`, `outputs` (of `amber2_core.outputs`, or the
-function of a system of its own that makes log-probabilities of them), `reads` (see `TrainedHeads.probs`), `fold`,
-`seed`, `epochs` (head → epoch kept; 0: none, the head is as it began), `targets` (whose votes were learnt: human,
-synthetic or combined), `missing` (modality → how many train utterances lacked it, where some did) and `untrained` (the
-modalities that all lacked).
+and with whatever else a system records: `model` is the module whose parameters they are, where that is not
+`amber2_core.heads`, and `threshold` of a multi-label model is what a probability must exceed for its class to be
+present. `train-heads` adds `architecture`, `outputs` (of `amber2_core.outputs`, or the function of a system of its own
+that makes log-probabilities of them), `reads` (see `TrainedHeads.probs`), `fold`, `seed`, `epochs` (head → epoch kept;
+0: none, the head is as it began), `targets` (whose votes were learnt: human, synthetic or combined), `missing`
+(modality → how many train utterances lacked it, where some did) and `untrained` (the modalities that all lacked).
 
 Tensors are a system's parameters, those of heads as `amber2_core.heads` names them, plus `inputs.<modality>.mean` and
 `.sd` (D_m,) where it was trained on standardised features. Version 1 had neither policy nor recipes nor versions:
@@ -40,6 +41,7 @@ from .heads import Architecture, Heads
 from .outputs import OUTPUTS, SOFTMAX
 
 FORMAT_VERSION = 2
+HEADS = "amber2_core.heads"  # what a file is a model of where `model` does not tell
 NEEDED = ("system", "setting", "emotions", "policy", "features")
 NEEDED_OF_FEATURES = ("name", "fingerprint", "recipe")
 Record = dict[str, Any]
@@ -156,6 +158,8 @@ def read_heads(path: Path) -> TrainedHeads:
     """
     tensors, record = read_tensors(path)
     with _understood(path):
+        if (model := record.get("model", HEADS)) != HEADS:
+            raise ValueError(f"it is a model of {model}, which alone reads it")
         shape = record.pop("architecture")
         inputs = tuple((name, size) for name, size in shape.pop("inputs"))
         counts = tuple(shape.pop("layer_counts", ()))

@@ -4,11 +4,16 @@ numpy, float64. Leading axes of `probs` (runs, seeds) are scored together, so a 
 `target` may carry leading axes of its own. Nothing is normalised or clipped into shape: NaN in, NaN out. Where there is
 no utterance to average over, a score is NaN. The label of a target is its largest share, the first of equal ones, and
 shares within 1e-6 of each other are equal. The predicted class is the argmax, the first of equals.
+
+Of systems that predict which classes are present there are metrics of their own (`MULTI_LABEL_METRICS`). A class is
+present in a target where any vote is for it, its share above 0, and predicted so where its probability is above a
+threshold, which is chosen on dev.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -17,6 +22,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from . import distributions
 from .distributions import SHARE_TOLERANCE, FloatArray, label, largest, sum_over_classes
+from .kinds import Kind
 
 Score = Callable[[ArrayLike, ArrayLike], FloatArray]
 
@@ -257,6 +263,74 @@ def ece(target: ArrayLike, probs: ArrayLike) -> FloatArray:
     return _ratio(np.abs(sums).sum(-1), np.full(gap.shape[:-1], gap.shape[-1]), np.nan)
 
 
+# one test fold each, of presence: target (…, N, classes) and predicted (…, N, classes), present where above 0 → (…)
+
+
+def ml_accuracy(target: ArrayLike, predicted: ArrayLike) -> FloatArray:
+    """Of the classes that are present or predicted so, the share that is both: mean over utterances, 0 without any.
+
+    What papers on CMU-MOSEI and M3ED print as Acc, LDDU among them (by its public code); it is not the share of
+    utterances whose whole set is right. scikit-learn's `jaccard_score(…, average="samples", zero_division=0)`.
+
+    >>> ml_accuracy([[1, 0, 0], [0.5, 0.5, 0]], [[1, 0, 0], [1, 0, 1]]).round(6)
+    np.float64(0.666667)
+    """
+    rated, found = _present(target, predicted)
+    either = np.count_nonzero(rated | found, axis=-1)
+    return _mean(_ratio(np.count_nonzero(rated & found, axis=-1), either, 0.0))
+
+
+def ml_micro_f1(target: ArrayLike, predicted: ArrayLike) -> FloatArray:
+    """F1 over all classes of all utterances together.
+
+    >>> ml_micro_f1([[1, 0, 0], [0.5, 0.5, 0]], [[1, 0, 0], [1, 0, 1]]).round(6)
+    np.float64(0.666667)
+    """
+    hits, rated, found = _pooled(target, predicted)
+    return _ratio(2 * hits, rated + found, _where_empty(target))
+
+
+def ml_macro_f1(target: ArrayLike, predicted: ArrayLike) -> FloatArray:
+    """F1 of each class, averaged over all classes; 0 for one that is present in no target and no prediction.
+
+    >>> ml_macro_f1([[1, 0, 0], [0.5, 0.5, 0]], [[1, 0, 0], [1, 0, 1]]).round(6)
+    np.float64(0.333333)
+    """
+    rated, found = _present(target, predicted)
+    whole = np.count_nonzero(rated, axis=-2) + np.count_nonzero(found, axis=-2)
+    return _mean(_ratio(2 * np.count_nonzero(rated & found, axis=-2), whole, _where_empty(target)))
+
+
+def ml_precision(target: ArrayLike, predicted: ArrayLike) -> FloatArray:
+    """Of all that is predicted present, over all classes together, the share that is.
+
+    >>> ml_precision([[1, 0, 0], [0.5, 0.5, 0]], [[1, 0, 0], [1, 0, 1]]).round(6)
+    np.float64(0.666667)
+    """
+    hits, _, found = _pooled(target, predicted)
+    return _ratio(hits, found, _where_empty(target))
+
+
+def ml_recall(target: ArrayLike, predicted: ArrayLike) -> FloatArray:
+    """Of all that is present, over all classes together, the share that is predicted so.
+
+    >>> ml_recall([[1, 0, 0], [0.5, 0.5, 0]], [[1, 0, 0], [1, 0, 1]]).round(6)
+    np.float64(0.666667)
+    """
+    hits, rated, _ = _pooled(target, predicted)
+    return _ratio(hits, rated, _where_empty(target))
+
+
+def ml_hamming(target: ArrayLike, predicted: ArrayLike) -> FloatArray:
+    """Share of classes of utterances that are predicted wrongly, present or absent.
+
+    >>> ml_hamming([[1, 0, 0], [0.5, 0.5, 0]], [[1, 0, 0], [1, 0, 1]]).round(6)
+    np.float64(0.333333)
+    """
+    rated, found = _present(target, predicted)
+    return _mean((rated != found).mean(-1))
+
+
 # by their names in results.csv, in its order
 METRICS: Mapping[str, Metric] = {
     "js": Metric(js, "JS", "lower", printed=1),
@@ -273,6 +347,16 @@ METRICS: Mapping[str, Metric] = {
     "macro_f1_threshold": Metric(macro_f1_threshold, "F1 > 1/C", "higher"),
     "ece": Metric(ece, "ECE", "lower", printed=8),
 }
+# the same of systems that predict presence: these take predictions that are 1 where a class is predicted present
+MULTI_LABEL_METRICS: Mapping[str, Metric] = {
+    "ml_accuracy": Metric(ml_accuracy, "Acc, Jaccard", "higher", printed=1),
+    "ml_micro_f1": Metric(ml_micro_f1, "micro F1", "higher", printed=2),
+    "ml_macro_f1": Metric(ml_macro_f1, "macro F1", "higher", printed=3),
+    "ml_precision": Metric(ml_precision, "P, micro", "higher", printed=4),
+    "ml_recall": Metric(ml_recall, "R, micro", "higher", printed=5),
+    "ml_hamming": Metric(ml_hamming, "Hamming loss", "lower", printed=6),
+}
+METRICS_OF: Mapping[Kind, Mapping[str, Metric]] = {"distribution": METRICS, "multi-label": MULTI_LABEL_METRICS}
 # metrics that are means over utterances, before the mean: of these the significance tests draw utterances again
 UTTERANCE_METRICS: Mapping[str, Score] = {
     "js": utterance_js,
@@ -283,14 +367,46 @@ UTTERANCE_METRICS: Mapping[str, Score] = {
 }
 
 
-def evaluate(target: ArrayLike, probs: ArrayLike) -> dict[str, FloatArray]:
-    """Every metric by name, in the order of `METRICS`.
+def metric_of(name: str) -> Metric | None:
+    """The metric of that name, of whatever kind; None: there is none."""
+    return next((metrics[name] for metrics in METRICS_OF.values() if name in metrics), None)
+
+
+def metrics_of_kinds(kinds: Collection[str]) -> list[str]:
+    """The names of all metrics of some kinds, in the order of results.csv."""
+    return [name for kind, metrics in METRICS_OF.items() if kind in kinds for name in metrics]
+
+
+def present(probs: ArrayLike, threshold: float) -> FloatArray:
+    """1 where a class is predicted present, its probability above the threshold, else 0."""
+    return np.greater(np.asarray(probs, np.float64), threshold).astype(np.float64)
+
+
+def threshold_of(target: ArrayLike, probs: ArrayLike) -> tuple[float, float]:
+    """The threshold 0.01, 0.02, … 0.99 of the best macro F1, the lowest of equals, and that F1.
+
+    Of no utterance, and where a probability is NaN, the F1 is NaN.
+
+    >>> threshold_of([[1, 0], [1, 1]], [[0.9, 0.2], [0.8, 0.3]])
+    (0.2, 1.0)
+    """
+    y, p = _arrays(target, probs)
+    grid = np.arange(1, 100) / 100
+    scores = [float(ml_macro_f1(y, p > threshold)) for threshold in grid]
+    best = int(np.argmax(scores))
+    return float(grid[best]), math.nan if np.isnan(p).any() else scores[best]
+
+
+def evaluate(target: ArrayLike, probs: ArrayLike, threshold: float | None = None) -> dict[str, FloatArray]:
+    """Every metric by name, in the order of `METRICS`, or, with a threshold, of `MULTI_LABEL_METRICS`.
 
     >>> evaluate([[1, 0, 0, 0]], [[0.5, 0.5, 0, 0]])["bc"].round(6)
     np.float64(0.707107)
     """
     y, p = _arrays(target, probs)
-    return {name: metric(y, p) for name, metric in METRICS.items()}
+    if threshold is None:
+        return {name: metric(y, p) for name, metric in METRICS.items()}
+    return {name: metric(y, present(p, threshold)) for name, metric in MULTI_LABEL_METRICS.items()}
 
 
 def confusion(target: ArrayLike, probs: ArrayLike) -> FloatArray:
@@ -311,6 +427,24 @@ def _arrays(target: ArrayLike, probs: ArrayLike) -> tuple[FloatArray, FloatArray
     if y.ndim < 2 or p.ndim < 2 or y.shape[-2:] != p.shape[-2:]:
         raise ValueError(f"Bad shapes: target {y.shape} and probs {p.shape}, expected (…, N, classes) alike")
     return y, p
+
+
+def _present(target: ArrayLike, predicted: ArrayLike) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """Which classes are present, and which predicted so, both (…, N, classes)."""
+    y, p = _arrays(target, predicted)
+    return y > 0, p > 0
+
+
+def _pooled(target: ArrayLike, predicted: ArrayLike) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
+    """How many classes of all utterances are both, present, and predicted so, all (…)."""
+    rated, found = _present(target, predicted)
+    hits, of_rated, of_found = (np.count_nonzero(x, axis=(-2, -1)) for x in (rated & found, rated, found))
+    return hits, of_rated, of_found
+
+
+def _where_empty(target: ArrayLike) -> float:
+    """What a ratio of nothing is: 0, but NaN where there is no utterance."""
+    return 0.0 if np.shape(target)[-2] else np.nan
 
 
 def _mean(x: FloatArray) -> FloatArray:

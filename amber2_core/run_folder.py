@@ -8,7 +8,8 @@ settings.json     `format_version`, 1 where it is not said; the command, and `st
                   files hold: `axes`, the columns of results.csv that are settings, and `metrics`, those that are
                   scores, both in order; `digest`, one sha256 over the ids, inputs and raw votes that the run was
                   trained and tested on, and `digests`, its parts: ids, each modality's inputs, votes; `remarks`,
-                  system → lines that its results must not be read without, such as what was changed against its paper
+                  system → lines that its results must not be read without, such as what was changed against its
+                  paper; `kinds`, system → distribution or multi-label, distribution where it is not said
 results.csv       one row per (system, head, split, fold, seed, setting): `KEY_COLUMNS`, the axes by their names,
                   `epoch` (from 1) and `n` utterances, then the metrics. split is dev for every setting, test for the
                   selected one (with --score-all for every one), and test_synthetic for its predictions on test once
@@ -19,7 +20,9 @@ results.csv       one row per (system, head, split, fold, seed, setting): `KEY_C
                   where epoch is 0, since no epoch was kept: the run
                   diverged at once, or (n is 0 then on test) no dev utterance has the head; r2 is nan of two classes
                   (earlier versions wrote a number, which `load` leaves out). epoch is empty where a system trains by
-                  none. A setting that a system does not look at is empty. Any other column is carried along: it is
+                  none. Systems that predict which classes are present have metrics of their own, in columns beside
+                  those of distributions; either are empty for the other kind.
+                  A setting that a system does not look at is empty. Any other column is carried along: it is
                   neither a setting nor a score
 curves.csv        how the selected settings trained: one row per (system, head, fold, seed, epoch), `dev_js` is the JS
                   on dev after that epoch, at the precision of training; nan where no dev utterance has the head. With
@@ -36,7 +39,9 @@ predictions.npz   id (N,), fold (N,), target (N, C), emotions (C,), perhaps synt
                   folds' test rows. A row is NaN, whole, where the head predicts nothing: the utterance lacks its
                   modality, or no epoch of it was kept. The test and test_synthetic rows of results.csv are the metrics
                   of exactly these numbers. `measure/<system>/<name>` (seeds, N), where a system measures more of an
-                  utterance than its distribution, such as the vacuity of its evidence; NaN where it measures nothing
+                  utterance than its distribution, such as the vacuity of its evidence; NaN where it measures nothing.
+                  Of a multi-label system there are probabilities of presence, each in [0, 1], and
+                  `threshold:<system>` (seeds, folds) tells above what a class is predicted present, folds ascending
 utterances.csv    who and what was tested: one row for each of the N of predictions.npz, in their order:
                   `UTTERANCE_COLUMNS`, then the corpus's attributes of text by their names; empty where it is unknown
 heads/            <system>-fold<k>-seed<s>.safetensors: the selected heads (`amber2_core.heads_folder`)
@@ -74,13 +79,15 @@ import numpy.typing as npt
 from .errors import RunFolderError, parse_problem
 from .files import folder_written_whole
 from .files import write_json as write_json  # settings.json and summary.json are written by it
-from .metrics import METRICS, R2_CLASSES
+from .kinds import DISTRIBUTION, MULTI_LABEL, Kind
+from .metrics import METRICS_OF, R2_CLASSES, metrics_of_kinds, present
 from .tables import Texts
 
 if TYPE_CHECKING:  # it takes half a second to load, for which no command should wait that does not need it
     from pandas import DataFrame, Series
 
-FORMAT_VERSION = 2  # 1: folders that do not declare what they hold
+FORMAT_VERSION = 3  # 1: folders that do not declare what they hold; 2: those that hold distributions alone
+THRESHOLD = "threshold:"  # before the name of a system in predictions.npz
 KEY_COLUMNS = ("system", "head", "split", "fold", "seed", "selected")
 EXPERT_COLUMNS = ("system", "fold", "seed", "by", "group", "n", "disagreement")
 AGAINST_SYNTHETIC = "test_synthetic"  # the split of rows that are scored against synthetic raters
@@ -97,7 +104,7 @@ SETTING_TYPES: Mapping[str, type] = {
     "command": list, "started_in": str, "corpus": str, "cache": str, "features": dict, "policy": dict, "emotions": list,
     "folds": dict, "utterances": dict, "systems": list, "axes": list, "metrics": list, "digest": str, "digests": dict,
     "remarks": dict, "remarks.*": list, "features.*": dict, "folds.sizes": dict, "policy.emotions": list,
-    "digests.*": str,
+    "digests.*": str, "kinds": dict, "kinds.*": str,
 }  # fmt: skip
 MEASURE = "measure/"  # what the names of measures begin with in predictions.npz
 JSON_WORDS: Mapping[type, str] = {list: "a list", str: "text", dict: "an object"}
@@ -120,6 +127,8 @@ class Predictions:
     # (N, C) what synthetic raters say, NaN rows where none rated the utterance; None where none rated any
     synthetic: npt.NDArray[np.float32] | None = None
     measures: Mapping[str, Floats] = field(default_factory=dict)  # "<system>/<name>" → (seeds, N), NaN: not measured
+    # multi-label system → (seeds, folds) above what a class is predicted present; nothing of other systems
+    thresholds: Mapping[str, Floats] = field(default_factory=dict)
 
     @cached_property
     def folds(self) -> dict[int, npt.NDArray[np.intp]]:
@@ -153,6 +162,15 @@ class RunFolder:
     def against_synthetic(self) -> DataFrame:
         """The same predictions' rows against synthetic raters; none where nobody but people rated."""
         return self.results[(self.results["split"] == AGAINST_SYNTHETIC) & (self.results["selected"] == 1)]
+
+    @cached_property
+    def kinds(self) -> dict[str, Kind]:
+        """What each system predicts, in the order of results.csv."""
+        told = self.settings.get("kinds", {})
+        return {
+            str(name): MULTI_LABEL if told.get(name) == MULTI_LABEL else DISTRIBUTION
+            for name in self.results["system"].unique()
+        }
 
     @property
     def probs(self) -> Iterator[tuple[str, str, Any, npt.NDArray[np.float32]]]:
@@ -228,6 +246,7 @@ def write_predictions(path: Path, predictions: Predictions) -> None:
         **predictions.probs,
         **{MEASURE + name: values for name, values in predictions.measures.items()},
     }
+    arrays |= {f"{THRESHOLD}{system}": some for system, some in predictions.thresholds.items()}
     if predictions.synthetic is not None:
         arrays["synthetic"] = predictions.synthetic
     np.savez_compressed(path, **arrays)
@@ -319,6 +338,9 @@ def read_predictions(folder: Path) -> Predictions:
                 probs={name: arrays[name] for name in arrays.files if "/" in name and name not in measures},
                 synthetic=arrays["synthetic"] if "synthetic" in arrays.files else None,
                 measures={n.removeprefix(MEASURE): arrays[n].astype(np.float64) for n in arrays.files if n in measures},
+                thresholds={
+                    name.removeprefix(THRESHOLD): arrays[name] for name in arrays.files if name.startswith(THRESHOLD)
+                },
             )
     except Exception as problem:  # zipfile and zlib raise many things on damaged bytes
         raise RunFolderError(f"{path} is damaged ({problem}): train again") from None
@@ -418,9 +440,27 @@ def scores_again(run: RunFolder, metrics: Sequence[str], *, split: str = "test")
         return pd.DataFrame()
     for (system, head, seed, probs), (fold, members) in itertools.product(run.probs, p.folds.items()):
         own = members[~np.isnan(probs[members, 0]) & ~np.isnan(target[members, 0])]
-        scores = {metric: float(METRICS[metric](target[own], probs[own])) for metric in metrics}
+        known, said = METRICS_OF[run.kinds[system]], probs[own]
+        if run.kinds[system] == MULTI_LABEL:
+            said = present(said, _threshold(run, system, seed, fold))
+        scores = {name: float(known[name](target[own], said)) if name in known else math.nan for name in metrics}
         rows.append({"system": system, "head": head, "fold": fold, "seed": seed, "n": len(own), **scores})
     return pd.DataFrame(rows)
+
+
+def _threshold(run: RunFolder, system: str, seed: int, fold: int) -> float:
+    """Above what a class was predicted present. RunFolderError: predictions.npz does not tell."""
+    of_system = run.tested.loc[run.tested["system"] == system, "seed"]
+    seeds, folds = sorted(of_system.unique()), list(run.arrays.folds)
+    found = run.arrays.thresholds.get(system, np.empty(0))
+    if found.shape != (len(seeds), len(folds)):
+        raise RunFolderError(f"{run.path / 'predictions.npz'} has no thresholds of {system}: train again")
+    return float(found[seeds.index(seed), folds.index(fold)])
+
+
+def version_of(kinds: Mapping[str, Kind]) -> int:
+    """The version of a folder of these systems: one of distributions alone is read by earlier amber2, too."""
+    return FORMAT_VERSION if MULTI_LABEL in kinds.values() else 2
 
 
 def fold_means(rows: DataFrame, metrics: Sequence[str]) -> Floats:
@@ -435,18 +475,20 @@ def fold_means(rows: DataFrame, metrics: Sequence[str]) -> Floats:
     return np.stack(means, axis=-1)
 
 
-def summarise(rows: Sequence[Row], *, split: str = "test") -> Summary:
+def summarise(rows: Sequence[Row], *, split: str = "test", kinds: Mapping[str, Kind] | None = None) -> Summary:
     """system → head → metric → mean and sd, over the rows of a split of the selected settings.
+
+    Of every system the metrics of its kind, distributions where `kinds` does not tell.
 
     A metric is averaged over the folds of each seed first (`fold_means`); mean and sd (ddof 1, None for a single seed)
     are over seeds. None for a head that was scored nowhere, or diverged.
     """
     table: Summary = {}
     results = _table([row for row in rows if row["split"] == split and row["selected"]])
-    metrics = [name for name in METRICS if name in results]
     if not len(results):
         return table
     for (system, head), own in results.groupby(["system", "head"], sort=False):
+        metrics = [name for name in METRICS_OF[(kinds or {}).get(str(system), DISTRIBUTION)] if name in results]
         scores = fold_means(own, metrics)
         table.setdefault(str(system), {})[str(head)] = {
             metric: mean_and_sd(of_seeds) for metric, of_seeds in zip(metrics, scores, strict=True)
@@ -486,10 +528,10 @@ def _check_shapes(path: Path, p: Predictions) -> None:
 
 
 def _with_younger_metrics(run: RunFolder) -> RunFolder:
-    """Filled in is what `METRICS` holds and results.csv does not, where the predictions fit the results."""
+    """Filled in is what there are metrics of, and results.csv does not hold, where the predictions fit the results."""
     import pandas as pd
 
-    younger = [name for name in METRICS if name not in run.results]
+    younger = [name for name in metrics_of_kinds(run.kinds.values()) if name not in run.results]
     key, parts = ["system", "head", "fold", "seed"], []
     for split, rows in (("test", run.tested), (AGAINST_SYNTHETIC, run.against_synthetic)):
         again = scores_again(run, younger, split=split) if younger else pd.DataFrame()

@@ -34,6 +34,8 @@ def with_ensemble(groups: Sequence[Group], systems: Sequence[str] = ()) -> Group
             but one model.
     """
     group = groups[0]
+    if not group.entries:
+        raise RunFolderError(f"No ensemble: {group.runs[0].name} predicts presence, and no distributions to average")
     if len(groups) > 1:
         first, other = group.runs[0], groups[1].runs[0]
         what = "; ".join(differences(first, other))

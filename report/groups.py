@@ -13,6 +13,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from amber2_core.errors import RunFolderError, bad_choice
+from amber2_core.kinds import MULTI_LABEL
 from amber2_core.metrics import METRICS
 from amber2_core.run_folder import Predictions, RunFolder, fold_means, shown_name
 
@@ -98,7 +99,7 @@ class Group:
     """Runs that were tested on the same utterances with the same targets and folds: these can be compared."""
 
     runs: Sequence[RunFolder]
-    entries: Sequence[Entry]
+    entries: Sequence[Entry]  # of systems that predict distributions; none where all predict presence
     head: str | None = None  # the head that every system is told by; None: each by its own `main_head`
 
     @property
@@ -159,7 +160,7 @@ def grouped(runs: Sequence[RunFolder], head: str | None = None) -> list[Group]:
         home.append(run)
     groups = [Group(some, _entries(some), head) for some in alike]
     for group in groups:
-        if not group.mains:
+        if group.entries and not group.mains:
             names = ", ".join(run.name for run in group.runs)
             raise RunFolderError(f"{bad_choice('head', head, dict.fromkeys(e.head for e in group.entries))} in {names}")
     return groups
@@ -198,6 +199,8 @@ def _entries(runs: Sequence[RunFolder]) -> list[Entry]:
     for run in runs:
         for name, probs in run.arrays.probs.items():
             system, _, head = name.partition("/")
+            if run.kinds.get(system) == MULTI_LABEL:  # which has a table of its own, and no distributions to draw
+                continue
             label = f"{system} {head}" if len(runs) == 1 else f"{run.name}: {system} {head}"
             entries.append(Entry(run, system, head, label, probs))
     return entries

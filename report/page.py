@@ -21,7 +21,7 @@ from .figures import OVERLAID, figures
 from .groups import Group, grouped, slug
 from .provenance import data_notes, differences, remarks, stimulus, stimulus_was_chosen
 from .runs import read_run
-from .significance import DRAWS, compare, headlines, method_in_words, speaker_clusters
+from .significance import COLUMNS, DRAWS, compare, headlines, method_in_words, speaker_clusters
 from .table import Table, csv_text, latex_text, markdown_text
 from .tables import all_tables, confusion_frame, constant_notes, side_by_side
 from .utterances import (
@@ -157,6 +157,11 @@ def chapter(group: Group, options: Options) -> Chapter:
         _log.warning("%s: %s", names, facts.missing)
     for note in constant_notes(group, group.entries):
         _log.warning("%s: %s", names, note)
+    if not group.entries:  # all predict presence: there are no distributions to compare or draw
+        if options.by or options.recordings:
+            _log.warning("%s: predicts presence alone, so there are no scores by column and no utterances", names)
+        nothing = pd.DataFrame(columns=COLUMNS)
+        return Chapter(f"{group.corpus}: {names}", group, facts, nothing, "", all_tables(group, nothing, ""), {}, "")
     by = {name: column_of(group, name, facts.speaker) for name in options.by}
     clusters = speaker_clusters(group.predictions.fold, facts.speaker)
     comparisons = compare(group, clusters, draws=options.draws)

@@ -9,7 +9,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from amber2_core.errors import RunFolderError
-from amber2_core.metrics import METRICS
+from amber2_core.metrics import metrics_of_kinds
 from amber2_core.run_folder import AGAINST_SYNTHETIC, RunFolder, load, scores_again
 
 Floats = npt.NDArray[np.float64]
@@ -50,7 +50,7 @@ def read_run(folder: Path) -> RunFolder:
 
 
 def _metrics(run: RunFolder) -> list[str]:
-    return [name for name in METRICS if name in run.results]
+    return [name for name in metrics_of_kinds(run.kinds.values()) if name in run.results]
 
 
 def _whole(column: pd.Series, *, at_least: int) -> pd.Series:

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import pandas as pd
 
-from amber2_core.metrics import METRICS
+from amber2_core.metrics import metric_of
 from amber2_core.run_folder import Floats, mean_and_sd
 
 DIGITS = 3
@@ -87,14 +87,15 @@ class Table:
         for values in zip(*(part.astype(float).tolist() for part in parts), strict=True):
             there = tuple(value for value in values if math.isfinite(value))
             cells.append(Cell(column.kind, tuple(_read(value, column.kind) for value in there) or (MISSING,), there))
-        return self._with_best(column, cells) if self.bold and column.name in METRICS else cells
+        return self._with_best(column, cells) if self.bold and metric_of(column.name) else cells
 
     def _with_best(self, column: Column, cells: list[Cell]) -> list[Cell]:
         """The cells with the best number marked, and those that read the same."""
         values = [cell.values[0] for cell in cells if cell.values]
         if len(values) < 2:
             return cells
-        best = number_text(min(values) if METRICS[column.name].better == "lower" else max(values))
+        metric = metric_of(column.name)
+        best = number_text(min(values) if metric and metric.better == "lower" else max(values))
         return [Cell(cell.kind, cell.texts, cell.values, best=cell.texts[0] == best) for cell in cells]
 
 
@@ -121,7 +122,8 @@ def means_and_sds(names: Iterable[str], of_seeds: Iterable[Floats]) -> Row:
 
 def title_of(metric: str) -> str:
     """How a metric is called in a table's head, with the direction that is better."""
-    return f"{METRICS[metric].title} {METRICS[metric].arrow}"
+    found = metric_of(metric)
+    return f"{found.title} {found.arrow}" if found else metric
 
 
 def number_text(value: float | None, digits: int = DIGITS, signed: bool = False) -> str:

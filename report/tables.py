@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from amber2_core.metrics import METRICS
+from amber2_core.kinds import MULTI_LABEL
+from amber2_core.metrics import METRICS, MULTI_LABEL_METRICS
 from amber2_core.run_folder import fold_means
 from amber2_core.tables import Texts
 
@@ -47,6 +48,8 @@ def all_tables(
     group: Group, comparisons: pd.DataFrame, method: str, by: Mapping[str, Texts] | None = None
 ) -> dict[str, Table]:
     """Every table that a group has, by name; `by`: columns to group the test utterances by."""
+    if not group.entries:
+        return {table.name: table for table in multi_label_tables(group)}
     tables = [*result_tables(group), *subset_tables(group), *published_tables(group)]
     if len(comparisons):
         tables.append(significance_table(comparisons, method))
@@ -59,7 +62,7 @@ def all_tables(
         else []
     )
     tables += [*ablation_tables(group), fold_table(group), ambiguity_table(group), *measure_tables(group)]
-    tables += [*setting_tables(group), *synthetic_tables(group)]
+    tables += [*setting_tables(group), *synthetic_tables(group), *multi_label_tables(group)]
     return {table.name: table for table in tables}
 
 
@@ -216,6 +219,30 @@ def synthetic_tables(group: Group) -> list[Table]:
         agreement,
         table_of("against-synthetic", "Every head against synthetic raters", columns, rows, notes, bold=False),
     ]
+
+
+def multi_label_tables(group: Group) -> list[Table]:
+    """Systems that predict which classes are present, in metrics of their own; none where there are none."""
+    rows: list[Row] = []
+    for run in group.runs:
+        own = run.tested[run.tested["system"].map(run.kinds.get) == MULTI_LABEL]
+        for (system, head), tested in own.groupby(["system", "head"], sort=False):
+            label = f"{system} {head}" if len(group.runs) == 1 else f"{run.name}: {system} {head}"
+            above = run.arrays.thresholds[str(system)]
+            words = f"{above.min():.2f}–{above.max():.2f}" if np.ptp(above) else f"{above.min():.2f}"
+            rows.append({"entry": label, "threshold": words, **_scores(tested, list(MULTI_LABEL_METRICS))})
+    if not rows:
+        return []
+    columns = [ENTRY, Column("threshold", "threshold, of dev")]
+    columns += [Column(name, title_of(name), "score") for name in MULTI_LABEL_METRICS]
+    notes = [
+        "A class is present where any counting vote is for it. These systems predict the probability of that, and no "
+        "distribution: their scores compare with none of other tables. The threshold of each run is that of the best "
+        "macro F1 on dev. Acc is, of the classes of an utterance that are present or predicted so, the share that is "
+        "both, as papers on CMU-MOSEI and M3ED print it. Precision, recall and micro F1 are over all classes together.",
+        "Mean ± sd over seeds of the mean over test folds; bold is the best of its column.",
+    ]
+    return [table_of("multi-label", "Which classes are present", columns, rows, notes)]
 
 
 def confusion_frame(group: Group, entry: Entry) -> pd.DataFrame:

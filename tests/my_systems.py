@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 
 from amber2_core.heads_folder import write_heads
+from amber2_core.kinds import MULTI_LABEL, Kind
+from amber2_core.metrics import threshold_of
 from amber2_train.stacked.system import Loss, StackedSettings, StackedSystem
 from amber2_train.systems.system import FitOptions, FoldData, History, Need, Rows, System, option
 
@@ -207,3 +209,85 @@ class Sharpened(Flattened):
     def log_probs_of(self, outputs: Tensor, setting: Any) -> Tensor:
         squares = outputs.square() + 1e-6
         return (squares / squares.sum(-1, keepdim=True)).log()
+
+
+@dataclass(frozen=True)
+class RatesSettings:
+    """Of `Rates` and what derives from it."""
+
+    nearest: int = option(3, "Train utterances that are asked.", least=1)
+
+
+@dataclass(frozen=True)
+class FittedRates:
+    """Train utterances to ask, and above what share of them a class is present."""
+
+    setting: RatesSettings
+    seed: int
+    train: Rows
+    threshold: float | None = None
+    history: History = field(default_factory=History)
+
+    def probs(self, rows: Rows) -> dict[str, npt.NDArray[np.float32]]:
+        known, asked = (some.vectors(torch.arange(len(some)))["audio"] for some in (self.train, rows))
+        nearest = torch.cdist(asked, known).topk(self.setting.nearest, largest=False).indices
+        return {"fusion": (self.train.targets > 0).float()[nearest].mean(1).numpy()}
+
+    def save(self, path: Path, origin: Mapping[str, Any]) -> None:
+        write_heads(path, {"targets": self.train.targets}, origin)
+
+
+class Rates(System):
+    """How many of the nearest train utterances have a class: it predicts presence."""
+
+    name = "rates"
+    Settings = RatesSettings
+
+    def kind(self, setting: Any) -> Kind:
+        return MULTI_LABEL
+
+    def heads(self, modalities: Sequence[str]) -> tuple[str, ...]:
+        return ("fusion",)
+
+    def fit(
+        self, fold: FoldData, settings: Sequence[Any], seeds: Sequence[int], options: FitOptions
+    ) -> Iterator[FittedRates]:
+        for setting in settings:
+            one = FittedRates(setting, 0, fold.train)
+            threshold, _ = threshold_of(fold.dev.targets.numpy(), one.probs(fold.dev)["fusion"])
+            yield from (replace(one, seed=seed, threshold=threshold) for seed in seeds)
+
+
+class Unsure(Rates):
+    """One that never says above what a class is present."""
+
+    name = "unsure"
+
+    def fit(self, *arguments: Any) -> Iterator[FittedRates]:
+        yield from (replace(one, threshold=None) for one in super().fit(*arguments))
+
+
+@dataclass(frozen=True)
+class FittedSums(FittedRates):
+    """Counts, and no shares."""
+
+    def probs(self, rows: Rows) -> dict[str, npt.NDArray[np.float32]]:
+        return {head: 2 * some for head, some in super().probs(rows).items()}
+
+
+class Sums(Rates):
+    """One whose probabilities are above 1."""
+
+    name = "sums"
+
+    def fit(self, *arguments: Any) -> Iterator[FittedRates]:
+        yield from (FittedSums(one.setting, one.seed, one.train, one.threshold) for one in super().fit(*arguments))
+
+
+class Undecided(Rates):
+    """One that would be chosen by a metric of the other kind."""
+
+    name = "undecided"
+
+    def decides(self, setting: Any) -> str:
+        return "js"

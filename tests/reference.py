@@ -688,3 +688,30 @@ def pointwise_pooling(parameters: Mapping[str, Tensor], prefix: str, frames: Ten
             x = parameters[f"{prefix}.conv{k}.weight"] @ (x.relu() if k else x) + parameters[f"{prefix}.conv{k}.bias"]
         made.append(x)
     return torch.stack(made).mean(0)
+
+
+def supervised_contrast(
+    anchors: Sequence[Sequence[float]],
+    groups: Sequence[int | None],
+    queue: Sequence[Sequence[float]],
+    queue_groups: Sequence[int | None],
+    temperature: float,
+) -> float:
+    """Supervised contrast of LDDU, one anchor after the other; a group None: not there."""
+    keys = list(zip([*anchors, *queue], [*groups, *queue_groups], strict=True))
+    losses = []
+    for a, (anchor, group) in enumerate(zip(anchors, groups, strict=True)):
+        if group is None:
+            continue
+        others = [(key, own) for k, (key, own) in enumerate(keys) if k != a and own is not None]
+        scores = [sum(x * y for x, y in zip(anchor, key, strict=True)) / 2 / temperature for key, _ in others]
+        whole = math.log(sum(math.exp(score) for score in scores))
+        alike = [score - whole for score, (_, own) in zip(scores, others, strict=True) if own == group]
+        losses.append(-sum(alike) / len(alike) if alike else 0.0)
+    return sum(losses) / len(losses)
+
+
+def symmetric_kl_of_softmax(first: Sequence[float], second: Sequence[float]) -> float:
+    """½ KL(u‖v) + ½ KL(v‖u) of two softmaxes, in nats."""
+    u, v = ([math.exp(x) / sum(math.exp(y) for y in some) for x in some] for some in (first, second))
+    return sum(a * math.log(a / b) + b * math.log(b / a) for a, b in zip(u, v, strict=True)) / 2

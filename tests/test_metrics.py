@@ -41,6 +41,14 @@ BY_FOLD = ("accuracy", "accuracy_untied", "uar", "macro_f1", "weighted_f1", "mac
 
 BALANCED = {"js_balanced": reference.js, "bc_balanced": reference.bhattacharyya}
 
+SKLEARN = {
+    "ml_micro_f1": ("f1_score", {"average": "micro"}),
+    "ml_macro_f1": ("f1_score", {"average": "macro"}),
+    "ml_precision": ("precision_score", {"average": "micro"}),
+    "ml_recall": ("recall_score", {"average": "micro"}),
+    "ml_accuracy": ("jaccard_score", {"average": "samples"}),
+}
+
 samples = st.builds(
     lambda rows, classes, seed: (rated(rows, classes, seed), predicted(rows, classes, seed=seed)),
     st.integers(1, 30), st.integers(2, 9), st.integers(0, 10**6),
@@ -288,3 +296,44 @@ def test_the_examples_in_the_docstrings_are_true() -> None:
     results = doctest.testmod(metrics)
     assert results.attempted >= len(metrics.METRICS) + len(metrics.UTTERANCE_METRICS)
     assert results.failed == 0
+
+
+# --- presence ---
+
+
+@given(samples, st.sampled_from([0.01, 0.2, 0.5, 0.99]))
+def test_metrics_of_presence_are_those_of_scikit_learn(sample: tuple[Floats, Floats], threshold: float) -> None:
+    from sklearn import metrics as oracle
+
+    target, probs = sample
+    found = metrics.evaluate(target, probs, threshold)
+    assert list(found) == list(metrics.MULTI_LABEL_METRICS)
+    rated, said = target > 0, probs > threshold
+    for name, (function, words) in SKLEARN.items():
+        assert found[name] == pytest.approx(getattr(oracle, function)(rated, said, zero_division=0, **words)), name
+    assert found["ml_hamming"] == pytest.approx(oracle.hamming_loss(rated, said))
+
+
+def test_runs_of_presence_are_scored_together_as_each_alone() -> None:
+    target, probs = rated(12, 4, 3), predicted(2, 3, 12, 4, seed=4)
+    together = metrics.evaluate(target, probs, 0.3)
+    for name, scores in together.items():
+        assert scores.shape == (2, 3)
+        assert scores[1, 2] == metrics.evaluate(target, probs[1, 2], 0.3)[name]
+
+
+@pytest.mark.parametrize("name", list(metrics.MULTI_LABEL_METRICS))
+def test_presence_of_no_utterance_has_no_score(name: str) -> None:
+    assert math.isnan(metrics.MULTI_LABEL_METRICS[name](np.empty((0, 4)), np.empty((0, 4))))
+
+
+def test_the_threshold_is_that_of_the_best_macro_f1_of_a_hundred() -> None:
+    from sklearn.metrics import f1_score
+
+    target, probs = rated(40, 5, 1), np.random.default_rng(0).uniform(size=(40, 5))
+    scores = [f1_score(target > 0, probs > t / 100, average="macro", zero_division=0) for t in range(1, 100)]
+    threshold, score = metrics.threshold_of(target, probs)
+    assert threshold == (1 + int(np.argmax(scores))) / 100
+    assert score == pytest.approx(max(scores))
+    assert math.isnan(metrics.threshold_of(np.empty((0, 5)), np.empty((0, 5)))[1])
+    assert math.isnan(metrics.threshold_of(target, np.where(probs > 0.9, np.nan, probs))[1])

@@ -12,6 +12,7 @@ from typing import Any
 
 from amber2_core.errors import SettingError, bad_choice
 from amber2_core.heads import FUSION_HEAD
+from amber2_core.kinds import Kind
 
 from .systems.system import System, system_of, systems_of
 
@@ -42,6 +43,16 @@ class Setting:
         """What is equal for settings that are fitted together."""
         return (self.reference, self.system.shape(self.values))
 
+    @property
+    def kind(self) -> Kind:
+        """What it predicts."""
+        return self.system.kind(self.values)
+
+    @property
+    def decides(self) -> str:
+        """The metric by whose mean on dev it is compared with others."""
+        return self.system.decides(self.values)
+
     def row(self) -> dict[str, Value]:
         """The system's own settings by name."""
         return asdict(self.values)
@@ -51,6 +62,22 @@ class Setting:
         """In words: the name, and all that differs from the defaults."""
         changed = {f.name: value for f in fields(self.values) if (value := getattr(self.values, f.name)) != f.default}
         return " ".join([self.name, *(f"{name} {value}" for name, value in changed.items())])
+
+
+def kinds_of(settings: Sequence[Setting]) -> dict[str, Kind]:
+    """Name of the system → what it predicts.
+
+    Raises:
+        SettingError: settings of one system predict different kinds, and dev cannot choose between these.
+    """
+    kinds: dict[str, Kind] = {}
+    for setting in settings:
+        if kinds.setdefault(setting.name, setting.kind) != setting.kind:
+            raise SettingError(
+                f"{setting.name} is to predict both distributions and presence, and dev cannot choose between them: "
+                "train one after the other, or as variants of a grid"
+            )
+    return kinds
 
 
 def decider(setting: Setting, heads: Sequence[str]) -> str:

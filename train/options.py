@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from amber2_core.errors import SettingError, bad_choice
-from amber2_core.metrics import METRICS
+from amber2_core.metrics import METRICS_OF, metrics_of_kinds
 from amber2_core.run_folder import KEY_COLUMNS
 from amber2_core.votes import VOTERS, Voters
 
-from .grid import Setting, Value, Variant, axes_of, check_axis, decider, expand
+from .grid import Setting, Value, Variant, axes_of, check_axis, decider, expand, kinds_of
 from .systems.system import FitOptions, Precision
 from .training_data import MISSING, Missing
 
@@ -96,9 +96,13 @@ class TrainOptions:
             if word not in choices:
                 raise SettingError(bad_choice(name, word, choices))
         for axis in self.grid.columns:
-            if axis in (*KEY_COLUMNS, "epoch", "n", *METRICS):
+            if axis in (*KEY_COLUMNS, "epoch", "n", *metrics_of_kinds([*METRICS_OF])):
                 raise SettingError(f"Bad setting {axis!r} of a system: results.csv has such a column; rename it")
         check_modalities(settings, tuple(self.modalities))
+        kinds_of(settings)
+        for setting in settings:
+            if setting.decides not in (known := METRICS_OF[setting.kind]):
+                raise SettingError(bad_choice(f"metric that decides for {setting.name}", setting.decides, known))
         return settings
 
     def named(self, device: str) -> dict[str, Any]:

@@ -21,14 +21,14 @@ from amber2_core import engine
 from amber2_core.cache import Features, MappedFeatures, read_feature_headers
 from amber2_core.errors import Amber2Error, CacheError, SettingError
 from amber2_core.features import IMPORTED, Side
-from amber2_core.metrics import METRICS
-from amber2_core.run_folder import FORMAT_VERSION, SYNTHETIC_VOTES
+from amber2_core.metrics import metrics_of_kinds
+from amber2_core.run_folder import SYNTHETIC_VOTES, version_of
 from amber2_core.tables import RatingTable, take, texts
 from amber2_core.votes import LabelPolicy, all_ticks
 
 from . import PRELOADED, tasks
 from .folds import heard_before, make_folds
-from .grid import Setting
+from .grid import Setting, kinds_of
 from .options import TrainOptions, check_modalities
 from .selection import check_deciders
 from .systems.system import ALL, OURS, Need
@@ -238,9 +238,9 @@ def feature_record(features: Features | MappedFeatures) -> dict[str, Any]:
 def settings_record(request: Request) -> dict[str, Any]:
     """settings.json (see `amber2_core.run_folder`)."""
     material, data, folds, options = request.material, request.material.data, request.folds, request.options
-    cache, digests = material.cache, _digests(material)
+    cache, digests, kinds = material.cache, _digests(material), kinds_of(request.settings)
     return {
-        "format_version": FORMAT_VERSION,
+        "format_version": version_of(kinds),
         "command": _whole_command(options.command, material.path),
         "started_in": os.getcwd(),
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -270,7 +270,8 @@ def settings_record(request: Request) -> dict[str, Any]:
         "systems": list(dict.fromkeys(setting.name for setting in request.settings)),
         "remarks": _remarks(request.settings),
         "axes": options.grid.columns,
-        "metrics": list(METRICS),
+        "metrics": metrics_of_kinds(kinds.values()),
+        "kinds": kinds,
         "grid": {axis: list(values) for axis, values in options.grid.axes.items()},
         **options.named(request.device),
         "device": request.device,
@@ -381,8 +382,9 @@ def _check_reads(data: TrainingData, settings: Sequence[Setting]) -> None:
                 f"{setting.name} reads all layers, and {place} has one: encode with extract-features --layers all"
             )
         if need == "frames" and features.frames is None:
+            why = f" ({setting.system.why_frames})" if setting.system.why_frames else ""
             raise CacheError(
-                f"{setting.name} reads frames, and {place} has none: encode with extract-features --frames"
+                f"{setting.name} reads frames, and {place} has none{why}: encode with extract-features --frames"
             )
         if isinstance(need, int) and need >= (shape[1] if len(shape) == 3 else 0):
             held = f"layers 0 to {shape[1] - 1}" if len(shape) == 3 else "one, which is --input-layers last"

@@ -13,6 +13,8 @@ import numpy.typing as npt
 
 from amber2_core.distributions import ambiguity_bins, disagreement, label
 from amber2_core.heads import FUSION_HEAD
+from amber2_core.kinds import MULTI_LABEL, Kind
+from amber2_core.metrics import metrics_of_kinds
 from amber2_core.run_folder import AGAINST_SYNTHETIC, Predictions, Summary
 
 from .selection import Selection
@@ -46,6 +48,8 @@ class Report:
     weights: Mapping[str, Mapping[str, float]]
     # as `table`, against what synthetic raters say, where there are any
     against_synthetic: Summary = field(default_factory=dict)
+    # system → what it predicts; distributions where it is not named
+    kinds: Mapping[str, Kind] = field(default_factory=dict)
 
 
 def results_of(selection: Selection, data: TrainingData, folds: Sequence[Fold], columns: Sequence[str]) -> Results:
@@ -59,6 +63,7 @@ def results_of(selection: Selection, data: TrainingData, folds: Sequence[Fold], 
     rows, curves, chosen_probs = list[Row](), list[Row](), dict[str, list[npt.NDArray[np.float32]]]()
     measured: dict[str, dict[int, Floats]] = {}  # "<system>/<name>" → fold → (seeds, n)
     selected: dict[str, dict[int, int]] = {}
+    thresholds: dict[str, list[list[float]]] = {}
     for fold in folds:
         chosen = selection.chosen(fold.number)
         target, tests = data.targets[fold.test], list[Row]()
@@ -69,8 +74,9 @@ def results_of(selection: Selection, data: TrainingData, folds: Sequence[Fold], 
             probs = [one.probs for one in found]
             for run, predicted in zip(runs, probs, strict=True):
                 having = {head: _having(data, fold, head) & (head not in run.history.unjudged) for head in predicted}
+                above = run.threshold
                 tested = {
-                    head: scores_of(target, some, having[head], has_epochs=head in run.history.epoch)
+                    head: scores_of(target, some, having[head], above, has_epochs=head in run.history.epoch)
                     for head, some in predicted.items()
                 }
                 tests += _rows(selection, run, "test", tested, columns, chosen=True)
@@ -78,11 +84,13 @@ def results_of(selection: Selection, data: TrainingData, folds: Sequence[Fold], 
                     said = data.synthetic[fold.test]
                     rated = ~np.isnan(said[:, 0])
                     tested = {
-                        head: scores_of(said, some, having[head] & rated, has_epochs=head in run.history.epoch)
+                        head: scores_of(said, some, having[head] & rated, above, has_epochs=head in run.history.epoch)
                         for head, some in predicted.items()
                     }
                     tests += _rows(selection, run, AGAINST_SYNTHETIC, tested, columns, chosen=True)
                 curves += _curve_rows(name, run)
+            if own := [run.threshold for run in runs if run.threshold is not None]:
+                thresholds.setdefault(name, []).append(own)
             for head in probs[0]:
                 chosen_probs.setdefault(f"{name}/{head}", []).append(np.stack([some[head] for some in probs]))
             for measure in found[0].measures:
@@ -96,7 +104,8 @@ def results_of(selection: Selection, data: TrainingData, folds: Sequence[Fold], 
             for run in selection.of(fold.number, place):
                 rows += _rows(selection, run, "test", run.test, columns, chosen=False)
         rows += tests
-    predictions = _predictions(data, folds, chosen_probs, measured)
+    of_presence = {name: np.array(own).T for name, own in thresholds.items()}  # (seeds, folds)
+    predictions = _predictions(data, folds, chosen_probs, measured, of_presence)
     return Results(rows, curves, _expert_rows(selection, predictions, selected), predictions, selected)
 
 
@@ -104,11 +113,12 @@ def _rows(
     selection: Selection, run: Run, split: str, scores: Mapping[str, Scores], columns: Sequence[str], *, chosen: bool
 ) -> Iterator[Row]:
     setting = selection.settings[run.setting]
-    values = setting.row()
+    values, metrics = setting.row(), metrics_of_kinds({one.kind for one in selection.settings})
     for head, own in scores.items():
         key = {"system": setting.name, "head": head, "split": split, "fold": run.fold, "seed": run.seed}
         settings = {name: values.get(name) for name in columns}
-        yield {**key, "selected": int(chosen), **settings, "epoch": run.history.epoch.get(head), **own}
+        scored = {name: own.get(name) for name in ("n", *metrics)}
+        yield {**key, "selected": int(chosen), **settings, "epoch": run.history.epoch.get(head), **scored}
 
 
 def _curve_rows(name: str, run: Run) -> Iterator[Row]:
@@ -131,6 +141,7 @@ def _predictions(
     folds: Sequence[Fold],
     probs: Mapping[str, Sequence[npt.NDArray[np.float32]]],
     measured: Mapping[str, Mapping[int, Floats]],
+    thresholds: Mapping[str, npt.NDArray[np.float64]],
 ) -> Predictions:
     seeds = len(next(iter(probs.values()))[0])
     tested = np.concatenate([fold.test for fold in folds])
@@ -147,6 +158,7 @@ def _predictions(
             )
             for name, own in measured.items()
         },
+        thresholds=thresholds,
     )
 
 
@@ -161,6 +173,8 @@ def _expert_rows(
     rows = []
     for system, fold, place in ((s, fold, place) for s, folds in selected.items() for fold, place in folds.items()):
         setting = selection.settings[place]
+        if setting.kind == MULTI_LABEL:  # experts and their disagreement are of distributions
+            continue
         here = predictions.fold == fold
         target = predictions.target[here]
         groups = dict(_groups(target, predictions.emotions))

@@ -33,7 +33,7 @@ from amber2_core.run_folder import (
 )
 
 from . import worker
-from .grid import Setting, axes_of
+from .grid import Setting, axes_of, kinds_of
 from .options import TrainOptions
 from .plan import Plan, plan_sweep
 from .request import Request, identity, prepared, settings_record, utterance_rows
@@ -136,7 +136,8 @@ def _trained(request: Request, finished: FinishedTasks, on_progress: OnProgress)
 def _write(folder: Path, request: Request, selection: Selection, results: Results) -> Report:
     """Write all of a run folder but its log."""
     grid, settings = request.options.grid, request.settings
-    table, against = summarise(results.rows), summarise(results.rows, split=AGAINST_SYNTHETIC)
+    kinds = kinds_of(settings)
+    table, against = (summarise(results.rows, split=split, kinds=kinds) for split in ("test", AGAINST_SYNTHETIC))
     selected = {
         system: {
             str(fold): {name: row[name] for name in grid.varied if name in (row := settings[place].row())}
@@ -159,7 +160,7 @@ def _write(folder: Path, request: Request, selection: Selection, results: Result
             for run in selection.of(fold, place):
                 path = folder / "heads" / f"{system}-fold{fold}-seed{run.seed}.safetensors"
                 _link(selection.finished.weights(run), path)
-    return Report(folder, table, selected, _mean_weights(results.experts), against)
+    return Report(folder, table, selected, _mean_weights(results.experts), against, kinds)
 
 
 def _link(source: Path, path: Path) -> None:
@@ -252,7 +253,8 @@ def _say_what_is_chosen(selection: Selection, varied: Sequence[str], fold: int, 
     for name, place in selection.chosen(fold).items():
         row = selection.settings[place].row()
         named = "".join(f" {axis} {row[axis]}" for axis in varied if axis in row)
-        points.append(f"{name}{named} (dev js {selection.best[fold, name][1]:.4f})")
+        decides = selection.settings[place].decides
+        points.append(f"{name}{named} (dev {decides} {selection.best[fold, name][1]:.4f})")
     _log.info("fold %d of %d after %.1f s; chosen on dev: %s", fold, folds, seconds, ", ".join(points))
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from amber2_core.errors import SettingError
+from amber2_core.metrics import METRICS_OF
 
 from .grid import Setting, decider
 from .tasks import FinishedTasks, Run
@@ -30,16 +32,16 @@ class Selection:
         self.settings, self.seeds, self.finished = settings, seeds, finished
         # (fold, setting) → its runs, by seed
         self.runs: dict[tuple[int, int], dict[int, Run]] = {}
-        # (fold, name of the system) → place of the setting, and its dev JS, averaged over seeds
+        # (fold, name of the system) → place of the setting, and its dev score, averaged over seeds
         self.best: dict[tuple[int, str], tuple[int, float]] = {}
         self._there = Counter[int]()  # fold → how many runs
 
     def add(self, run: Run) -> None:
         """Take in a run; with a setting's last one it competes.
 
-        The lowest dev JS of the head that the system names wins, the earlier setting on a tie. A setting of which a
-        run never had a dev JS that is a number does not compete; one that predicts nothing on dev does, as imported
-        predictions may be of test alone.
+        The best dev score of the head that the system names wins, the lowest JS unless the system decides by another
+        metric; the earlier setting on a tie. A setting of which a run never had a score that is a number does not
+        compete; one that predicts nothing on dev does, as imported predictions may be of test alone.
         """
         runs = self.runs.setdefault((run.fold, run.setting), {})
         runs[run.seed] = run
@@ -48,16 +50,17 @@ class Selection:
             return
         setting = self.settings[run.setting]
         head = decider(setting, tuple(run.dev))
-        score = float(np.mean([each.dev[head]["js"] for each in self.of(run.fold, run.setting)]))
+        score = float(np.mean([each.dev[head][setting.decides] for each in self.of(run.fold, run.setting)]))
         if run.dev[head].get("n") == 0:
-            score = float("inf")
+            score = math.inf
         elif not np.isfinite(score):
-            _log.warning("%s: the dev JS of a run is not a number from the first epoch on: left out", setting.point)
+            words = (setting.point, title_of(setting))
+            _log.warning("%s: the dev %s of a run is not a number from the first epoch on: left out", *words)
             self._drop(run.fold, run.setting)
             return
         key = (run.fold, setting.name)
         held = self.best.get(key)
-        if held is None or (score, run.setting) < held[::-1]:
+        if held is None or _rank(setting, run.setting, score) < _rank(setting, *held):
             self.best[key] = (run.setting, score)
             if held is not None:
                 self._drop(run.fold, held[0])
@@ -77,7 +80,8 @@ class Selection:
         names = dict.fromkeys(setting.name for setting in self.settings)
         for name in names:
             if (fold, name) not in self.best:
-                raise SettingError(f"{name} diverged in fold {fold}: no dev JS is a number; try a smaller --lr")
+                title = next(title_of(setting) for setting in self.settings if setting.name == name)
+                raise SettingError(f"{name} diverged in fold {fold}: no dev {title} is a number; try a smaller --lr")
         return {name: self.best[fold, name][0] for name in names}
 
     def of(self, fold: int, place: int) -> list[Run]:
@@ -89,6 +93,17 @@ class Selection:
         self.finished.remove(self.of(fold, place))
 
 
+def title_of(setting: Setting) -> str:
+    """What the metric that decides between settings is called."""
+    return METRICS_OF[setting.kind][setting.decides].title
+
+
+def _rank(setting: Setting, place: int, score: float) -> tuple[float, int]:
+    """The lower, the better; what has no score is last."""
+    lower = METRICS_OF[setting.kind][setting.decides].better == "lower"
+    return (score if lower or math.isinf(score) else -score), place
+
+
 def check_deciders(data: TrainingData, folds: Sequence[Fold], settings: Sequence[Setting]) -> None:
     """Raises SettingError where dev could choose no setting of a system: in a fold nobody has a head to decide by."""
     for fold in folds:
@@ -96,8 +111,9 @@ def check_deciders(data: TrainingData, folds: Sequence[Fold], settings: Sequence
         lacking = {name for name, having in data.present.items() if not all(having[rows].any() for rows in parts)}
         for name, heads in _deciders(data, settings).items():
             if heads <= lacking:
+                title = next(title_of(setting) for setting in settings if setting.name == name)
                 raise SettingError(
-                    f"{name} is chosen by the dev JS of its {' or '.join(sorted(heads))} head, and in fold "
+                    f"{name} is chosen by the dev {title} of its {' or '.join(sorted(heads))} head, and in fold "
                     f"{fold.number} no utterance of train or none of dev has it: choose another --student, other "
                     "--folds or --missing drop"
                 )
@@ -107,8 +123,8 @@ def warn_of_deciders(data: TrainingData, settings: Sequence[Setting]) -> None:
     """Log where settings of a system are compared by heads that not the same utterances have."""
     for name, heads in _deciders(data, settings).items():
         if len(heads) > 1 and heads & data.present.keys():
-            words = " or ".join(sorted(heads))
-            _log.warning("%s: the dev JS of %s, by which it is chosen, is over different utterances", name, words)
+            words = (name, next(title_of(one) for one in settings if one.name == name), " or ".join(sorted(heads)))
+            _log.warning("%s: the dev %s of %s, by which it is chosen, is over different utterances", *words)
 
 
 def _deciders(data: TrainingData, settings: Sequence[Setting]) -> Mapping[str, set[str]]:

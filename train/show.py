@@ -12,7 +12,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from amber2_core.metrics import METRICS
+from amber2_core.kinds import DISTRIBUTION, MULTI_LABEL, Kind
+from amber2_core.metrics import METRICS_OF
 from amber2_core.run_folder import Summary
 
 from .plan import Plan
@@ -37,9 +38,14 @@ def progress() -> Iterator[Callable[[int, int], None]]:
 def print_table(report: Report) -> None:
     """Mean ± sd over seeds of the fold mean, on test, per system and head; then what dev chose and where it all is."""
     console = Console()
-    tables = [_table(report.table, "test, mean ± sd over seeds of the mean over folds")]
+    parts = [(report.table, "test, mean ± sd over seeds of the mean over folds")]
     if report.against_synthetic:
-        tables.append(_table(report.against_synthetic, "against synthetic raters, on those of test that they rated"))
+        parts.append((report.against_synthetic, "against synthetic raters, on those of test that they rated"))
+    tables = []
+    for summary, title in parts:
+        for kind, of in ((DISTRIBUTION, ""), (MULTI_LABEL, "which classes are present: ")):
+            own = {s: heads for s, heads in summary.items() if report.kinds.get(s, DISTRIBUTION) == kind}
+            tables += [_table(own, of + title, kind)] if own else []
     for table in tables:
         whole = console.measure(table, options=console.options.update(width=LONGEST)).maximum
         console.width = max(console.width, whole)  # long lines rather than names and numbers that are cut
@@ -55,14 +61,15 @@ def print_table(report: Report) -> None:
     _print_plainly(console, f"run folder: {report.folder}")
 
 
-def _table(summary: Summary, title: str) -> Table:
-    """The metrics that are printed, a row for each system and head."""
+def _table(summary: Summary, title: str, kind: Kind) -> Table:
+    """The metrics of a kind that are printed, a row for each system and head."""
     table = Table(title=title, title_justify="left", box=None)
     table.add_column("system")
     table.add_column("head")
-    shown = sorted((name for name, metric in METRICS.items() if metric.printed), key=lambda name: METRICS[name].printed)
+    known = METRICS_OF[kind]
+    shown = sorted((name for name, metric in known.items() if metric.printed), key=lambda name: known[name].printed)
     for name in shown:
-        table.add_column(f"{name} {METRICS[name].arrow}", justify="right", no_wrap=True)
+        table.add_column(f"{name} {known[name].arrow}", justify="right", no_wrap=True)
     for system, heads in summary.items():
         for head, metrics in heads.items():
             table.add_row(system, head, *(_cell(**metrics[name]) for name in shown))

@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from amber2_core.errors import RunFolderError
 from amber2_core.files import write_text, written_whole
-from amber2_core.metrics import METRICS, evaluate
+from amber2_core.metrics import evaluate
 
 from .systems.system import Fitted, History
 
@@ -62,6 +62,8 @@ class Run:
     history: History
     dev: Mapping[str, Scores]
     test: Mapping[str, Scores]  # empty unless the test scores of every setting are asked for
+    # above which a class is predicted present; None: it predicts distributions
+    threshold: float | None = None
 
 
 def tasks_of(shapes: Sequence[Hashable], seeds: int, folds: Sequence[int], device: str) -> list[Task]:
@@ -148,17 +150,24 @@ class FinishedTasks:
 
 
 def scores_of(
-    target: npt.NDArray[Any], probs: npt.NDArray[Any], having: npt.NDArray[np.bool_], *, has_epochs: bool = True
+    target: npt.NDArray[Any],
+    probs: npt.NDArray[Any],
+    having: npt.NDArray[np.bool_],
+    threshold: float | None = None,
+    *,
+    has_epochs: bool = True,
 ) -> Scores:
     """`n`, how many utterances have a head, and its metrics over those for which it predicts something.
+
+    Of predicted presence they are those of the `threshold`.
 
     NaN for a head that no utterance has, and for one of which no epoch was kept, since it diverged at once. Of a head
     without epochs, as one of imported predictions, `n` is how many it predicts.
     """
     there = having & ~np.isnan(probs).any(axis=-1)
     having = having if has_epochs else there
-    metrics = evaluate(target[there], probs[there])
-    return {"n": int(having.sum()), **{name: float(metrics[name]) for name in METRICS}}
+    metrics = evaluate(target[there], probs[there], threshold)
+    return {"n": int(having.sum()), **{name: float(score) for name, score in metrics.items()}}
 
 
 def _record(run: Run) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from amber2_core.errors import SettingError, bad_choice
-from amber2_core.metrics import METRICS
+from amber2_core.metrics import METRICS_OF, metrics_of_kinds
 from amber2_core.run_folder import axes_of, read_curves, read_results, read_settings, read_summary
 
 EXPERIMENT = "amber2"
@@ -155,8 +155,9 @@ def trained(folder: Path) -> list[Trained]:
             setting = {name: row[name] for name in keys}
             setting |= {name: row[name] for name in axes}
             found[key] = Trained("{}-fold{}-seed{}".format(*key), setting, {}, curves.get(key, []))
-        scores = {f"test_{name}/{row['head']}": row[name] for name in METRICS if name in row}
-        found[key].scores.update({name: score for name, score in scores.items() if math.isfinite(score)})
+        known = [name for name in metrics_of_kinds([*METRICS_OF]) if row.get(name) is not None]
+        scores = {f"test_{name}/{row['head']}": row[name] for name in known if math.isfinite(row[name])}
+        found[key].scores.update(scores)
         if row["epoch"] is not None:
             found[key].scores[f"kept_epoch/{row['head']}"] = row["epoch"]
     return list(found.values())

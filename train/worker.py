@@ -13,6 +13,7 @@ import numpy as np
 
 from amber2_core.devices import choose_device, is_out_of_memory, set_arithmetic
 from amber2_core.errors import SettingError, WorkerError
+from amber2_core.kinds import MULTI_LABEL, Kind
 
 from .systems.system import FitOptions, Fitted, History, system_of
 from .tasks import FinishedTasks, Predicted, Probs, Run, Scores, Task, scores_of
@@ -100,10 +101,13 @@ def train(worker: Worker, task: Task) -> list[Run]:
 
 def scored(sweep: Sweep, fold: FoldData, place: int, one: Fitted) -> tuple[Run, Fitted, Predicted]:
     """A trained run with its scores, and what it says of test."""
-    on_dev, on_test = (_checked(sweep.names[place], one.probs(rows), rows) for rows in (fold.dev, fold.test))
-    test = scores(fold.test, on_test, one.history) if sweep.score_all else {}
-    run = Run(fold.number, place, one.seed, one.history, scores(fold.dev, on_dev, one.history), test)
-    system = system_of(sweep.settings[place][0])
+    system, name = system_of(sweep.settings[place][0]), sweep.names[place]
+    kind, history = system.kind(one.setting), one.history
+    threshold = _threshold(name, one) if kind == MULTI_LABEL else None
+    on_dev, on_test = (_checked(name, one.probs(rows), rows, kind) for rows in (fold.dev, fold.test))
+    test = scores(fold.test, on_test, history, threshold) if sweep.score_all else {}
+    dev = scores(fold.dev, on_dev, history, threshold)
+    run = Run(fold.number, place, one.seed, history, dev, test, threshold)
     return run, one, Predicted(on_test, system.measures(one, fold.test))
 
 
@@ -112,8 +116,18 @@ def keep(sweep: Sweep, task: Task, found: Sequence[tuple[Run, Fitted, Predicted]
     FinishedTasks(sweep.folder).write(task, found, [_origin(sweep, run) for run, _, _ in found])
 
 
-def _checked(name: str, probs: Probs, rows: Rows) -> Probs:
-    """What a system predicts, if it is distributions: every row of NaN, or of shares that sum to one.
+def _threshold(name: str, one: Fitted) -> float:
+    """Above which a class is predicted present. SettingError: none was chosen."""
+    found = getattr(one, "threshold", None)
+    if not isinstance(found, float | int) or not 0 <= found <= 1:
+        raise SettingError(f"{name} predicts presence: each of its runs needs a threshold in [0, 1], chosen on dev")
+    return float(found)
+
+
+def _checked(name: str, probs: Probs, rows: Rows, kind: Kind) -> Probs:
+    """What a system predicts, if it is of its kind: every row of NaN, or of probabilities in [0, 1].
+
+    Those of a distribution sum to one.
 
     Raises:
         SettingError: it is not.
@@ -125,16 +139,19 @@ def _checked(name: str, probs: Probs, rows: Rows) -> Probs:
                 f"{name} predicts {some.shape} by its head {head!r}, expected (utterances, classes) = {shape}"
             )
         there = some[~np.isnan(some).all(axis=-1)]
-        if not (there >= 0).all() or not np.allclose(there.sum(axis=-1), 1, atol=1e-3):
+        if kind == MULTI_LABEL:
+            if not ((there >= 0) & (there <= 1)).all():
+                raise SettingError(f"{name} predicts by its head {head!r} what is no presence: each is in [0, 1]")
+        elif not (there >= 0).all() or not np.allclose(there.sum(axis=-1), 1, atol=1e-3):
             raise SettingError(f"{name} predicts by its head {head!r} what is no distribution: shares sum to one")
     return probs
 
 
-def scores(rows: Rows, probs: Probs, history: History) -> dict[str, Scores]:
+def scores(rows: Rows, probs: Probs, history: History, threshold: float | None = None) -> dict[str, Scores]:
     """Every metric of every head, over the utterances that have it."""
     target = rows.targets.cpu().numpy()
     return {
-        head: scores_of(target, some, rows.having_head(head), has_epochs=head in history.epoch)
+        head: scores_of(target, some, rows.having_head(head), threshold, has_epochs=head in history.epoch)
         for head, some in probs.items()
     }
 

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from amber2_core.errors import SettingError, bad_choice
 from amber2_core.heads import FUSION_HEAD, heads_of
+from amber2_core.kinds import DISTRIBUTION, Kind
 
 if TYPE_CHECKING:
     import numpy as np
@@ -52,6 +53,7 @@ OURS: Mapping[str, str] = {
     "majority-ce": "amber2_train.systems.majority_ce:MajorityCrossEntropy",
     "sailer": "amber2_train.systems.sailer:Sailer",
     "medusa": "amber2_train.systems.medusa:Medusa",
+    "lddu": "amber2_train.systems.lddu:LatentDistributions",
 }
 
 
@@ -217,7 +219,11 @@ class Fitted(Protocol):
     def history(self) -> History: ...
 
     def probs(self, rows: Rows) -> Mapping[str, npt.NDArray[np.float32]]:
-        """Head → predicted distributions (n, C); a row of NaN where the head predicts nothing."""
+        """Head → predicted distributions (n, C); a row of NaN where the head predicts nothing.
+
+        Of a multi-label system each class's probability of presence, in [0, 1]; above its `threshold`, one number that
+        is chosen on dev, a class is predicted present.
+        """
 
     def save(self, path: Path, origin: Mapping[str, Any]) -> None:
         """Write it into one file that predicts alone (`amber2_core.heads_folder`).
@@ -228,7 +234,10 @@ class Fitted(Protocol):
 
 
 class System(Protocol):
-    """One way to predict raters' distributions. Own ones derive from this, or from `amber2_train.stacked.system`."""
+    """One way to predict raters' distributions, or which classes any of them chose.
+
+    Own ones derive from this, or from `amber2_train.stacked.system`.
+    """
 
     # as given to --system, and in results.csv
     name: str
@@ -238,6 +247,8 @@ class System(Protocol):
     keeps: str = ""
     # the system of which it gives the very models, under another name; --system all has one of the two
     same_as: str = ""
+    # where it reads frames, why vectors do not do: part of the line that refuses a cache without
+    why_frames: str = ""
 
     def fit(
         self, fold: FoldData, settings: Sequence[Any], seeds: Sequence[int], options: FitOptions
@@ -270,11 +281,19 @@ class System(Protocol):
         return heads_of(modalities)
 
     def chooses(self, setting: Any) -> str:
-        """The head whose dev JS, averaged over seeds, decides between settings.
+        """The head whose dev JS, or what `decides` names, averaged over seeds, decides between settings.
 
         Of one modality alone its own stands for the fusion.
         """
         return FUSION_HEAD
+
+    def kind(self, setting: Any) -> Kind:
+        """What it predicts: distributions, or presence, which has metrics and tables of its own."""
+        return DISTRIBUTION
+
+    def decides(self, setting: Any) -> str:
+        """The metric of its kind that decides on dev between settings."""
+        return "js" if self.kind(setting) == DISTRIBUTION else "ml_macro_f1"
 
     def shape(self, setting: Any) -> Hashable:
         """What is equal for settings that are fitted together."""
