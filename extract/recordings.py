@@ -114,7 +114,8 @@ def scan_recordings(corpus: Corpus, *, known: Mapping[str, float] = MappingProxy
     unknown = dict.fromkeys(excerpt for excerpt in excerpts if excerpt is not None and excerpt not in lengths)
     lengths.update(_outcomes(seconds_of, unknown, corpus.root))
     # Only what libsndfile reads is known by its digest alone: see `_work`.
-    decoders = _outcomes(decoder_of, dict.fromkeys(excerpt.path for excerpt in unknown), corpus.root)
+    measured = dict.fromkeys(excerpt.path for excerpt in unknown if isinstance(lengths[excerpt], float))
+    decoders = _outcomes(decoder_of, measured, corpus.root)
     digests: list[str] = []
     works: dict[str, Work] = {}
     failures: dict[int, str] = {}
@@ -129,13 +130,13 @@ def scan_recordings(corpus: Corpus, *, known: Mapping[str, float] = MappingProxy
             failures[row] = work
             digests.append("")
     found = [hashes[excerpt.path] if excerpt is not None else None for excerpt in excerpts]
-    measured = [lengths[excerpt] if excerpt is not None else None for excerpt in excerpts]
+    seconds = [lengths[excerpt] if excerpt is not None else None for excerpt in excerpts]
     return Inputs(
         tuple(digests),
         works,
         failures,
         sha256=tuple(sha if isinstance(sha, str) else "" for sha in found),
-        seconds=tuple(length if isinstance(length, float) else None for length in measured),
+        seconds=tuple(length if isinstance(length, float) else None for length in seconds),
     )
 
 
