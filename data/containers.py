@@ -50,6 +50,9 @@ _SEEKABLE = ("mov",)
 # Files whose packets have been counted: segments of one recording come one by one.
 _REMEMBERED = 16_384
 
+# Of FFmpeg's sample formats that are whole numbers.
+_FULL_SCALE = {"u8": 2.0**7, "s16": 2.0**15, "s32": 2.0**31, "s64": 2.0**63}
+
 _Waveform = npt.NDArray[np.float32]
 
 
@@ -179,7 +182,7 @@ def _opened(path: Path, container: str) -> Iterator[tuple[InputContainer, AudioS
     # By the open file: what FFmpeg takes for a path may be an address.
     with path.open("rb") as file:
         try:
-            with av.open(file, format=container) as opened:
+            with av.open(file, "r", format=container) as opened:
                 yield opened, _sound_of(opened)
         except av.error.FFmpegError as problem:
             said = problem.strerror or str(problem)
@@ -207,9 +210,6 @@ def _mono(frame: AudioFrame) -> _Waveform:
         values = values.reshape(frame.samples, -1).T
     if values.dtype == np.uint8:
         values = values.astype(np.int16) - 128
-        scaled = values.astype(np.float32) / np.float32(128)
-    elif np.issubdtype(values.dtype, np.integer):
-        scaled = values.astype(np.float32) / np.float32(-float(np.iinfo(values.dtype).min))
-    else:
-        scaled = values.astype(np.float32)
-    return scaled[0] if len(scaled) == 1 else scaled.mean(axis=0, dtype=np.float32)
+    scaled = values.astype(np.float32) / np.float32(_FULL_SCALE.get(frame.format.name.removesuffix("p"), 1))
+    mono: _Waveform = scaled[0] if len(scaled) == 1 else scaled.mean(axis=0, dtype=np.float32)
+    return mono

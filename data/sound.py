@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import TypeAlias, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -21,7 +21,7 @@ from amber2_core.errors import AudioError
 from .containers import HEAD_BYTES, Track, container_of, decoder, open_track
 
 Waveform = npt.NDArray[np.float32]  # (samples,)
-Recording = soundfile.SoundFile | Track
+Recording: TypeAlias = "soundfile.SoundFile | Track"
 Opened = TypeVar("Opened", soundfile.SoundFile, Track)
 
 # Under these names recordings are looked for; of several of one stem, the first.

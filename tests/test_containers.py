@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import io
+import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -36,6 +39,7 @@ LOSSLESS = [
     (".m4a", "alac"),
     (".mkv", "pcm_s16le"),
     (".mov", "pcm_s16le"),
+    (".mov", "pcm_s16be"),
     (".mov", "pcm_s24be"),
     (".mov", "pcm_f32le"),
     (".avi", "pcm_s16le"),
@@ -227,6 +231,31 @@ def test_a_tag_before_aac_is_skipped_and_mp3_is_left_to_libsndfile(tmp_path: Pat
     assert decoder_of(tmp_path / "a.mp3") == ""
 
 
+def test_what_the_system_says_while_a_video_is_read_is_the_cause(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, real = (
+        write_media(tmp_path / "a.mp4", tone_and_noise(20, RATE), codec="pcm_s16le", container="mov"),
+        Path.open,
+    )
+    containers.open_track(path, "mov")
+
+    class Stale(io.FileIO):
+        def read(self, size: int | None = -1, /) -> bytes:
+            if self.tell() > 500_000:
+                raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+            return super().read(-1 if size is None else size)
+
+    def opened(self: Path, mode: str = "r") -> Any:
+        return Stale(self) if self == path else real(self, mode)
+
+    monkeypatch.setattr(Path, "open", opened)
+    with pytest.raises(AudioError, match=r"^a\.mp4: Stale file handle$") as found:
+        read(path)
+    assert isinstance(found.value.__cause__, OSError)
+    assert found.value.__cause__.errno == errno.ESTALE
+
+
 def test_channels_of_a_video_are_averaged_as_those_of_a_wav_are(tmp_path: Path) -> None:
     import av
 
@@ -242,6 +271,11 @@ def test_channels_of_a_video_are_averaged_as_those_of_a_wav_are(tmp_path: Path) 
         file.mux(stream.encode(frame))
         file.mux(stream.encode(None))
     np.testing.assert_array_equal(read(tmp_path / "a.mkv"), read(tmp_path / "a.wav"))
+
+
+def test_eight_bits_are_centred(tmp_path: Path) -> None:
+    samples = (np.round(tone_and_noise(1, RATE) * 2**7) / 2**7).astype(np.float32)
+    np.testing.assert_array_equal(read(write_media(tmp_path / "a.avi", samples, codec="pcm_u8")), samples)
 
 
 def test_names_of_recordings_are_found_and_wav_comes_before_video() -> None:
