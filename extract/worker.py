@@ -49,8 +49,8 @@ PRELOADED = (
 # needed keep Python from whoever feeds the accelerator.
 _DECODERS = 4
 # Threads that send batches to an accelerator: while one waits for what its batch gives, the other one's kernels are on
-# the way. Each holds a batch in the accelerator's memory.
-_FEEDERS = 2
+# the way. Each holds a batch in the accelerator's memory. torch's MPS is not made for threads.
+_FEEDERS, _FEEDERS_OF_MPS = 2, 1
 # What the machine may lose where its power goes: rows survive the process as soon as they are written.
 REST_SECONDS = 20.0
 _NOT_FINITE = "the encoder gives values that are not finite"
@@ -127,7 +127,8 @@ class Station:
         self.encodes_in_threads = self.encoder.device.type == "cpu"
         each = 1 if self.encodes_in_threads else torch.get_num_threads()
         self._pool = ThreadPoolExecutor(self._threads, initializer=torch.set_num_threads, initargs=(each,))
-        self._feeders = ThreadPoolExecutor(_FEEDERS, initializer=torch.set_num_threads, initargs=(each,))
+        feeders = _FEEDERS_OF_MPS if self.encoder.device.type == "mps" else _FEEDERS
+        self._feeders = ThreadPoolExecutor(feeders, initializer=torch.set_num_threads, initargs=(each,))
 
     def ahead(
         self, make: Callable[[Given], Made], given: Iterable[Given], *, most: int | None = None
