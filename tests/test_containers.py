@@ -234,10 +234,8 @@ def test_a_tag_before_aac_is_skipped_and_mp3_is_left_to_libsndfile(tmp_path: Pat
 def test_what_the_system_says_while_a_video_is_read_is_the_cause(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    path, real = (
-        write_media(tmp_path / "a.mp4", tone_and_noise(20, RATE), codec="pcm_s16le", container="mov"),
-        Path.open,
-    )
+    path = write_media(tmp_path / "a.mp4", tone_and_noise(20, RATE), codec="pcm_s16le", container="mov")
+    real = Path.open
     containers.open_track(path, "mov")
 
     class Stale(io.FileIO):
