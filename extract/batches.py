@@ -21,6 +21,8 @@ Sizes = npt.NDArray[np.float64]
 # Of all that is computed, so much may be padding: more batches cost less, until an accelerator waits for its kernels
 # to be sent.
 MOST_PADDING = 0.01
+# Of fewer all is over in seconds, whatever is padded; they stay in the fewest batches.
+FROM_ITEMS = 500
 # of the range of prices, in powers of ten: the price that is found is within .4 % of the right one
 _HALVINGS = 12
 
@@ -62,7 +64,7 @@ class Effort:
 def plan_batches(sizes: Sequence[float], *, budget: float) -> list[list[int]]:
     """Group items of similar size, the largest first, so that a batch that does not fit is met at once.
 
-    As few batches as the budget allows, where that pads no more than `MOST_PADDING`; else the fewest, nearly, that do.
+    As few batches as the budget allows, where that pads no more than `MOST_PADDING` or there is little to do; else the fewest, nearly, that do.
     The plan depends on the sizes and the budget alone, equal sizes keep their order, and so an interrupted extraction
     meets the same batches again.
 
@@ -86,7 +88,7 @@ def _edges(falling: Sizes, budget: float) -> list[int]:
     and the more padding: the highest that pads little enough is found by halving.
     """
     edges = _fullest(falling, budget)
-    if _padding(falling, edges) <= MOST_PADDING:
+    if len(falling) < FROM_ITEMS or _padding(falling, edges) <= MOST_PADDING:
         return edges
     low, high = 1e-6 * float(falling[0]), budget
     edges = _priced(falling, budget, low)
