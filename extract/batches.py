@@ -64,9 +64,9 @@ class Effort:
 def plan_batches(sizes: Sequence[float], *, budget: float) -> list[list[int]]:
     """Group items of similar size, the largest first, so that a batch that does not fit is met at once.
 
-    As few batches as the budget allows, where that pads no more than `MOST_PADDING` or there is little to do; else the fewest, nearly, that do.
-    The plan depends on the sizes and the budget alone, equal sizes keep their order, and so an interrupted extraction
-    meets the same batches again.
+    As few batches as the budget allows, where that pads no more than `MOST_PADDING` or there is little to do; else
+    the fewest, nearly, that pad no more. The plan depends on the sizes and the budget alone, equal sizes keep their
+    order, and so an interrupted extraction meets the same batches again.
 
     Args:
         sizes: of each item, in seconds or tokens.
