@@ -6,10 +6,11 @@ import math
 import os
 import re
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeAlias, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -17,7 +18,18 @@ import soundfile
 
 from amber2_core.errors import AudioError
 
+from .containers import HEAD_BYTES, Track, container_of, decoder, open_track
+
 Waveform = npt.NDArray[np.float32]  # (samples,)
+Recording: TypeAlias = "soundfile.SoundFile | Track"
+Opened = TypeVar("Opened", soundfile.SoundFile, Track)
+
+# Under these names recordings are looked for; of several of one stem, the first.
+SUFFIXES = (
+    *(".wav", ".flac", ".aif", ".aiff", ".au", ".w64", ".caf", ".ogg", ".oga", ".opus", ".mp3"),
+    *(".m4a", ".aac", ".mp4", ".m4v", ".mov", ".3gp", ".webm", ".mka", ".mkv", ".avi", ".flv", ".wma", ".wmv"),
+    *(".mpg", ".mpeg", ".ts", ".amr"),
+)
 
 # Slower recordings hold no speech; the fastest converters make 768 kHz.
 LOWEST_RATE, HIGHEST_RATE = 4_000, 768_000
@@ -45,7 +57,6 @@ _IMPOSTORS: tuple[tuple[re.Pattern[bytes], str], ...] = (
         "is an HTML or XML page, not sound: the download failed or asked for a login",
     ),
     (re.compile(rb"PK\x03\x04|\x1f\x8b|7z\xbc\xaf|Rar!"), "is a packed archive, not sound: unpack it"),
-    (re.compile(rb".{4}ftyp|\x1aE\xdf\xa3", re.DOTALL), "is a video or MPEG-4 file: convert its sound to .wav"),
 )
 
 
@@ -155,6 +166,29 @@ def check_samples(count: int, least: int, sampling_rate: int) -> None:
         raise AudioError(f"is too short: {count} samples at {sampling_rate:,} Hz make no frame, {least} would")
 
 
+def recordings_among(names: Iterable[str]) -> dict[str, str]:
+    """Stem → name of what is called like a recording; of several the first by `SUFFIXES`, hidden files left out."""
+    found: dict[str, tuple[int, str]] = {}
+    for name in sorted(names):
+        stem, suffix = os.path.splitext(name)
+        if suffix.lower() in SUFFIXES and name[0] != ".":
+            ranked = (SUFFIXES.index(suffix.lower()), name)
+            found[stem] = min(found.get(stem, ranked), ranked)
+    return {stem: name for stem, (_, name) in found.items()}
+
+
+def decoder_of(path: Path) -> str:
+    """What decodes a recording, where that may change its samples; empty text for what libsndfile reads.
+
+    Raises:
+        AudioError: the system cannot read it; the line begins with the file's name.
+    """
+    try:
+        return decoder() if container_of(_head(path)) else ""
+    except OSError as problem:
+        raise AudioError(f"{path.name}: {problem.strerror or problem}") from problem
+
+
 def is_pointer(path: Path) -> bool:
     """Whether a file is what Git leaves in place of one that lies in Git LFS."""
     try:
@@ -164,7 +198,7 @@ def is_pointer(path: Path) -> bool:
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[soundfile.SoundFile]:
+def _opened(path: Path) -> Iterator[Recording]:
     """A recording open for reading; whatever goes wrong inside is an `AudioError` that begins with the file's name."""
     try:
         status = path.stat()
@@ -172,18 +206,25 @@ def _opened(path: Path) -> Iterator[soundfile.SoundFile]:
             raise AudioError(_NO_FILE)
         if status.st_size == 0:
             raise AudioError("is empty (0 bytes)")
-        with soundfile.SoundFile(os.fsencode(path)) as recording:  # names need not be UTF-8
-            if not LOWEST_RATE <= recording.samplerate <= HIGHEST_RATE:
-                rates = f"{LOWEST_RATE:,} and {HIGHEST_RATE:,} Hz"
-                raise AudioError(f"has a sampling rate of {recording.samplerate:,} Hz, expected between {rates}")
-            _check_whole(recording)
-            yield recording
+        if container := container_of(_head(path)):
+            yield _in_range(open_track(path, container))
+        else:
+            with soundfile.SoundFile(os.fsencode(path)) as recording:  # names need not be UTF-8
+                _check_whole(_in_range(recording))
+                yield recording
     except AudioError as problem:
         raise AudioError(f"{path.name}: {problem}") from None
     except OSError as problem:
         raise AudioError(f"{path.name}: {problem.strerror or problem}") from problem
     except (soundfile.SoundFileError, RuntimeError, TypeError, ValueError) as problem:
         raise AudioError(f"{path.name}: {_impostor(path) or _undecodable(problem)}") from None
+
+
+def _in_range(recording: Opened) -> Opened:
+    if not LOWEST_RATE <= recording.samplerate <= HIGHEST_RATE:
+        rates = f"{LOWEST_RATE:,} and {HIGHEST_RATE:,} Hz"
+        raise AudioError(f"has a sampling rate of {recording.samplerate:,} Hz, expected between {rates}")
+    return recording
 
 
 def _undecodable(problem: Exception) -> str:
@@ -201,10 +242,14 @@ def _impostor(path: Path) -> str:
 
 def _head(path: Path) -> bytes:
     with path.open("rb") as file:
-        return file.read(64)
+        head = file.read(HEAD_BYTES)
+        if head.startswith(b"ID3") and len(head) == HEAD_BYTES:  # a tag before the sound, MP3 or AAC; 7 bits to a byte
+            file.seek(10 + sum(byte << 7 * place for place, byte in enumerate(reversed(head[6:10]))))
+            return file.read(HEAD_BYTES)
+        return head
 
 
-def _stretch(recording: soundfile.SoundFile, excerpt: Excerpt) -> tuple[int, int]:
+def _stretch(recording: Recording, excerpt: Excerpt) -> tuple[int, int]:
     """First sample and number of samples of an excerpt, at the recording's own rate."""
     rate, total = recording.samplerate, recording.frames
     start = excerpt.start or 0.0
@@ -223,7 +268,7 @@ def _stretch(recording: soundfile.SoundFile, excerpt: Excerpt) -> tuple[int, int
     return first, min(end, total) - first
 
 
-def _wanted(recording: soundfile.SoundFile, excerpt: Excerpt, max_seconds: float | None) -> tuple[int, int]:
+def _wanted(recording: Recording, excerpt: Excerpt, max_seconds: float | None) -> tuple[int, int]:
     """First sample and number of samples of what is to be encoded of an excerpt."""
     rate = recording.samplerate
     first, count = _stretch(recording, excerpt)
@@ -237,13 +282,21 @@ def _wanted(recording: soundfile.SoundFile, excerpt: Excerpt, max_seconds: float
     return first, count
 
 
-def _read(recording: soundfile.SoundFile, first: int, count: int) -> Waveform:
+def _read(recording: Recording, first: int, count: int) -> Waveform:
+    if isinstance(recording, Track):
+        waveform: Waveform = recording.read(first, count)
+    else:
+        waveform = _read_file(recording, first, count)
+    _check_waveform(waveform)
+    return np.ascontiguousarray(waveform)
+
+
+def _read_file(recording: soundfile.SoundFile, first: int, count: int) -> Waveform:
     if first:  # some codecs cannot seek, not even to where they are
         recording.seek(first)
     channels = recording.read(count, dtype="float32", always_2d=True)  # (samples, channels)
     waveform: Waveform = channels[:, 0] if channels.shape[1] == 1 else channels.mean(axis=1, dtype=np.float32)
-    _check_waveform(waveform)
-    return np.ascontiguousarray(waveform)
+    return waveform
 
 
 def _check_whole(recording: soundfile.SoundFile) -> None:

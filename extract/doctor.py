@@ -23,7 +23,7 @@ from amber2_core.command import INCOMPLETE, Command, command_body
 
 Record = dict[str, Any]  # JSON values; "problem" in words where there is one
 
-SOFTWARE = ("torch", "torchaudio", "transformers", "soundfile", "numpy", "h5py", "pandas")
+SOFTWARE = ("torch", "torchaudio", "transformers", "soundfile", "av", "numpy", "h5py", "pandas")
 PATIENCE = 300.0  # seconds: loading libraries from a network folder may take minutes
 GIB = 2**30
 

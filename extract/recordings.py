@@ -18,7 +18,7 @@ from amber2_core.cache import FeatureCache
 from amber2_core.errors import AudioError, CorpusError
 from amber2_core.tables import attribute_columns, rating_table, texts, utterance_table
 from amber2_core.utterance import Corpus, Utterance
-from amber2_data.sound import Excerpt, seconds_of
+from amber2_data.sound import Excerpt, decoder_of, seconds_of
 from amber2_data.transcripts import Repair, repaired
 
 from .checkpoint import sha256_of
@@ -44,7 +44,7 @@ _GONE = {
     errno.ESHUTDOWN,
 }
 
-_SOFTWARE = ("amber2", "torch", "torchaudio", "transformers", "tokenizers", "soundfile", "numpy", "h5py")
+_SOFTWARE = ("amber2", "torch", "torchaudio", "transformers", "tokenizers", "soundfile", "av", "numpy", "h5py")
 
 Key = TypeVar("Key")
 Value = TypeVar("Value")
@@ -113,11 +113,16 @@ def scan_recordings(corpus: Corpus, *, known: Mapping[str, float] = MappingProxy
     }
     unknown = dict.fromkeys(excerpt for excerpt in excerpts if excerpt is not None and excerpt not in lengths)
     lengths.update(_outcomes(seconds_of, unknown, corpus.root))
+    # Only what libsndfile reads is known by its digest alone: see `_work`.
+    measured = dict.fromkeys(excerpt.path for excerpt in unknown if isinstance(lengths[excerpt], float))
+    decoders = _outcomes(decoder_of, measured, corpus.root)
     digests: list[str] = []
     works: dict[str, Work] = {}
     failures: dict[int, str] = {}
     for row, excerpt in enumerate(excerpts):
-        work = "has no recording" if excerpt is None else _work(excerpt, hashes[excerpt.path], lengths[excerpt])
+        work: Work | str = "has no recording"
+        if excerpt is not None:
+            work = _work(excerpt, hashes[excerpt.path], lengths[excerpt], decoders.get(excerpt.path, ""))
         if isinstance(work, Work):
             works.setdefault(work.digest, work)
             digests.append(work.digest)
@@ -125,13 +130,13 @@ def scan_recordings(corpus: Corpus, *, known: Mapping[str, float] = MappingProxy
             failures[row] = work
             digests.append("")
     found = [hashes[excerpt.path] if excerpt is not None else None for excerpt in excerpts]
-    measured = [lengths[excerpt] if excerpt is not None else None for excerpt in excerpts]
+    seconds = [lengths[excerpt] if excerpt is not None else None for excerpt in excerpts]
     return Inputs(
         tuple(digests),
         works,
         failures,
         sha256=tuple(sha if isinstance(sha, str) else "" for sha in found),
-        seconds=tuple(length if isinstance(length, float) else None for length in measured),
+        seconds=tuple(length if isinstance(length, float) else None for length in seconds),
     )
 
 
@@ -185,15 +190,23 @@ def _excerpt(root: Path, utterance: Utterance) -> Excerpt | None:
     return Excerpt(root / utterance.audio, utterance.start, utterance.duration)
 
 
-def _work(excerpt: Excerpt, sha256: str | Exception, seconds: float | Exception) -> Work | str:
-    """What there is to encode, or why there is nothing."""
+def _work(
+    excerpt: Excerpt, sha256: str | Exception, seconds: float | Exception, decoder: str | Exception
+) -> Work | str:
+    """What there is to encode, or why there is nothing.
+
+    Another generation of decoders gives other samples: its name is part of the digest where one is used, and so only
+    these recordings are encoded again. The digest of a whole file that libsndfile reads is the file's own.
+    """
     if isinstance(sha256, Exception):
         return f"{excerpt.path.name}: {getattr(sha256, 'strerror', None) or sha256}"
     if isinstance(seconds, Exception):
         return str(seconds)
-    if excerpt.is_whole:
+    if isinstance(decoder, Exception):
+        return str(decoder)
+    if excerpt.is_whole and not decoder:
         return Work(sha256, excerpt, seconds)
-    stretch = f"{sha256} {excerpt.start} {excerpt.duration}"
+    stretch = f"{sha256} {excerpt.start} {excerpt.duration} {decoder}".rstrip()
     return Work(hashlib.sha256(stretch.encode()).hexdigest(), excerpt, seconds)
 
 

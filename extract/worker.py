@@ -9,10 +9,12 @@ import ctypes
 import logging
 import math
 import sys
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from importlib import import_module
@@ -20,7 +22,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 
-from amber2_core.errors import AudioError, ModelError
+from amber2_core.errors import Amber2Error, AudioError, ModelError
 from amber2_data.sound import Excerpt
 
 from .audio import read_waveform
@@ -46,6 +48,9 @@ PRELOADED = (
 # Most threads that decode for an accelerator. One reads some 1,500 times as fast as recordings play; more than are
 # needed keep Python from whoever feeds the accelerator.
 _DECODERS = 4
+# Threads that send batches to an accelerator: while one waits for what its batch gives, the other one's kernels are on
+# the way. Each holds a batch in the accelerator's memory. torch's MPS is not made for threads.
+_FEEDERS, _FEEDERS_OF_MPS = 2, 1
 # What the machine may lose where its power goes: rows survive the process as soon as they are written.
 REST_SECONDS = 20.0
 _NOT_FINITE = "the encoder gives values that are not finite"
@@ -122,22 +127,18 @@ class Station:
         self.encodes_in_threads = self.encoder.device.type == "cpu"
         each = 1 if self.encodes_in_threads else torch.get_num_threads()
         self._pool = ThreadPoolExecutor(self._threads, initializer=torch.set_num_threads, initargs=(each,))
+        feeders = _FEEDERS_OF_MPS if self.encoder.device.type == "mps" else _FEEDERS
+        self._feeders = ThreadPoolExecutor(feeders, initializer=torch.set_num_threads, initargs=(each,))
 
     def ahead(
         self, make: Callable[[Given], Made], given: Iterable[Given], *, most: int | None = None
     ) -> Iterator[Made]:
         """`map` in the threads, in order, at most so many results ahead of who takes them; two for each thread."""
-        waiting: deque[Future[Made]] = deque()
-        try:
-            for one in given:
-                waiting.append(self._pool.submit(make, one))
-                if len(waiting) > (most or 2 * self._threads):
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
-        finally:
-            for future in waiting:
-                future.cancel()
+        return _ahead(self._pool, make, given, most or 2 * self._threads)
+
+    def fed(self, make: Callable[[Given], Made], given: Iterable[Given]) -> Iterator[Made]:
+        """`map` in the threads that feed an accelerator, in order: what it is to have next waits for them."""
+        return _ahead(self._feeders, make, given, _FEEDERS)
 
     def rest(self) -> None:
         """From time to time, bring rows to the disk, and memory back to the system."""
@@ -145,6 +146,22 @@ class Station:
             self.writer.sync()
             _give_back()
             self._rested = time.monotonic()
+
+
+def _ahead(
+    pool: ThreadPoolExecutor, make: Callable[[Given], Made], given: Iterable[Given], most: int
+) -> Iterator[Made]:
+    waiting: deque[Future[Made]] = deque()
+    try:
+        for one in given:
+            waiting.append(pool.submit(make, one))
+            if len(waiting) > most:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        for future in waiting:
+            future.cancel()
 
 
 def encode(station: Station, portion: Sequence[Batch]) -> tuple[dict[str, str], float]:
@@ -170,15 +187,33 @@ def encode(station: Station, portion: Sequence[Batch]) -> tuple[dict[str, str], 
     if station.encodes_in_threads:
         made = station.ahead(lambda batch: _rows(station.encode, batch, map(read, batch.works)), portion)
     else:
-        # An accelerator waits for one batch at most, which all threads read.
+        # An accelerator waits for one batch at most, which all threads read; this thread gathers and writes alone.
         inputs = station.ahead(read, works, most=2 * max(len(batch.works) for batch in portion))
-        made = (_rows(station.encode, batch, islice(inputs, len(batch.works))) for batch in portion)
+        made = station.fed(lambda one: _rows(station.encode, one[0], _read(one[1])), _gathered(portion, inputs))
     failures: dict[str, str] = {}
     for rows, problems in made:
         station.writer.add(rows)
         failures |= problems
     station.rest()
     return failures, time.monotonic() - began
+
+
+def _gathered(portion: Sequence[Batch], inputs: Iterator[Any]) -> Iterator[tuple[Batch, list[Any] | Amber2Error]]:
+    """Batches with their inputs, or with what ended the reading, which is not to end batches that are under way."""
+    for batch in portion:
+        try:
+            gathered: list[Any] | Amber2Error = list(islice(inputs, len(batch.works)))
+        except Amber2Error as problem:
+            gathered = problem
+        yield batch, gathered
+        if isinstance(gathered, Amber2Error):
+            return
+
+
+def _read(gathered: list[Any] | Amber2Error) -> list[Any]:
+    if isinstance(gathered, Amber2Error):
+        raise gathered
+    return gathered
 
 
 def _rows(
@@ -231,10 +266,17 @@ def _loaded(job: Job, device: str) -> Any:
 
 
 class Halving:
-    """An encoder that halves what does not fit into its device's memory, and remembers what did not."""
+    """An encoder that halves what does not fit into its device's memory, and remembers what did not.
+
+    Several threads may call it. What does not fit beside another's batch, and cannot be halved, has the device to
+    itself.
+    """
 
     def __init__(self, encoder: Any) -> None:
         self._encoder = encoder
+        self._running = 0
+        # held by whoever begins, or has the device to himself
+        self._turn = threading.Condition()
         # the largest batch that may fit, padding included, in samples or tokens
         self._most = math.inf
 
@@ -245,13 +287,29 @@ class Halving:
             ModelError: a single utterance does not fit, or the device lacks an operation.
         """
         if len(inputs) == 1 or _size(inputs) <= self._most:
-            rows = self._tried(inputs)
+            with self._beside_others():
+                rows = self._tried(inputs)
+            if rows is None and len(inputs) == 1:
+                with self._turn:
+                    self._turn.wait_for(lambda: not self._running)
+                    rows = self._tried(inputs, alone=True)
             if rows is not None:
                 return rows
         half = (len(inputs) + 1) // 2
         return [*self(inputs[:half]), *self(inputs[half:])]
 
-    def _tried(self, inputs: Sequence[Any]) -> list[Row] | None:
+    @contextmanager
+    def _beside_others(self) -> Iterator[None]:
+        with self._turn:
+            self._running += 1
+        try:
+            yield
+        finally:
+            with self._turn:
+                self._running -= 1
+                self._turn.notify_all()
+
+    def _tried(self, inputs: Sequence[Any], *, alone: bool = False) -> list[Row] | None:
         """None where it does not fit; outside of the handler, so that the error no longer holds what it had begun."""
         import torch
 
@@ -271,6 +329,8 @@ class Halving:
         except (RuntimeError, MemoryError) as problem:
             if not is_out_of_memory(problem):
                 raise
+        if len(inputs) == 1 and not alone:
+            return None
         if len(inputs) == 1:
             # On a processor every thread has an utterance of its own.
             fewer = "OMP_NUM_THREADS=1 in the environment, " if device.type == "cpu" else ""

@@ -189,7 +189,7 @@ def _ten_hours(path: Path, speech: Samples) -> None:
         (_beginning(b"<?xml version='1.0'?><Error>"), "is an HTML or XML page, not sound: .*"),
         (_beginning(b"\0\x05\x16\x07\0\x02\0\0Mac OS X"), "is an AppleDouble file, .*"),
         (_beginning(b"PK\x03\x04"), "is a packed archive, not sound: unpack it"),
-        (_beginning(b"\0\0\0\x20ftypisom"), "is a video or MPEG-4 file: convert its sound to .wav"),
+        (_beginning(b"\0\0\0\x20ftypisom"), r"is truncated or damaged: FFmpeg cannot read it as mov \(.*\)"),
         (_truncated, "is truncated: its header promises 32,000 bytes of sound, it holds 15,956"),
         (_truncated_flac, r"cannot be decoded \(.*flac.*\)"),
         (_header_only, "holds no sample"),

@@ -168,7 +168,10 @@ BAD: dict[str, tuple[Callable[[Path], None], str]] = {
         "is an AppleDouble file, macOS's notes on another file, not sound",
     ),
     "zip": (_beginning(b"PK\x03\x04"), "is a packed archive, not sound: unpack it"),
-    "mp4": (_beginning(b"\0\0\0\x20ftypisom"), "is a video or MPEG-4 file: convert its sound to .wav"),
+    "mp4": (
+        _beginning(b"\0\0\0\x20ftypisom"),
+        "is truncated or damaged: FFmpeg cannot read it as mov (Invalid data found when processing input)",
+    ),
     "10,007 Hz": (
         lambda path: soundfile.write(path, _speech(10_007), 10_007),
         "has an odd sampling rate of 10,007 Hz: convert it to 16,000 Hz with an audio tool",

@@ -5,7 +5,9 @@ from __future__ import annotations
 import logging
 import platform
 import resource
+import threading
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +24,7 @@ from amber2_extract.encoders.text import Tokenizer
 from amber2_extract.encoders.waveform import SpeechEncoder
 from amber2_extract.plan import plan_jobs
 from amber2_extract.recordings import Batch, scan_recordings, transcript_inputs
-from amber2_extract.rows import Row, RowStore
+from amber2_extract.rows import Row, RowStore, RowWriter
 from amber2_extract.worker import Halving, Seat, Station, _give_back, encode, survey
 
 
@@ -99,7 +101,10 @@ def test_a_transcript_without_a_token_is_told(tmp_path: Path, monkeypatch: pytes
     assert bench.failures == {bare.digest: "its transcript gives no token"}
 
 
-def test_rows_that_were_written_survive_what_ends_the_portion(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("on_accelerator", [False, True])
+def test_rows_of_earlier_batches_survive_what_ends_the_portion(
+    on_accelerator: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     bench = Bench(tmp_path, "audio")
     check = SpeechEncoder.check
 
@@ -110,8 +115,29 @@ def test_rows_that_were_written_survive_what_ends_the_portion(tmp_path: Path, mo
 
     monkeypatch.setattr(SpeechEncoder, "check", checked)
     with pytest.raises(CorpusError, match="the folder has gone"):
-        bench.encoded()
-    assert len(RowStore(tmp_path / "store-False")) == 8
+        bench.encoded(on_accelerator=on_accelerator)
+    assert len(RowStore(tmp_path / f"store-{on_accelerator}")) == 8
+
+
+def test_an_accelerator_has_the_next_batch_before_the_rows_of_the_last_are_taken_from_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench, both, threads = Bench(tmp_path, "audio"), threading.Barrier(2, timeout=30), set()
+    bench.works = bench.works[:8]  # two batches
+    inside, add = SpeechEncoder.encode, RowWriter.add
+
+    def encoded(self: Any, inputs: Any) -> list[Row]:
+        both.wait()  # breaks where one batch is not begun before the other is done
+        threads.add(threading.get_ident())
+        return inside(self, inputs)
+
+    def added(self: Any, rows: Any) -> None:
+        assert threading.get_ident() not in threads
+        add(self, rows)
+
+    monkeypatch.setattr(SpeechEncoder, "encode", encoded)
+    monkeypatch.setattr(RowWriter, "add", added)
+    assert len(bench.encoded(on_accelerator=True)) == 8
 
 
 def test_a_survey_counts_tokens_and_chooses_devices_without_the_weights(tmp_path: Path) -> None:
@@ -166,6 +192,37 @@ def test_one_utterance_that_does_not_fit_is_an_error() -> None:
         match=r"cpu has too little memory for one utterance alone \(5 samples.*OMP_NUM_THREADS=1.*--precision",
     ):
         Halving(Narrow(4))([[1] * 5, [2] * 5])
+
+
+def test_what_fits_alone_and_not_beside_another_batch_waits_for_the_device() -> None:
+    class Shared(Narrow):
+        """Two calls at once share the room."""
+
+        def __init__(self, most: int) -> None:
+            super().__init__(most)
+            self.used, self.lock, self.met = 0, threading.Lock(), threading.Barrier(2, timeout=30)
+
+        def encode(self, inputs: Sequence[Any]) -> list[Row]:
+            with self.lock:
+                self.used += sum(map(len, inputs))
+                first = len(self.tried) < 2
+                self.tried.append(len(inputs))
+            if first:
+                self.met.wait()
+            try:
+                if self.used > self.most:
+                    raise self.error("CUDA out of memory")
+                return [Row(np.array([sum(one)], dtype=np.float32)) for one in inputs]
+            finally:
+                if first:
+                    self.met.wait()
+                with self.lock:
+                    self.used -= sum(map(len, inputs))
+
+    encode = Halving(Shared(7))
+    with ThreadPoolExecutor(2) as threads:
+        found = list(threads.map(encode, ([[1] * 5], [[2] * 5])))
+    assert [rows[0].values.tolist() for rows in found] == [[5.0], [10.0]]
 
 
 def test_another_error_is_none_of_memory() -> None:

@@ -180,3 +180,15 @@ def test_a_finished_corpus_is_looked_at_without_torch_and_without_workers(
     result, said, complained = desk.run(desk.folder / "undisturbed.h5", code=code)
     assert (result, complained.splitlines()) == (0, ["reading 40 recordings of manifest"])
     assert said.splitlines()[-2:] == [f"{desk.folder / 'undisturbed.h5'} was up to date", "loaded"]
+
+
+@pytest.mark.thorough
+def test_a_night_of_kills_a_lost_folder_and_a_full_disk_ends_like_an_undisturbed_one(tmp_path: Path) -> None:
+    script = Path(__file__).parents[1] / "benchmarks" / "night.py"
+    command = [sys.executable, str(script), "--clips=60", f"--keep={tmp_path}"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    lines = done.stdout.splitlines()
+    assert [line.partition(": ")[2] for line in lines].count("killed") == 3
+    assert "the same to the last bit" in lines
+    assert lines[-1].startswith("4 failures, ")

@@ -35,6 +35,12 @@ def test_every_tick_of_the_three_raters_is_kept(tmp_path: Path) -> None:
     assert (second.speaker, third.split) == ("anjia_B", "test")
 
 
+def test_videos_of_utterances_are_recordings_too(tmp_path: Path) -> None:
+    write_m3ed(tmp_path)
+    (tmp_path / "wav/anjia/A_anjia_1_1.wav").rename(tmp_path / "wav/anjia/A_anjia_1_1.mp4")
+    assert m3ed.read(tmp_path).utterances[0].audio == "wav/anjia/A_anjia_1_1.mp4"
+
+
 def test_ticks_become_shares_as_the_policy_says(tmp_path: Path) -> None:
     write_m3ed(tmp_path)
     corpus = m3ed.read(tmp_path)

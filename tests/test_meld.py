@@ -124,15 +124,18 @@ def test_a_row_that_cannot_be_read_is_left_out_with_its_line(
     assert any((p.file, p.line) == (TRAIN, line) and what in p.what for p in corpus.problems)
 
 
-def test_videos_that_were_not_converted_are_told_how_to(tmp_path: Path) -> None:
+def test_videos_are_recordings_and_what_lies_converted_beside_them_comes_first(tmp_path: Path) -> None:
     write_meld(tmp_path)
     (tmp_path / "dev_splits_complete/dia0_utt0.wav").unlink()
+    audio = {utterance.id: utterance.audio for utterance in meld.read(tmp_path).utterances}
+    assert audio["dev_dia0_utt0"] == "dev_splits_complete/dia0_utt0.mp4"
+    assert audio["test_dia0_utt0"] == "output_repeated_splits_test/dia0_utt0.wav"
+    (tmp_path / "dev_splits_complete/dia0_utt0.mp4").unlink()
     told = [problem.what for problem in meld.read(tmp_path).problems]
-    assert any("1 .mp4 files have no .wav beside them: ffmpeg -i" in what for what in told)
-    assert any("1 utterances have no .wav file, for one dev_dia0_utt0" in what for what in told)
-    for path in tmp_path.rglob("*.wav"):
+    assert any("1 utterances have no recording, for one dev_dia0_utt0" in what for what in told)
+    for path in (*tmp_path.rglob("*.wav"), *tmp_path.rglob("*.mp4")):
         path.unlink()
-    with pytest.raises(CorpusError, match=r"No \.wav file .* convert the release's videos, as in `ffmpeg -i"):
+    with pytest.raises(CorpusError, match=r"No recording .* has its row: the release's videos, as dia0_utt0\.mp4, lie"):
         meld.read(tmp_path)
 
 

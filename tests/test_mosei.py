@@ -26,6 +26,17 @@ def test_utterances_come_by_video_and_number_with_their_words(tmp_path: Path) ->
     assert [u.audio for u in corpus.utterances] == ["wav/-3g5yACwYnA.wav"] * 2 + ["wav/abc_DEF.wav"]
 
 
+def test_the_videos_of_the_release_are_recordings_too(tmp_path: Path) -> None:
+    write_mosei(tmp_path)
+    videos = tmp_path / "Raw" / "Videos" / "Full" / "Combined"
+    videos.parent.mkdir(parents=True)
+    (tmp_path / "wav").rename(videos)
+    for path in list(videos.iterdir()):
+        path.rename(path.with_suffix(".mp4"))
+    found = [utterance.audio for utterance in mosei.read(tmp_path).utterances]
+    assert found == [f"Raw/Videos/Full/Combined/{name}.mp4" for name in (*["-3g5yACwYnA"] * 2, "abc_DEF")]
+
+
 def test_emotions_above_0_are_ratings_weighted_by_their_intensity(tmp_path: Path) -> None:
     write_mosei(tmp_path)
     none, one, several = mosei.read(tmp_path).utterances

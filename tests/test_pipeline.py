@@ -530,9 +530,9 @@ def test_a_full_disk_is_one_line_and_loses_nothing(place: Place, monkeypatch: py
     with monkeypatch.context() as patch:
         patch.setattr("amber2_extract.rows.os.write", full)
         with pytest.raises(CacheError, match=r"No space left on device; the rows finished so far are kept"):
-            place.extract()
+            place.extract(text_model=None)
     assert not place.output.exists()
-    summary = place.extract()
+    summary = place.extract(text_model=None)
     assert 0 < of(summary, "audio").encoded < 12
     assert [path.name for path in place.output.parent.iterdir()] == ["example.h5"]
 

@@ -4,7 +4,7 @@
 <root>/
 ├── annotation.json                       {movie: {clip: {"Dialog": {utterance: {…, "EmoAnnotation": {…}}}}}}
 ├── splitInfo/movie_list_train.txt        also _val and _test: one movie a line; may be missing
-└── wav/<utterance>.wav                   or wav/<movie>/<utterance>.wav
+└── wav/<utterance>.wav                   or wav/<movie>/<utterance>.wav; .mp4 and others are read, too
 ```
 https://github.com/AIM3-RUC/RUCM3ED, given for research to those who ask. An utterance:
 ```
@@ -29,6 +29,7 @@ from amber2_core.utterance import Corpus, LabelDefaults, Problem, Rating, Uttera
 from amber2_core.votes import CONSENSUS
 
 from ..release import first_of, json_members, text_lines
+from ..sound import recordings_among
 
 ORIGIN = "The root is a folder with M3ED's annotation.json and wav/, see https://github.com/AIM3-RUC/RUCM3ED."
 
@@ -78,7 +79,9 @@ def read(root: Path) -> Corpus:
         raise CorpusError(f"No utterance in {root / ANNOTATIONS}{first_of(problems)}. {ORIGIN}")
     silent = [name for name, utterance in utterances.items() if utterance.audio is None]
     if len(silent) == len(utterances):
-        raise CorpusError(f"No recording of an utterance in {root / AUDIO}: cut the videos into <utterance>.wav files")
+        raise CorpusError(
+            f"No recording of an utterance in {root / AUDIO}: cut the videos into <utterance>.mp4 or .wav"
+        )
     if silent:
         what = f"{len(silent):,} of {len(utterances):,} utterances have no recording, for one {silent[0]}"
         problems.append(Problem(AUDIO, None, what))
@@ -170,7 +173,6 @@ def _recordings(root: Path) -> dict[str, str]:
     found: dict[str, str] = {}
     for folder, _, names in sorted(os.walk(root / AUDIO)):
         inside = Path(folder).relative_to(root).as_posix()
-        for name in sorted(names):
-            if name.endswith(".wav") and name[0] != ".":
-                found.setdefault(name[:-4], f"{inside}/{name}")
+        for stem, name in recordings_among(names).items():
+            found.setdefault(stem, f"{inside}/{name}")
     return found

@@ -3,14 +3,14 @@
 ```
 <root>/
 ├── train_sent_emo.csv, dev_sent_emo.csv, test_sent_emo.csv       or in data/MELD/
-├── train_splits/dia0_utt0.wav
-├── dev_splits_complete/dia0_utt0.wav
-└── output_repeated_splits_test/dia0_utt0.wav
+├── train_splits/dia0_utt0.mp4
+├── dev_splits_complete/dia0_utt0.mp4
+└── output_repeated_splits_test/dia0_utt0.mp4
 ```
-https://github.com/declare-lab/MELD, GPL-3.0; the release's .mp4 files have to be converted first, beside them and under
-their names: `ffmpeg -i dia0_utt0.mp4 -ac 1 -ar 16000 dia0_utt0.wav`. 13,708 utterances. There are no votes: the one
-label counts as one vote. Ids restart in each split, so they are prefixed with it. MELD_Dyadic's tables may stand under
-these names: their columns Old_Dialogue_ID and Old_Utterance_ID are MELD's ids, and are used.
+https://github.com/declare-lab/MELD, GPL-3.0. The videos are read as they are; a .wav file of the name beside one (or
+.flac, and so on) is preferred to it. 13,708 utterances. There are no votes: the one label counts as one vote. Ids
+restart in each split, so they are prefixed with it. MELD_Dyadic's tables may stand under these names: their columns
+Old_Dialogue_ID and Old_Utterance_ID are MELD's ids, and are used.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from amber2_core.utterance import Corpus, LabelDefaults, Problem, Rating, Uttera
 from amber2_core.votes import CONSENSUS
 
 from ..release import Row, Table, first_of, read_table
-from ..sound import can_be_read
+from ..sound import can_be_read, recordings_among
 from ..transcripts import trimmed
 
 ORIGIN = "The root is the folder of MELD's CSV files, see https://github.com/declare-lab/MELD."
@@ -83,8 +83,8 @@ def read(root: Path) -> Corpus:
     problems += _missing(utterances)
     if not any(utterance.audio for utterance in utterances.values()):
         raise CorpusError(
-            f"No .wav file of {root} has its row: convert the release's videos, as in "
-            f"`ffmpeg -i dia0_utt0.mp4 -ac 1 -ar 16000 dia0_utt0.wav` in {', '.join(MEDIA.values())}"
+            f"No recording of {root} has its row: the release's videos, as dia0_utt0.mp4, lie in "
+            f"{', '.join(MEDIA.values())}"
         )
     return Corpus("meld", root, tuple(utterances.values()), DEFAULTS, problems=tuple(problems))
 
@@ -93,21 +93,15 @@ def _recordings(root: Path, split: str, problems: list[Problem]) -> dict[str, st
     """`dia0_utt0` → its recording relative to the root."""
     folder = MEDIA[split]
     try:
-        names = set(os.listdir(root / folder))
+        names = os.listdir(root / folder)
     except OSError as error:
         problems.append(Problem(folder, None, f"no such folder ({error.strerror}); the split has no recordings"))
         return {}
-    found = {
-        name[:-4]: f"{folder}/{name}"
-        for name in names
-        if name.endswith(".wav") and name[0] != "."
-        if f"{split}_{name[:-4]}" not in BROKEN or can_be_read(root / folder / name)
+    return {
+        stem: f"{folder}/{name}"
+        for stem, name in recordings_among(names).items()
+        if f"{split}_{stem}" not in BROKEN or can_be_read(root / folder / name)
     }
-    videos = sum(name.endswith(".mp4") and f"{name[:-4]}.wav" not in names and name[0] != "." for name in names)
-    if videos:
-        what = f"{videos:,} .mp4 files have no .wav beside them: ffmpeg -i dia0_utt0.mp4 -ac 1 -ar 16000 dia0_utt0.wav"
-        problems.append(Problem(folder, None, what))
-    return found
 
 
 def _ids(file: str, table: Table, problems: list[Problem]) -> tuple[str, str]:
@@ -156,6 +150,6 @@ def _missing(utterances: Mapping[str, Utterance]) -> list[Problem]:
     for split, folder in MEDIA.items():
         silent = [u.id for u in utterances.values() if u.split == split and not u.audio and u.id not in BROKEN]
         if silent:
-            what = f"{len(silent):,} utterances have no .wav file, for one {silent[0]}"
+            what = f"{len(silent):,} utterances have no recording, for one {silent[0]}"
             problems.append(Problem(folder, None, what))
     return problems

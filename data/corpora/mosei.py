@@ -4,7 +4,7 @@
 <root>/
 ├── CMU_MOSEI_Labels.csd             HDF5: All Labels/data/<video>/{features (n, 7), intervals (n, 2)}
 ├── CMU_MOSEI_TimestampedWords.csd   HDF5: words/data/<video>/{features (w, 1), intervals (w, 2)}; may be missing
-└── wav/<video>.wav                  or Raw/Audio/Full/WAV_16000/<video>.wav
+└── wav/<video>.wav                  or Raw/Audio/Full/WAV_16000/<video>.wav, or Raw/Videos/Full/Combined/<video>.mp4
 ```
 Or the root is one .npz file with `id` (N,), `labels` (N, 7), and as far as known `raw_text`, `split`, `video`; such a
 corpus has no recordings: its vectors come with import-features. http://multicomp.cs.cmu.edu/resources/cmu-mosei-dataset.
@@ -32,11 +32,15 @@ from amber2_core.utterance import Corpus, LabelDefaults, Problem, Rating, Uttera
 
 from ..arrays import ArrayFile, open_arrays
 from ..release import first_of
+from ..sound import recordings_among
 
 ORIGIN = "The root is a folder with CMU_MOSEI_Labels.csd and wav/, or one .npz file with id, labels and raw_text."
 
 LABELS, WORDS = "CMU_MOSEI_Labels.csd", "CMU_MOSEI_TimestampedWords.csd"
-AUDIO = ("wav", "Raw/Audio/Full/WAV_16000", "Audio/Full/WAV_16000")
+AUDIO = (
+    *("wav", "Raw/Audio/Full/WAV_16000", "Audio/Full/WAV_16000"),
+    *("Raw/Videos/Full/Combined", "Videos/Full/Combined"),
+)
 EMOTIONS = ("happy", "sad", "anger", "surprise", "disgust", "fear")  # columns 1 … 6 of the labels
 DEFAULTS = LabelDefaults(
     emotions=("happy", "sad", "angry", "surprise", "disgust", "fear"),
@@ -77,7 +81,7 @@ def _read_folder(root: Path) -> Corpus:
     folder = next((name for name in AUDIO if (root / name).is_dir()), None)
     if folder is None:
         raise CorpusError(f"None of the folders {list(AUDIO)} is in {root}. {ORIGIN}")
-    recordings = {name[:-4] for name in os.listdir(root / folder) if name.endswith(".wav")}
+    recordings = recordings_among(os.listdir(root / folder))
     utterances: list[Utterance] = []
     silent, early = [], []
     for video, labels, intervals in _segments(root / LABELS, "All Labels", 7, problems):
@@ -96,7 +100,7 @@ def _read_folder(root: Path) -> Corpus:
             utterances.append(
                 Utterance(
                     id=f"{video}[{number}]",
-                    audio=f"{folder}/{video}.wav" if video in recordings else None,
+                    audio=f"{folder}/{recordings[video]}" if video in recordings else None,
                     transcript=_said(words.get(video), start, end),
                     ratings=ratings,
                     dialogue=video,
