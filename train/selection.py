@@ -41,7 +41,7 @@ class Selection:
 
         The best dev score of the head that the system names wins, the lowest JS unless the system decides by another
         metric; the earlier setting on a tie. A setting of which a run never had a score that is a number does not
-        compete; one that predicts nothing on dev does, as imported predictions may be of test alone.
+        compete; one without epochs that predicts nothing on dev does, as imported predictions may be of test alone.
         """
         runs = self.runs.setdefault((run.fold, run.setting), {})
         runs[run.seed] = run
@@ -51,7 +51,7 @@ class Selection:
         setting = self.settings[run.setting]
         head = decider(setting, tuple(run.dev))
         score = float(np.mean([each.dev[head][setting.decides] for each in self.of(run.fold, run.setting)]))
-        if run.dev[head].get("n") == 0:
+        if not run.history.epoch and run.dev[head].get("n") == 0:
             score = math.inf
         elif not np.isfinite(score):
             words = (setting.point, title_of(setting))
