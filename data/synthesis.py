@@ -10,6 +10,12 @@ the true one: angry voice and happy words are a happy utterance, angry voice and
 A rater ticks anything with probability `LAPSE`, else what the reliable modality carries with probability
 `LED_BY_RELIABLE`, else what the other one carries: the mixture is
 q = (1 − LAPSE)·(LED_BY_RELIABLE·e_reliable + (1 − LED_BY_RELIABLE)·e_other) + LAPSE/4. Raters are independent.
+
+A second cause of disagreement, where it is asked for: an emotion is more or less clear. The clarity c of an utterance
+is one of `CLARITIES` numbers between the lowest and 1, equally likely, and independent of the emotion and of the
+conflict. A rater is led by what he hears with probability c (1 − LAPSE) alone, in place of 1 − LAPSE, and else ticks
+anything. Voice and words express it weakly: the voice lies between that of the emotion and the mean of all
+(`voice.manner_of`), and each word that would carry the emotion is with probability 1 − c one of `PLAIN`.
 """
 
 from __future__ import annotations
@@ -26,7 +32,7 @@ import numpy.typing as npt
 
 from amber2_core.utterance import Rating, Utterance
 
-from .voice import Speaker, speakers
+from .voice import Manner, Speaker, manner_of, speakers
 
 Array = npt.NDArray[np.float64]
 Emotion = Literal["neutral", "happy", "angry", "sad"]
@@ -40,6 +46,7 @@ RELIABLE: dict[Emotion, Carrier] = {"neutral": "text", "happy": "text", "angry":
 MISTAKEN_FOR: dict[Emotion, Emotion] = {"neutral": "sad", "happy": "angry", "angry": "sad", "sad": "angry"}
 LED_BY_RELIABLE = 0.75
 LAPSE = 0.16
+CLARITIES = 9
 RATERS = 3  # of an utterance, as mostly in IEMOCAP
 
 SESSIONS = 5
@@ -53,6 +60,11 @@ FRAMES = (
     "They {adverb} said the {thing} was {adjective}.",
 )
 SHARED = {"thing": "letter meeting garden ticket window paper", "time": "today tonight again"}
+# what stands in the place of words that carry an emotion, where it is not clear
+PLAIN = {
+    "opener": "yes oh right", "adverb": "really also maybe", "verb": "have know bring",
+    "adjective": "other certain second same",
+}  # fmt: skip
 # no word stands in the lists of two emotions
 CARRYING: Mapping[Emotion, Mapping[str, str]] = {
     "neutral": {
@@ -81,6 +93,12 @@ class Latents:
     true: Emotion
     audio: Emotion
     text: Emotion
+    clarity: float = 1.0
+
+    @property
+    def is_conflict(self) -> bool:
+        """Whether voice and words carry different emotions."""
+        return self.audio != self.text
 
     @property
     def mixture(self) -> Array:
@@ -88,7 +106,8 @@ class Latents:
         led: dict[Carrier, float] = {"audio": 1 - LED_BY_RELIABLE, "text": 1 - LED_BY_RELIABLE}
         led[RELIABLE[self.true]] = LED_BY_RELIABLE
         carried = [led["audio"] * (self.audio == e) + led["text"] * (self.text == e) for e in EMOTIONS]
-        return (1 - LAPSE) * np.array(carried) + LAPSE / len(EMOTIONS)
+        anything = LAPSE + (1 - LAPSE) * (1 - self.clarity)
+        return (1 - LAPSE) * self.clarity * np.array(carried) + anything / len(EMOTIONS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,51 +119,78 @@ class Turn:
     speaker: Speaker
     voice_seed: np.random.SeedSequence
 
+    @property
+    def manner(self) -> Manner:
+        """How it is spoken."""
+        return manner_of(self.latents.audio, clarity=self.latents.clarity)
 
-def latents_of(true: Emotion, *, conflict: bool) -> Latents:
+
+def latents_of(true: Emotion, *, conflict: bool, clarity: float = 1.0) -> Latents:
     """The latents of an utterance whose voice and words conflict, or agree."""
     other = MISTAKEN_FOR[true] if conflict else true
-    return Latents(true, audio=other, text=true) if RELIABLE[true] == "text" else Latents(true, audio=true, text=other)
+    audio, text = (other, true) if RELIABLE[true] == "text" else (true, other)
+    return Latents(true, audio, text, clarity)
 
 
-def law(conflict: float) -> dict[Latents, float]:
-    """The latents that occur, with their probabilities: eight, unless voice and words always or never conflict."""
+def clarities(lowest: float) -> list[float]:
+    """The clarities that occur, equally often; 1 alone where the lowest is 1."""
+    return [1.0] if lowest == 1 else np.linspace(lowest, 1, CLARITIES).round(9).tolist()
+
+
+def law(conflict: float, clarity: float = 1.0) -> dict[Latents, float]:
+    """The latents that occur, with their probabilities: eight, unless voice and words always or never conflict.
+
+    With a lowest clarity below 1 they are eight for each of the clarities.
+    """
     shares = ((False, 1 - conflict), (True, conflict))
-    return {latents_of(e, conflict=c): PRIOR[e] * share for e in EMOTIONS for c, share in shares if share > 0}
+    levels = clarities(clarity)
+    return {
+        latents_of(e, conflict=c, clarity=level): PRIOR[e] * share / len(levels)
+        for level in levels
+        for e in EMOTIONS
+        for c, share in shares
+        if share > 0
+    }
 
 
-def sentence(emotion: Emotion, random: np.random.Generator) -> str:
-    """A sentence of five to seven words, two or three of them carrying the emotion."""
-    lists = {slot: words.split() for slot, words in {**SHARED, **CARRYING[emotion]}.items()}
+def sentence(emotion: Emotion, random: np.random.Generator, *, plain: Collection[str] = ()) -> str:
+    """A sentence of five to seven words, two or three of them carrying the emotion but for those in `plain` slots."""
+    carrying = {slot: PLAIN[slot] if slot in plain else words for slot, words in CARRYING[emotion].items()}
+    lists = {slot: words.split() for slot, words in {**SHARED, **carrying}.items()}
     words = {slot: choices[random.integers(len(choices))] for slot, choices in lists.items()}
     text = FRAMES[random.integers(len(FRAMES))].format(**words)
     return text[0].upper() + text[1:]
 
 
-def turns(count: int, *, seed: int, conflict: float) -> Iterator[Turn]:
-    """The first `count` turns, one of each session in turn; asking for more changes none of the earlier ones."""
+def turns(count: int, *, seed: int, conflict: float, clarity: float = 1.0) -> Iterator[Turn]:
+    """The first `count` turns, one of each session in turn; asking for more changes none of the earlier ones.
+
+    Emotions and conflicts are the same whatever the lowest `clarity` is.
+    """
     voices, utterances = np.random.SeedSequence(seed).spawn(2)
     cast = speakers(SESSIONS, np.random.default_rng(voices))
     for index, stream in enumerate(utterances.spawn(count)):
-        drawn, voice_seed = stream.spawn(2)
-        random = np.random.default_rng(drawn)
+        drawn, voice_seed, clarity_seed = stream.spawn(3)
+        random, unclear = np.random.default_rng(drawn), np.random.default_rng(clarity_seed)
         place, session = divmod(index, SESSIONS)
         speaker = cast[session][place % 2]
         true = EMOTIONS[random.choice(len(EMOTIONS), p=list(PRIOR.values()))]
-        latents = latents_of(true, conflict=bool(random.random() < conflict))
+        is_conflict, own = bool(random.random() < conflict), float(unclear.choice(clarities(clarity)))
+        latents = latents_of(true, conflict=is_conflict, clarity=own)
+        plain = [slot for slot in PLAIN if unclear.random() >= own]
         name = f"Ses{session + 1:02d}"
         dialogue = f"{name}_d{place // DIALOGUE:03d}"
         id_ = f"{dialogue}_{speaker.name[-1]}{place % DIALOGUE:03d}"
         utterance = Utterance(
             id=id_,
             audio=f"wav/{name}/{id_}.wav",
-            transcript=sentence(latents.text, random),
+            transcript=sentence(latents.text, random, plain=plain),
             ratings=_ratings(latents, random),
             speaker=speaker.name,
             session=name,
             dialogue=dialogue,
             language="en",
-            attributes=_truth(latents),
+            attributes=_truth(latents, causes=clarity < 1),
         )
         yield Turn(utterance, latents, speaker, voice_seed)
 
@@ -155,10 +201,12 @@ def _ratings(latents: Latents, random: np.random.Generator) -> tuple[Rating, ...
     return tuple(Rating(str(rater), str(tick)) for rater, tick in zip(raters, ticks, strict=True))
 
 
-def _truth(latents: Latents) -> dict[str, float | str]:
+def _truth(latents: Latents, *, causes: bool) -> dict[str, float | str]:
+    """The truth of an utterance; the causes of disagreement by themselves where there are two."""
     mixture = {f"mixture.{e}": float(share) for e, share in zip(EMOTIONS, latents.mixture, strict=True)}
     emotions = {"true_emotion": latents.true, "audio_emotion": latents.audio, "text_emotion": latents.text}
-    return {**emotions, **mixture, "lowest_js": oracle(latents)[1]}
+    both = {"conflict": float(latents.is_conflict), "clarity": latents.clarity} if causes else {}
+    return {**emotions, **mixture, "lowest_js": oracle(latents)[1], **both}
 
 
 def best_prediction(mixtures: Sequence[Array], probabilities: Sequence[float]) -> tuple[Array, float]:
@@ -196,14 +244,16 @@ def js(label: Array, prediction: Array) -> Array:
     return np.asarray((of_label + prediction * np.log2(prediction / middle)).sum(-1) / 2)
 
 
-def lowest_js(conflict: float, *, knowing: Collection[Carrier]) -> float:
+def lowest_js(conflict: float, *, clarity: float = 1.0, knowing: Collection[Carrier]) -> float:
     """The lowest expected JS of a predictor that is told, without error, which emotions some modalities carry.
 
-    Whoever knows both knows the true emotion and the mixture, hence all that the generator knows before it draws votes.
+    And how clear they are, if it is told of any modality. Whoever knows both knows the true emotion and the mixture,
+    hence all that the generator knows before it draws votes.
     """
-    told: dict[tuple[Emotion, ...], dict[Latents, float]] = {}
-    for latents, probability in law(conflict).items():
-        known = tuple(latents.audio if carrier == "audio" else latents.text for carrier in knowing)
+    told: dict[tuple[Emotion | float, ...], dict[Latents, float]] = {}
+    for latents, probability in law(conflict, clarity).items():
+        carried = [latents.audio if carrier == "audio" else latents.text for carrier in knowing]
+        known = (latents.clarity, *carried) if carried else ()
         told.setdefault(known, {})[latents] = probability
     return sum(
         sum(cases.values()) * best_prediction([latents.mixture for latents in cases], list(cases.values()))[1]

@@ -8,7 +8,7 @@ sound equal, different words differ, and emotions change pitch, melody, tempo, b
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -65,6 +65,14 @@ MANNERS: Mapping[str, Manner] = {
 }
 
 
+def manner_of(emotion: str, *, clarity: float = 1.0) -> Manner:
+    """What an emotion does to a voice: c times its manner and 1 − c times the mean of all, which tells of none."""
+    manners = [asdict(manner) for manner in MANNERS.values()]
+    own = asdict(MANNERS[emotion])
+    mean = {name: sum(manner[name] for manner in manners) / len(manners) for name in own}
+    return Manner(**{name: clarity * own[name] + (1 - clarity) * mean[name] for name in own})
+
+
 def speakers(sessions: int, random: np.random.Generator) -> list[tuple[Speaker, Speaker]]:
     """A woman and a man for each session, no two voices alike."""
 
@@ -76,9 +84,8 @@ def speakers(sessions: int, random: np.random.Generator) -> list[tuple[Speaker, 
     return [(speaker(f"{name}F", 205, 1.16), speaker(f"{name}M", 118, 1.0)) for name in names]
 
 
-def speak(transcript: str, speaker: Speaker, emotion: str, random: np.random.Generator) -> npt.NDArray[np.float32]:
-    """The waveform, (samples,) float32 within ±1 at 16 kHz, of a transcript spoken by a speaker in an emotion."""
-    manner = MANNERS[emotion]
+def speak(transcript: str, speaker: Speaker, manner: Manner, random: np.random.Generator) -> npt.NDArray[np.float32]:
+    """The waveform, (samples,) float32 within ±1 at 16 kHz, of a transcript spoken by a speaker in a manner."""
     letters = [letter for letter in f" {transcript.lower()} " if letter in SOUNDS]
     sounds = np.array([SOUNDS[letter] for letter in letters])  # (letters, 4)
     stretches = np.array([manner.pause if letter == " " else 1.0 for letter in letters])

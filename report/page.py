@@ -15,6 +15,7 @@ import pandas as pd
 from amber2_core.errors import RunFolderError
 from amber2_core.run_folder import new_run_folder
 
+from .causes import causes_tables
 from .drawing import Drawing
 from .ensembles import with_ensemble
 from .figures import OVERLAID, figures
@@ -173,7 +174,8 @@ def chapter(group: Group, options: Options) -> Chapter:
         facts=facts,
         comparisons=comparisons,
         drawn=clusters.drawn,
-        tables=all_tables(group, comparisons, method_in_words(clusters, options.draws), by),
+        tables=all_tables(group, comparisons, method_in_words(clusters, options.draws), by)
+        | {table.name: table for table in causes_tables(group, clusters, draws=options.draws)},
         figures=figures(group, facts.speaker),
         utterances=script_json(utterance_record(group, facts, recordings)),
         notes=_notes(group, recordings),

@@ -153,3 +153,10 @@ def test_what_could_not_train_is_refused_with_the_whole_grid(tmp_path: Path, tex
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(SettingError, match=r"Cannot read the grid .*none.toml: No such file"):
         read_grid(tmp_path / "none.toml")
+
+
+def test_the_grid_of_the_page_on_two_ambiguities_has_every_point_that_is_told_of() -> None:
+    grid = read_grid(Path(__file__).parents[1] / "docs" / "causes.toml")
+    points = {(s.values.lambda_mai, s.values.kappa) for s in grid.settings() if s.name.startswith("amber2")}
+    told = {(mai, kappa) for mai in (0.3, 0.5, 1.0) for kappa in (0.0, 2.0, 4.0, 8.0)}
+    assert points == {*told, (0.0, 0.0), (0.0, 4.0)}
