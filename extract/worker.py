@@ -25,6 +25,7 @@ from amber2_data.sound import Excerpt
 
 from .audio import read_waveform
 from .encoders import ENCODERS
+from .evidence import Evidence, difference
 from .plan import Job
 from .recipe import AudioRecipe
 from .recordings import Batch, Work, check_reach
@@ -147,11 +148,12 @@ class Station:
             self._rested = time.monotonic()
 
 
-def encode(station: Station, portion: Sequence[Batch]) -> tuple[dict[str, str], float]:
+def encode(station: Station, portion: Sequence[Batch]) -> tuple[dict[str, str], Evidence, float]:
     """Make batches into rows of the store.
 
     Returns:
-        Digest → reason of what could not be encoded, and the seconds that all took.
+        Digest → reason of what could not be encoded, how far the rows of batches that were encoded alone again were
+        from that, and the seconds that all took.
 
     Raises:
         ModelError: the device has too little memory for a single utterance.
@@ -174,23 +176,33 @@ def encode(station: Station, portion: Sequence[Batch]) -> tuple[dict[str, str], 
         inputs = station.ahead(read, works, most=2 * max(len(batch.works) for batch in portion))
         made = (_rows(station.encode, batch, islice(inputs, len(batch.works))) for batch in portion)
     failures: dict[str, str] = {}
-    for rows, problems in made:
+    evidence = Evidence()
+    for rows, problems, found in made:
         station.writer.add(rows)
         failures |= problems
+        evidence |= found
     station.rest()
-    return failures, time.monotonic() - began
+    return failures, evidence | Evidence(singly=station.encoder.is_one_at_a_time), time.monotonic() - began
 
 
 def _rows(
     encode: Callable[[Sequence[Any]], list[Row]], batch: Batch, inputs: Iterable[Any]
-) -> tuple[dict[str, Row], dict[str, str]]:
-    """Rows by digest, and why there is none, of a batch and its inputs; an input that is text says why it is none."""
+) -> tuple[dict[str, Row], dict[str, str], Evidence]:
+    """Rows by digest, why there is none, and how far they are from what utterances give alone, of a batch and its
+    inputs; an input that is text says why it is none.
+    """
     found = {work.digest: given for work, given in zip(batch.works, inputs, strict=True)}
     good = {digest: given for digest, given in found.items() if not isinstance(given, str)}
     rows = dict(zip(good, encode(list(good.values())), strict=True)) if good else {}
     failures = {digest: given for digest, given in found.items() if digest not in good}
     failures |= {digest: _NOT_FINITE for digest, row in rows.items() if not row.is_finite}
-    return {digest: row for digest, row in rows.items() if digest not in failures}, failures
+    rows = {digest: row for digest, row in rows.items() if digest not in failures}
+    found_again = [
+        difference(rows[digest], encode([good[digest]])[0])
+        for digest in rows
+        if len(good) > 1 and digest in batch.checked
+    ]
+    return rows, failures, Evidence(len(found_again), max(found_again, default=0.0))
 
 
 def _waveform(encoder: Any, recipe: AudioRecipe, work: Work) -> Any:

@@ -40,6 +40,15 @@ def _random(family: str, **settings: Any) -> Any:
     return getattr(transformers, f"{family}Model")(getattr(transformers, f"{family}Config")(**settings))
 
 
+# takes frames in pairs, and so changes with its batch
+_SQUEEZED: dict[str, Any] = {
+    **_SPEECH,
+    "conv_kernel": (10, 3, 3, 3, 3, 2, 2),
+    "conv_stride": (5, 2, 2, 2, 2, 2, 2),
+    "squeeze_factor": 2,
+}
+
+
 def _hubert_with_batch_norm() -> Any:
     model = _random("Hubert", **_SPEECH, conv_pos_batch_norm=True)
     torch.nn.init.normal_(model.encoder.pos_conv_embed.batch_norm.running_mean)
@@ -56,6 +65,7 @@ SPEECH_FAMILIES: dict[str, Callable[[], Any]] = {
     ),
     "hubert-batch-norm": _hubert_with_batch_norm,
 }
+ONE_AT_A_TIME: dict[str, Callable[[], Any]] = {"sew": lambda: _random("SEW", **_SQUEEZED)}
 TEXT_FAMILIES: dict[str, Callable[[int], Any]] = {
     "bert": lambda size: _random("Bert", **_TEXT, vocab_size=size, max_position_embeddings=40),
     "roberta": lambda size: _random("Roberta", **_TEXT, vocab_size=size, max_position_embeddings=42, pad_token_id=1),
@@ -68,7 +78,7 @@ def save_speech(folder: Path, family: str, *, seed: int = 0, do_normalize: bool 
     import transformers
 
     torch.manual_seed(seed)
-    model = SPEECH_FAMILIES[family]().eval()
+    model = {**SPEECH_FAMILIES, **ONE_AT_A_TIME}[family]().eval()
     preprocessor: Any = transformers.Wav2Vec2FeatureExtractor
     with silence():
         model.save_pretrained(folder)

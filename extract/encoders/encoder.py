@@ -18,13 +18,11 @@ from amber2_core.devices import is_out_of_memory, set_arithmetic
 from amber2_core.errors import ModelError
 
 from ..checkpoint import CONFIG, Checkpoint
+from ..evidence import EXACT, difference
 from ..recipe import Layers, Precision
 from ..rows import Row
 from . import POOLINGS, exactness
 from .exactness import binned, mask_of
-
-# How far a row of a batch may be from the same utterance encoded alone, relative L2.
-EXACT = 1e-5
 
 _HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
 # Weights that no pooled hidden state depends on: pre-training's mask vector, a pooler on [CLS], constant position ids.
@@ -61,6 +59,8 @@ class Encoder:
         self.precision = precision
         self._pool = getattr(exactness, POOLINGS[pooling])
         self._batches_are_exact: bool | None = None
+        # the largest that the trial found; NaN before it, infinite where the model takes no batches
+        self.error_of_batches = math.nan
         self._trying = threading.Lock()
         self._model = self._loaded(checkpoint)
         self._set_up(checkpoint)
@@ -86,7 +86,7 @@ class Encoder:
         raise NotImplementedError
 
     def _probe(self) -> Sequence[Any]:
-        """A small batch of very different lengths."""
+        """Inputs of lengths that tell whether a batch changes what its utterances give: see `trial_lengths`."""
         raise NotImplementedError
 
     def _half(self, precision: Precision) -> AbstractContextManager[object]:
@@ -115,13 +115,19 @@ class Encoder:
         frames = np.split(torch.cat(bins).cpu().numpy(), np.cumsum([len(one) for one in bins])[:-1])
         return [Row(one, sequence) for one, sequence in zip(values, frames, strict=True)]
 
+    @property
+    def is_one_at_a_time(self) -> bool:
+        """Whether the trial has found that batches change their rows."""
+        return self._batches_are_exact is False
+
     def _is_exact(self) -> bool:
         """Whether batches give what their items give alone: tried out in fp32, when the first batch comes."""
         with self._trying:
             if self._batches_are_exact is None:
-                self._batches_are_exact = self._error_of_a_batch() <= EXACT
-                while not self._batches_are_exact and self._go_another_way():
-                    self._batches_are_exact = self._error_of_a_batch() <= EXACT
+                self.error_of_batches = self._error_of_batches()
+                while self.error_of_batches > EXACT["fp32"] and self._go_another_way():
+                    self.error_of_batches = self._error_of_batches()
+                self._batches_are_exact = self.error_of_batches <= EXACT["fp32"]
                 if not self._batches_are_exact:
                     model = type(self._model).__name__
                     _log.info("%s changes with its batch: utterances are encoded one at a time", model)
@@ -131,18 +137,21 @@ class Encoder:
         """Go over to a slower way of running batches, if there is one."""
         return False
 
-    def _error_of_a_batch(self) -> float:
-        """The largest relative L2 error of a row."""
-        probe = self._probe()
-        alone = np.stack([row.values.ravel() for one in probe for row in self._encode([one], "fp32")])
+    def _error_of_batches(self) -> float:
+        """The largest relative L2 error of a row: of all inputs of the trial at once, and of all but the longest.
+
+        What a row becomes may depend on the remainders of its own length and of the longest one.
+        """
+        probe = sorted(self._probe(), key=len)
+        alone = [row for one in probe for row in self._encode([one], "fp32")]
         try:
-            together = np.stack([row.values.ravel() for row in self._encode(probe, "fp32")])
+            together = [*self._encode(probe, "fp32"), *self._encode(probe[:-1], "fp32")]
+            return max(map(difference, together, [*alone, *alone[:-1]]))
         except (RuntimeError, ValueError) as problem:
             if is_out_of_memory(problem):
                 raise
             # Its output has other lengths than its convolutions gave, or it takes no batches.
             return math.inf
-        return float((np.linalg.norm(together - alone, axis=1) / np.linalg.norm(alone, axis=1)).max())
 
 
 def load_model(checkpoint: Checkpoint, device: torch.device, *, classifies: bool = False) -> Any:

@@ -62,6 +62,26 @@ def binned(states: Tensor, most: int) -> Tensor:
     return (inside / inside.sum(dim=1, keepdim=True)) @ states.float()
 
 
+def trial_lengths(least: int, stride: int, *, period: int = 8, most: int = 100) -> list[int]:
+    """Lengths of the inputs with which batches are tried: the shortest, the longest, and all remainders between.
+
+    A frame is made of `stride` places, and a model may take frames together: SEW in pairs, others in fours or eights.
+    Between the extremes are lengths of as many frames as follow one another as `period` says, from 4 on, each with
+    another remainder of the stride.
+
+    Args:
+        least: places that make one frame.
+        stride: places from one frame to the next.
+        period: how many frames a model may take together.
+        most: frames of the longest.
+    """
+    between = [
+        least + frames * stride + (frames % period) * (stride - 1) // max(1, period - 1)
+        for frames in range(4, 4 + period)
+    ]
+    return [least, *between, least + (most - 1) * stride]
+
+
 class Convolutions:
     """The feature encoder of a transformers speech model.
 

@@ -15,10 +15,12 @@ from ..checkpoint import Checkpoint
 from ..recipe import Precision
 from ..rows import Row
 from .encoder import Encoder, from_pretrained
-from .exactness import mask_of
+from .exactness import mask_of, trial_lengths
 
 # Transcripts tokenized together.
 _AT_ONCE = 256
+# Tokens of the longest input with which batches are tried.
+_TRIAL_TOKENS = 100
 
 
 class TextEncoder(Encoder):
@@ -49,10 +51,10 @@ class TextEncoder(Encoder):
             )
 
     def _probe(self) -> Sequence[Any]:
-        words, _ = self.tokenizer.tokens(
-            ["this sentence is longer than the others, and by some words", "", "two words"]
-        )
-        return [ids for ids in words if ids]
+        (words,), _ = self.tokenizer.tokens(["this sentence is as long as it must be, and longer than all the others"])
+        longest = min(_TRIAL_TOKENS, self.tokenizer.most_tokens)
+        ids = (words * (1 + longest // max(1, len(words))))[:longest]
+        return [ids[:length] for length in trial_lengths(1, 1, most=longest) if length <= longest]
 
 
 class Tokenizer:
