@@ -9,23 +9,14 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from amber2_core.errors import CacheError
 from amber2_core.files import write_json
 
-from .recipe import Precision
-from .rows import Row
-
-# How far a row of a batch may be from the same utterance encoded alone, relative L2. In half precision each product is
-# rounded to 8 or 11 bits, in another order in a batch than alone: four times the distance between 1 and the next number
-# (2⁻⁷, 2⁻¹⁰). Encoders of 12 layers differ by 3e-3 to 5e-3 in bf16; one that sees its padding, by 5e-2 and more.
-EXACT: Mapping[Precision, float] = {"fp32": 1e-5, "bf16": 4 * 2**-7, "fp16": 4 * 2**-10}
+from .recipe import EXACT, Precision
 
 # Rows that are encoded again: this share of the work, and at least so many.
 _SHARE, _LEAST = 0.01, 32
 _FILE = "evidence.json"
-_MOST = 1e30
 
 
 @dataclass(frozen=True)
@@ -70,17 +61,6 @@ def sample(digests: Iterable[str]) -> frozenset[str]:
     return frozenset(order[: max(_LEAST, math.ceil(_SHARE * len(order)))])
 
 
-def difference(row: Row, alone: Row) -> float:
-    """Relative L2 difference of a row of a batch, values and frames, from the row of the same utterance alone.
-
-    Raises:
-        ValueError: their shapes differ.
-    """
-    one, other = _numbers(row), _numbers(alone)
-    found = float(np.linalg.norm(one - other) / max(float(np.linalg.norm(other)), 1e-30))
-    return found if found < _MOST else _MOST  # alone it may be NaN, too, and JSON has no such numbers
-
-
 def read_evidence(folder: Path) -> Evidence:
     """What was found before in a row store that is gone on with.
 
@@ -112,8 +92,3 @@ def evidence_of(record: Mapping[str, Any]) -> Evidence:
     """As a summary in a feature cache has it; what is younger than this version is left out."""
     known = {field.name for field in fields(Evidence)}
     return Evidence(**{name: value for name, value in record.items() if name in known})
-
-
-def _numbers(row: Row) -> Any:
-    parts = [row.values] if row.frames is None else [row.values, row.frames]
-    return np.concatenate([part.astype(np.float64).ravel() for part in parts])

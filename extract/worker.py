@@ -25,11 +25,11 @@ from amber2_data.sound import Excerpt
 
 from .audio import read_waveform
 from .encoders import ENCODERS
-from .evidence import Evidence, difference
+from .evidence import Evidence
 from .plan import Job
 from .recipe import AudioRecipe
 from .recordings import Batch, Work, check_reach
-from .rows import Row, RowWriter
+from .rows import Row, RowWriter, difference
 
 Given = TypeVar("Given")
 Made = TypeVar("Made")

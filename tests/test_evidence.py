@@ -23,8 +23,9 @@ from amber2_extract.cli import inspect_cache
 from amber2_extract.encoders.encoder import Encoder
 from amber2_extract.encoders.exactness import trial_lengths
 from amber2_extract.encoders.waveform import SpeechEncoder
-from amber2_extract.evidence import EXACT, Evidence, difference, evidence_of, read_evidence, sample, write_evidence
-from amber2_extract.rows import Row
+from amber2_extract.evidence import Evidence, evidence_of, read_evidence, sample, write_evidence
+from amber2_extract.recipe import EXACT
+from amber2_extract.rows import Row, difference
 
 BATCHES = Effort(batch_seconds=2, batch_tokens=60)
 

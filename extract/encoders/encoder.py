@@ -18,9 +18,8 @@ from amber2_core.devices import is_out_of_memory, set_arithmetic
 from amber2_core.errors import ModelError
 
 from ..checkpoint import CONFIG, Checkpoint
-from ..evidence import EXACT, difference
-from ..recipe import Layers, Precision
-from ..rows import Row
+from ..recipe import EXACT, Layers, Precision
+from ..rows import Row, difference
 from . import POOLINGS, exactness
 from .exactness import binned, mask_of
 
