@@ -33,6 +33,10 @@ TOKENIZER = (
     "sentencepiece.bpe.model",
     "tokenizer.model",
 )
+# how sentence-transformers pools what a text encoder gives
+POOLING = "1_Pooling/config.json"
+# its words → ours
+_MODES = {"mean_tokens": "mean", "cls_token": "cls", "lasttoken": "last", "max_tokens": "max"}
 _BESIDE: dict[Modality, tuple[str, ...]] = {"audio": PREPROCESSOR, "text": TOKENIZER, "sentiment": TOKENIZER}
 
 # Folders that are called so by the tools that make them, whatever is in them; a snapshot's name is a hub's commit.
@@ -74,6 +78,15 @@ class Checkpoint:
             "config_digest": _digest([self.folder / CONFIG]),
         }
 
+    @property
+    def model_type(self) -> str:
+        """What transformers calls its kind: ``whisper``; "" where the config does not say.
+
+        Raises:
+            ModelError: the config cannot be read.
+        """
+        return str(_read_json(self.folder / CONFIG).get("model_type", ""))
+
     def input_digest(self) -> str:
         """sha256 of the names and digests of the preprocessor's or tokenizer's files."""
         return _digest(self.beside)
@@ -90,6 +103,34 @@ class Checkpoint:
             if isinstance(rate, int) and rate > 0:
                 return rate
         raise ModelError(f"Cannot use {self.name!r} for audio: {self.beside[0]} names no sampling_rate")
+
+    def window_seconds(self) -> float:
+        """The window that a model was trained with, as its own preprocessor says.
+
+        Raises:
+            ModelError: it does not say.
+        """
+        for path in self.beside:
+            record = _read_json(path)
+            record = record.get("feature_extractor", record)
+            for name, second in (("chunk_length", 1), ("max_length_s", 1), ("max_length", 100)):
+                if isinstance(record.get(name), int | float) and record[name] > 0:
+                    return float(record[name]) / second
+        raise ModelError(f"Cannot use {self.name!r} for audio: {self.beside[0]} names no length of its window")
+
+    def pooling(self) -> str:
+        """How sentence-transformers is told to pool a text encoder: ``mean``, ``cls``, ``last``, …; "" where it is not.
+
+        Raises:
+            ModelError: the file that says so cannot be read.
+        """
+        if not (self.folder / POOLING).is_file():
+            return ""
+        record = _read_json(self.folder / POOLING)
+        if isinstance(record.get("pooling_mode"), str):
+            return str(_MODES.get(record["pooling_mode"], record["pooling_mode"]))
+        modes = [name.removeprefix("pooling_mode_") for name, value in record.items() if value is True]
+        return " and ".join(_MODES.get(mode, mode) for mode in modes if mode in _MODES or "token" in mode)
 
     def classes(self) -> tuple[str, ...]:
         """What a classifier calls its outputs, in their order; LABEL_0 and LABEL_1 where its config says nothing.
@@ -190,7 +231,7 @@ def _snapshot(model: str, revision: str, modality: Modality, *, download: bool) 
             return Path(huggingface_hub.snapshot_download(model, local_files_only=True, **settings))
         _log.info("downloading %s", model)
         held = {file.rfilename for file in huggingface_hub.HfApi().model_info(model, **settings).siblings or ()}
-        files = [CONFIG, *_BESIDE[modality], *_weight_patterns(held.__contains__)]
+        files = [CONFIG, POOLING, *_BESIDE[modality], *_weight_patterns(held.__contains__)]
         return Path(huggingface_hub.snapshot_download(model, allow_patterns=files, **settings))
     except Exception as problem:  # the hub's client raises its HTTP library's errors, which change with its versions
         reason = (str(problem) or type(problem).__name__).strip().splitlines()[0]

@@ -41,7 +41,7 @@ from .previous import (
     with_recordings,
     with_synthetic_ratings,
 )
-from .recipe import OF_TRANSCRIPTS, AudioRecipe, Layers, Precision
+from .recipe import OF_TRANSCRIPTS, Attention, AudioRecipe, Layers, Precision, Window
 from .recordings import Batch, Inputs, Work, blank_cache, scan_recordings, transcript_inputs
 from .rows import RowStore, work_folder
 
@@ -127,8 +127,12 @@ def extract_features(
     audio_name: str | None = None,
     text_name: str | None = None,
     layers: Layers = "last",
+    layer: int | None = None,
     frames: int | None = None,
-    pooling: str = "mean",
+    audio_pooling: str = "mean",
+    text_pooling: str = "auto",
+    window: Window | None = None,
+    attention: Attention | None = None,
     precision: Precision = "fp32",
     max_seconds: float | None = None,
     repair: Repair | None = None,
@@ -153,8 +157,13 @@ def extract_features(
         audio_name: what the cache calls the speech features; None: as the encoder is called.
         text_name: what the cache calls the text features.
         layers: the last hidden state, or all of them.
-        pooling: how the hidden states of an utterance become one vector.
-        frames: beside the mean, the last hidden state pooled to at most so many bins.
+        layer: one hidden state instead of the last: 0 is the input of the first layer, n the output of the n-th.
+        frames: beside the vector, the hidden state that it is made of pooled to at most so many bins.
+        audio_pooling: how the hidden states of a recording become one vector, see `AUDIO_POOLINGS`.
+        text_pooling: those of a transcript, see `TEXT_POOLINGS`; ``auto``: as the checkpoint says for
+            sentence-transformers, else the mean.
+        window: of an encoder that hears in windows, ``trained`` or ``fit``; None: as it was trained.
+        attention: how attention is computed, ``eager`` or ``sdpa``; None leaves it to transformers.
         precision: of products and convolutions; what is stored is fp32.
         max_seconds: longer utterances are cut off at the end.
         repair: damage of transcripts that is undone before they are encoded; the cache keeps them as they are.
@@ -184,8 +193,12 @@ def extract_features(
         audio_name=audio_name,
         text_name=text_name,
         layers=layers,
+        layer=layer,
         frames=frames,
-        pooling=pooling,
+        audio_pooling=audio_pooling,
+        text_pooling=text_pooling,
+        window=window,
+        attention=attention,
         precision=precision,
         max_seconds=max_seconds,
         repair=repair,
@@ -384,7 +397,7 @@ def _planned(
     """
     sizes: Sequence[float] = known.tokens
     if isinstance(job.recipe, AudioRecipe):
-        sizes = [min(work.seconds, job.recipe.max_seconds or math.inf) for work in works]
+        sizes = [job.seconds_computed(work.seconds) for work in works]
     planned = plan_batches(sizes, budget=effort.budget(job.recipe.modality, known.devices[0]))
     checked = sample(works[place].digest for places in planned if len(places) > 1 for place in places)
     batches = []

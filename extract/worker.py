@@ -24,10 +24,11 @@ from amber2_core.errors import AudioError, ModelError
 from amber2_data.sound import Excerpt
 
 from .audio import read_waveform
+from .checkpoint import Checkpoint
 from .encoders import ENCODERS
 from .evidence import Evidence
 from .plan import Job
-from .recipe import AudioRecipe
+from .recipe import AudioRecipe, Modality
 from .recordings import Batch, Work, check_reach
 from .rows import Row, RowWriter, difference
 
@@ -226,20 +227,30 @@ def _waveform(encoder: Any, recipe: AudioRecipe, work: Work) -> Any:
 
 
 def _loaded(job: Job, device: str) -> Any:
-    """The encoder of a job: of the family that takes what its model takes, else the first of the modality, which says
-    why it cannot.
+    recipe = job.recipe
+    kind = family_of(job.checkpoint, recipe.modality)
+    return kind(job.checkpoint, **recipe.of_encoder, precision=recipe.precision, device=device)
+
+
+def family_of(checkpoint: Checkpoint, modality: Modality) -> Any:
+    """The class that runs a checkpoint: the family of its kind of model, else of what such a model takes, else the
+    first of the modality, which says why it cannot.
+
+    Raises:
+        ModelError: the config cannot be read.
     """
     import transformers
 
     from .encoders.encoder import from_pretrained
 
-    recipe = job.recipe
-    families = {takes: place for (modality, takes), place in ENCODERS.items() if modality == recipe.modality}
-    config = type(from_pretrained(job.checkpoint, transformers.AutoConfig.from_pretrained))
-    takes = str(getattr(transformers.MODEL_MAPPING.get(config, None), "main_input_name", ""))
-    module, _, name = families.get(takes, next(iter(families.values()))).partition(":")
-    kind = getattr(import_module(f".encoders.{module}", __package__), name)
-    return kind(job.checkpoint, **recipe.of_encoder, precision=recipe.precision, device=device)
+    families = {takes: place for (one, takes), place in ENCODERS.items() if one == modality}
+    place = families.get(checkpoint.model_type)
+    if place is None:
+        config = type(from_pretrained(checkpoint, transformers.AutoConfig.from_pretrained))
+        takes = str(getattr(transformers.MODEL_MAPPING.get(config, None), "main_input_name", ""))
+        place = families.get(takes, next(iter(families.values())))
+    module, _, name = place.partition(":")
+    return getattr(import_module(f".encoders.{module}", __package__), name)
 
 
 class Halving:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -106,6 +107,30 @@ def save_classifier(folder: Path, family: str, classes: Sequence[str], *, seed: 
         return found
 
     return _save_text(folder, family, made, seed)
+
+
+def save_language_model(folder: Path, *, seed: int = 0) -> Any:
+    """Save a causal model that pads at the left, as embedders of its kind do; returns the model."""
+
+    def made(size: int) -> Any:
+        heads = {"num_key_value_heads": 2, "head_dim": 8}
+        return _random("Qwen3", **_TEXT, **heads, vocab_size=size, max_position_embeddings=64)
+
+    model = _save_text(folder, "qwen3", made, seed)
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    (folder / "tokenizer_config.json").write_text(json.dumps({**settings, "padding_side": "left"}))
+    return model
+
+
+def save_t5(folder: Path, *, whole: bool, seed: int = 0) -> Any:
+    """Save a T5, or its encoder alone as checkpoints of sentence encoders hold it; returns the encoder."""
+    import transformers
+
+    def made(size: int) -> Any:
+        config = transformers.T5Config(vocab_size=size, d_model=32, d_kv=8, d_ff=48, num_layers=2, num_heads=4)
+        return (transformers.T5Model if whole else transformers.T5EncoderModel)(config)
+
+    return _save_text(folder, "t5", made, seed).get_encoder()
 
 
 def _save_text(folder: Path, family: str, make: Callable[[int], Any], seed: int) -> Any:

@@ -27,14 +27,19 @@ class TextEncoder(Encoder):
     """A frozen text encoder with its tokenizer.
 
     `encode` takes token ids of each transcript, at least one; the mean is over all of them, special ones included.
+    A batch is padded at the end, whatever the tokenizer prefers: under a mask, and where no token sees a later one, as
+    in a language model, what is padded changes nothing, and positions are those that a transcript has alone.
     """
 
     def _set_up(self, checkpoint: Checkpoint) -> None:
         self.tokenizer = Tokenizer(checkpoint, self._model)
+        if getattr(self._model.config, "use_cache", False):
+            # What a language model would need to go on writing.
+            self._model.config.use_cache = False
 
     @torch.inference_mode()
     def _encode(self, inputs: Sequence[Sequence[int]], precision: Precision) -> list[Row]:
-        output = self._output(inputs, precision, output_hidden_states=self.layers == "all")
+        output = self._output(inputs, precision, output_hidden_states=self.looks_inside)
         return self._pooled(output, [len(ids) for ids in inputs])
 
     def _output(self, inputs: Sequence[Sequence[int]], precision: Precision, **settings: Any) -> Any:

@@ -86,7 +86,7 @@ class SpeechEncoder(Encoder):
                 mask = mask_of([len(one) for one in samples], device=self.device).long()
                 frame_mask = mask_of(lengths, device=self.device)
             with self._valid(frame_mask):
-                output = self._model(padded, attention_mask=mask, output_hidden_states=self.layers == "all")
+                output = self._model(padded, attention_mask=mask, output_hidden_states=self.looks_inside)
         return self._pooled(output, lengths)
 
     def _moved(self, ready: Sequence[Tensor]) -> Sequence[Tensor]:
