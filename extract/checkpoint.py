@@ -75,17 +75,22 @@ class Checkpoint:
             "model": self.name,
             "revision": self.revision,
             "weights_digest": _digest(self.weights),
-            "config_digest": _digest([self.folder / CONFIG]),
+            "config_digest": _digest(self.weights if self.is_own else [self.folder / CONFIG]),
         }
 
     @property
+    def is_own(self) -> bool:
+        """Whether it is a class in a file of the user's, which stands for its weights and all else."""
+        return self.weights[0].suffix == ".py"
+
+    @property
     def model_type(self) -> str:
-        """What transformers calls its kind: ``whisper``; "" where the config does not say.
+        """What transformers calls its kind: ``whisper``; "" where the config does not say, ``file`` of one's own.
 
         Raises:
             ModelError: the config cannot be read.
         """
-        return str(_read_json(self.folder / CONFIG).get("model_type", ""))
+        return "file" if self.is_own else str(_read_json(self.folder / CONFIG).get("model_type", ""))
 
     def input_digest(self) -> str:
         """sha256 of the names and digests of the preprocessor's or tokenizer's files."""
@@ -149,7 +154,8 @@ def find_checkpoint(name: str, *, modality: Modality) -> Checkpoint:
     """Find a pretrained encoder, and download it where it is neither a folder nor downloaded yet.
 
     Args:
-        name: a folder, or an id of the Hugging Face hub, with ``@REVISION`` after it where not the newest is wanted.
+        name: a folder; an id of the Hugging Face hub, with ``@REVISION`` after it where not the newest is wanted; or,
+            for audio, a file with a class of one's own, ``path/to/my.py:MyEncoder``.
         modality: audio encoders need a preprocessor beside their weights, what reads transcripts a tokenizer.
 
     Raises:
@@ -163,6 +169,11 @@ def find_checkpoint(name: str, *, modality: Modality) -> Checkpoint:
         except UnicodeEncodeError:
             raise ModelError(f"Cannot load {name!r}: the name of the folder is not UTF-8; rename it") from None
         return _checkpoint(_telling_name(folder), folder, "", modality)
+    file, _, kind = name.rpartition(":")
+    if modality == "audio" and file.endswith(".py"):
+        if not (path := Path(file).expanduser()).is_file():
+            raise ModelError(f"Cannot load {name!r}: there is no file {path}")
+        return Checkpoint(kind, path.resolve().parent, "", (path.resolve(),), (path.resolve(),))
     model, _, revision = name.partition("@")
     if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", model) or model.startswith("."):
         raise ModelError(f"Cannot load {name!r}: there is no such folder")

@@ -42,7 +42,7 @@ _log = logging.getLogger(__name__)
     "--audio-model",
     default="facebook/wav2vec2-base",
     show_default=True,
-    help="Speech encoder: an id of the Hugging Face hub, with @REVISION if need be, or a folder.",
+    help="Speech encoder: an id of the Hugging Face hub, with @REVISION if need be, a folder, or FILE.py:CLASS.",
 )
 @click.option(
     "--text-model",
@@ -219,6 +219,44 @@ def extract_features(
         )
     _print_summary(summary)
     return INCOMPLETE if summary.failures else None
+
+
+@click.command(cls=Command)
+@click.argument("encoder")
+@click.option(
+    "--audio-pooling", type=click.Choice(list(AUDIO_POOLINGS)), default="mean", show_default=True, help="Of speech."
+)
+@click.option(
+    "--text-pooling",
+    type=click.Choice(["auto", *TEXT_POOLINGS]),
+    default="auto",
+    show_default=True,
+    help="Of text; auto: as the checkpoint says for sentence-transformers, else the mean.",
+)
+@click.option("--window", type=click.Choice(["trained", "fit"]), help="Of Whisper and its like. [default: trained]")
+@click.option("--layer", type=click.IntRange(min=0), help="Try this hidden state. [default: the last]")
+@click.option(
+    "--attention",
+    type=click.Choice(["eager", "sdpa"]),
+    help="How attention is computed. [default: as transformers chooses]",
+)
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, mps, cuda or cuda:N.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@command_body
+def check_encoder(encoder: str, *, as_json: bool, **settings: Any) -> None:
+    """Load ENCODER, an id, a folder or FILE.py:CLASS, and tell what it is and whether its batches are exact.
+
+    Inputs of lengths that tell are encoded in batches and each alone. Where a row differs by more than 1e-5,
+    extract-features encodes with it one utterance at a time.
+
+    \b
+      check-encoder openai/whisper-base --window fit
+      check-encoder path/to/my.py:MyEncoder
+    """
+    from . import trial
+
+    record = trial.check_encoder(encoder, **settings)
+    click.echo(json.dumps(record, indent=2, ensure_ascii=False) if as_json else trial.describe_trial(record))
 
 
 @click.command(cls=Command)

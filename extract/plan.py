@@ -7,12 +7,14 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+from amber2_core import engine
 from amber2_core.errors import ModelError, SettingError, bad_choice
 from amber2_core.tables import is_storable_name
 from amber2_data.transcripts import REPAIRS, Repair
 
 from .checkpoint import Checkpoint, find_checkpoint
 from .encoders import AUDIO_POOLINGS, TEXT_POOLINGS, WINDOWS
+from .own import own_sampling_rate
 from .recipe import (
     ATTENTIONS,
     PRECISIONS,
@@ -139,7 +141,7 @@ def plan_jobs(
         audio = AudioRecipe(
             **checkpoint.identity(),
             preprocessor_digest=checkpoint.input_digest(),
-            sampling_rate=checkpoint.sampling_rate(),
+            sampling_rate=_sampling_rate(checkpoint),
             max_seconds=max_seconds,
             pooling=audio_pooling,
             window=_window(checkpoint, window),
@@ -161,6 +163,11 @@ def _ending(recipe: AudioRecipe | TextRecipe) -> str:
         f"frames{recipe.frames}" if recipe.frames else "",
     )
     return "".join(f"-{part}" for part in parts if part)
+
+
+def _sampling_rate(checkpoint: Checkpoint) -> int:
+    """Hz; a file of the user's is imported by a worker, as it may import torch."""
+    return engine.call(own_sampling_rate, checkpoint) if checkpoint.is_own else checkpoint.sampling_rate()
 
 
 def _text_pooling(checkpoint: Checkpoint, asked: str) -> str:

@@ -114,7 +114,7 @@ class Station:
 
         job, folder = shared
         self.recipe = job.recipe
-        self.encoder = _loaded(job, seat.device)
+        self.encoder = load_encoder(job, seat.device)
         self.encode = Halving(self.encoder)
         self.writer = RowWriter(folder, seat.number)
         self._threads = seat.threads
@@ -226,7 +226,12 @@ def _waveform(encoder: Any, recipe: AudioRecipe, work: Work) -> Any:
     return encoder.prepare(waveform)
 
 
-def _loaded(job: Job, device: str) -> Any:
+def load_encoder(job: Job, device: str) -> Any:
+    """The encoder of a job on a device.
+
+    Raises:
+        ModelError: it cannot be loaded.
+    """
     recipe = job.recipe
     kind = family_of(job.checkpoint, recipe.modality)
     return kind(job.checkpoint, **recipe.of_encoder, precision=recipe.precision, device=device)

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from amber2_core.errors import AudioError, ModelError, SettingError
 from amber2_extract.batches import Effort
 from amber2_extract.plan import Job, plan_jobs
-from amber2_extract.worker import _loaded
+from amber2_extract.worker import load_encoder
 
 RATE = 16_000
 # one that is too short for a place of its own, one of two windows, one whose last window is too short to be heard
@@ -34,7 +34,7 @@ ONE_AT_A_TIME = {"w2v-bert-adapter", "seamless", "speech-to-text"}
 def loaded(folder: Path, modality: str = "audio", **settings: Any) -> Any:
     models = (str(folder), None) if modality == "audio" else (None, str(folder))
     (job,) = plan_jobs(*models, **settings)
-    return _loaded(job, "cpu")
+    return load_encoder(job, "cpu")
 
 
 def relative(rows: npt.NDArray[Any], expected: npt.NDArray[Any]) -> float:

@@ -16,6 +16,7 @@ ENCODERS: Mapping[tuple[str, str], str] = {
     ("audio", "seamless_m4t_v2"): "spectra:SpectraEncoder",
     ("audio", "clap"): "clap:ClapEncoder",
     ("audio", "clap_audio_model"): "clap:ClapEncoder",
+    ("audio", "file"): "own:OwnEncoder",
     ("text", "input_ids"): "text:TextEncoder",
     ("sentiment", "input_ids"): "sentiment:SentimentClassifier",
 }

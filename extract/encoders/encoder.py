@@ -7,7 +7,7 @@ import math
 import re
 import threading
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from importlib import import_module
 from typing import Any, TypeVar
@@ -68,6 +68,8 @@ class Encoder:
         self.error_of_batches = math.nan
         self._trying = threading.Lock()
         self._model = self._loaded(checkpoint)
+        weights: Iterable[Tensor] = getattr(self._model, "parameters", tuple)()
+        self.parameters = sum(int(weight.numel()) for weight in weights)
         self._set_up(checkpoint)
 
     def _loaded(self, checkpoint: Checkpoint) -> Any:
