@@ -43,7 +43,7 @@ def check_encoder(name: str, *, device: str = "auto", **settings: Any) -> Record
             (job,) = plan_jobs(None, name, **settings)
         except ModelError:
             raise problem from None
-    return engine.call(_tried, job, device)
+    return engine.call(tried, job, device)
 
 
 def describe_trial(record: Record) -> str:
@@ -64,7 +64,8 @@ def describe_trial(record: Record) -> str:
     )
 
 
-def _tried(job: Job, device: str) -> Record:
+def tried(job: Job, device: str) -> Record:
+    """As `check_encoder`, in this process, of one feature set that is asked for."""
     recipe = job.recipe
     place = survey(job, device, ()).devices[0]
     encoder = load_encoder(job, place)

@@ -66,7 +66,15 @@ SPEECH_FAMILIES: dict[str, Callable[[], Any]] = {
     ),
     "hubert-batch-norm": _hubert_with_batch_norm,
 }
-ONE_AT_A_TIME: dict[str, Callable[[], Any]] = {"sew": lambda: _random("SEW", **_SQUEEZED)}
+# the kin of those, and what changes with its batch
+KIN: dict[str, Callable[[], Any]] = {
+    "sew": lambda: _random("SEW", **_SQUEEZED),
+    "sew-d": lambda: _random("SEWD", **_SQUEEZED, position_buckets=8, max_position_embeddings=64),
+    "unispeech": lambda: _random("UniSpeech", **_SPEECH, num_ctc_classes=8),
+    "unispeech-sat": lambda: _random("UniSpeechSat", **_SPEECH),
+    "wav2vec2-conformer": lambda: _random("Wav2Vec2Conformer", **_SPEECH),
+    "wav2vec2-adapter": lambda: _random("Wav2Vec2", **_SPEECH, add_adapter=True),
+}
 TEXT_FAMILIES: dict[str, Callable[[int], Any]] = {
     "bert": lambda size: _random("Bert", **_TEXT, vocab_size=size, max_position_embeddings=40),
     "roberta": lambda size: _random("Roberta", **_TEXT, vocab_size=size, max_position_embeddings=42, pad_token_id=1),
@@ -74,12 +82,35 @@ TEXT_FAMILIES: dict[str, Callable[[int], Any]] = {
 }
 
 
+TEXT_KIN: dict[str, Callable[[int], Any]] = {
+    "distilbert": lambda size: _random(
+        "DistilBert", dim=32, hidden_dim=48, n_layers=2, n_heads=4, vocab_size=size, max_position_embeddings=40
+    ),
+    "electra": lambda size: _random("Electra", **_TEXT, embedding_size=16, vocab_size=size, max_position_embeddings=40),
+    "deberta-v2": lambda size: _random("DebertaV2", **_TEXT, vocab_size=size, max_position_embeddings=40),
+    "xlm-roberta": lambda size: _random(
+        "XLMRoberta", **_TEXT, vocab_size=size, max_position_embeddings=42, pad_token_id=1
+    ),
+    "modernbert": lambda size: _random(
+        "ModernBert", **_TEXT, vocab_size=size, max_position_embeddings=40, pad_token_id=0, local_attention=8,
+        global_attn_every_n_layers=2, cls_token_id=2, sep_token_id=3, bos_token_id=2, eos_token_id=3,
+    ),
+    "xlnet": lambda size: _random("XLNet", d_model=32, d_inner=48, n_layer=2, n_head=4, vocab_size=size),
+    "longformer": lambda size: _random(
+        "Longformer", **_TEXT, vocab_size=size, max_position_embeddings=42, attention_window=4, pad_token_id=1
+    ),
+    "mistral": lambda size: _random(
+        "Mistral", **_TEXT, num_key_value_heads=2, head_dim=8, vocab_size=size, max_position_embeddings=64
+    ),
+}  # fmt: skip
+
+
 def save_speech(folder: Path, family: str, *, seed: int = 0, do_normalize: bool = True) -> Any:
     """Save a speech encoder and its preprocessor; returns the model."""
     import transformers
 
     torch.manual_seed(seed)
-    model = {**SPEECH_FAMILIES, **ONE_AT_A_TIME}[family]().eval()
+    model = {**SPEECH_FAMILIES, **KIN}[family]().eval()
     preprocessor: Any = transformers.Wav2Vec2FeatureExtractor
     with silence():
         model.save_pretrained(folder)
@@ -89,7 +120,7 @@ def save_speech(folder: Path, family: str, *, seed: int = 0, do_normalize: bool 
 
 def save_text(folder: Path, family: str, *, seed: int = 0) -> Any:
     """Save a text encoder and a word-level BERT tokenizer; returns the model."""
-    return _save_text(folder, family, TEXT_FAMILIES[family], seed)
+    return _save_text(folder, family, {**TEXT_FAMILIES, **TEXT_KIN}[family], seed)
 
 
 def save_classifier(folder: Path, family: str, classes: Sequence[str], *, seed: int = 0) -> Any:
@@ -137,8 +168,9 @@ def _save_text(folder: Path, family: str, make: Callable[[int], Any], seed: int)
     import transformers
 
     torch.manual_seed(seed)
-    specials = ["[CLS]", "[PAD]", "[SEP]", "[UNK]", "[MASK]"] if family != "bert" else []
-    specials = specials or ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    pads_first = family == "bert" or family in TEXT_KIN.keys() - {"xlm-roberta", "longformer"}
+    specials = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    specials = specials if pads_first else ["[CLS]", "[PAD]", "[SEP]", "[UNK]", "[MASK]"]
     vocabulary = {word: place for place, word in enumerate(dict.fromkeys([*specials, *WORDS, ".", ","]))}
     model = make(len(vocabulary)).eval()
     with silence():

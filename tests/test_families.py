@@ -8,6 +8,7 @@ import json
 import logging
 import math
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ import pytest
 import torch
 from extraction import Place, work_here
 from small_families import SPECTRA, WINDOWED, save_family
-from small_models import noise, save_language_model, save_speech, save_t5, save_text, vectors
+from small_models import KIN, TEXT_KIN, noise, save_language_model, save_speech, save_t5, save_text, vectors
 from torch import Tensor, nn
 
 from amber2_core.errors import AudioError, ModelError, SettingError
@@ -223,12 +224,12 @@ def test_what_is_too_short_is_told_and_the_shortest_is_heard(family: str, tmp_pa
 
 
 @pytest.mark.parametrize("pooling", ["mean", "mean+std"])
-@pytest.mark.parametrize("family", ["wav2vec2-group", "wavlm", "data2vec-audio", "sew"])
+@pytest.mark.parametrize("family", ["wav2vec2-group", "wavlm", "data2vec-audio", *KIN])
 def test_poolings_and_single_layers_of_waveforms(family: str, pooling: str, tmp_path: Path) -> None:
     model, waveforms = save_speech(tmp_path, family), noise(0.7, 0.3, 0.32)
     for layer in (0, 1, 2, None):
         encoder = loaded(tmp_path, audio_pooling=pooling, layer=layer)
-        expected = []
+        expected: list[Any] = []
         for one in waveforms:
             samples = torch.from_numpy((one - one.mean()) / np.sqrt(one.var() + 1e-7))[None]
             with torch.no_grad():
@@ -258,10 +259,10 @@ def test_the_implementation_of_attention_is_a_setting_that_hardly_changes_the_va
 
 # --- text ---
 
+TEXT_ONE_AT_A_TIME: set[str] = set()
 SENTENCES = ["we do not know what the raters heard", "one voice", "they were not of one mind but heard a voice"]
 TEXT: dict[str, Callable[[Path], Any]] = {
-    "bert": lambda folder: save_text(folder, "bert"),
-    "roberta": lambda folder: save_text(folder, "roberta"),
+    **{family: partial(save_text, family=family) for family in ("bert", "roberta", "mpnet", *TEXT_KIN)},
     "qwen3": save_language_model,
     "t5": lambda folder: save_t5(folder, whole=True),
     "t5-encoder": lambda folder: save_t5(folder, whole=False),
@@ -279,7 +280,7 @@ def test_text_is_pooled_as_it_is_alone(family: str, pooling: str, tmp_path: Path
         with torch.no_grad():
             expected.append(pooled(model(input_ids=torch.tensor([ids])).last_hidden_state[0], pooling))
     assert relative(vectors(encoder, tokens), np.array(expected)) <= 1e-5
-    assert encoder.is_one_at_a_time is False
+    assert encoder.is_one_at_a_time is (family in TEXT_ONE_AT_A_TIME)
 
 
 def test_a_language_model_pads_at_the_left_where_transformers_does_it_and_gives_the_same(tmp_path: Path) -> None:

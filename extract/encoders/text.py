@@ -119,6 +119,8 @@ def _token_limit(tokenizer: Any, model: Any) -> int:
     """What the tokenizer says, or the number of position embeddings, whichever is less."""
     limit = int(min(tokenizer.model_max_length, 1_000_000))
     positions = getattr(model.config, "max_position_embeddings", None) or limit
+    if positions < 0:  # XLNet's, for any number
+        return limit
     table = getattr(getattr(model, "embeddings", None), "position_embeddings", None)
     # RoBERTa and MPNet count positions from behind their padding index.
     padding = getattr(table, "padding_idx", None)
