@@ -4,8 +4,9 @@
 
 Encoders at their real size with random weights, clips of 1 to 12 s of noise, one at a time on a CPU and all in one
 batch on a GPU; on a CPU the time is the processor's, of all threads. The bare passes are those of transformers' own
-model over spectra that are ready: of Whisper, windows of 30 s. All of one model is measured in turns within one process of its own, whose peak memory is told, and the ratios are
-of the medians. `preparing` is the share of the time in which spectra are made, by the checkpoint's own preprocessor.
+model over spectra that are ready: of Whisper, windows of 30 s. All of one model and window is measured in turns within
+one process of its own, whose peak memory is told, and the ratios are of the medians; `preparing` is the share of the
+time in which spectra are made, by the checkpoint's own preprocessor.
 """
 
 from __future__ import annotations
