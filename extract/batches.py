@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import numpy as np
@@ -59,6 +59,11 @@ class Effort:
         """Most seconds of audio, or tokens, in a batch for a device."""
         given = self.batch_seconds if modality == "audio" else self.batch_tokens
         return _BUDGETS[modality][device != "cpu"] if given is None else given
+
+
+def one_at_a_time(effort: Effort) -> Effort:
+    """The same without batches."""
+    return replace(effort, batch_seconds=0, batch_tokens=0)
 
 
 def plan_batches(sizes: Sequence[float], *, budget: float) -> list[list[int]]:

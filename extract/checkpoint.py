@@ -35,6 +35,10 @@ TOKENIZER = (
     "tokenizer.model",
 )
 LANGUAGE = (*TOKENIZER, *PREPROCESSOR, "generation_config.json", "chat_template.jinja", "chat_template.json")
+# how sentence-transformers pools what a text encoder gives
+POOLING = "1_Pooling/config.json"
+# its words → ours
+_MODES = {"mean_tokens": "mean", "cls_token": "cls", "lasttoken": "last", "max_tokens": "max"}
 _BESIDE: dict[Modality, tuple[str, ...]] = {
     "audio": PREPROCESSOR,
     "text": TOKENIZER,
@@ -78,8 +82,22 @@ class Checkpoint:
             "model": self.name,
             "revision": self.revision,
             "weights_digest": _digest(self.weights),
-            "config_digest": _digest([self.folder / CONFIG]),
+            "config_digest": _digest(self.weights if self.is_own else [self.folder / CONFIG]),
         }
+
+    @property
+    def is_own(self) -> bool:
+        """Whether it is a class in a file of the user's, which stands for its weights and all else."""
+        return self.weights[0].suffix == ".py"
+
+    @property
+    def model_type(self) -> str:
+        """What transformers calls its kind: ``whisper``; "" where the config does not say, ``file`` of one's own.
+
+        Raises:
+            ModelError: the config cannot be read.
+        """
+        return "file" if self.is_own else str(_read_json(self.folder / CONFIG).get("model_type", ""))
 
     def input_digest(self) -> str:
         """sha256 of the names and digests of the preprocessor's or tokenizer's files."""
@@ -98,6 +116,34 @@ class Checkpoint:
                 return rate
         raise ModelError(f"Cannot use {self.name!r} for audio: {self.beside[0]} names no sampling_rate")
 
+    def window_seconds(self) -> float:
+        """The window that a model was trained with, as its own preprocessor says.
+
+        Raises:
+            ModelError: it does not say.
+        """
+        for path in self.beside:
+            record = _read_json(path)
+            record = record.get("feature_extractor", record)
+            for name, second in (("chunk_length", 1), ("max_length_s", 1), ("max_length", 100)):
+                if isinstance(record.get(name), int | float) and record[name] > 0:
+                    return float(record[name]) / second
+        raise ModelError(f"Cannot use {self.name!r} for audio: {self.beside[0]} names no length of its window")
+
+    def pooling(self) -> str:
+        """How sentence-transformers is told to pool a text encoder: ``mean``, ``cls``, ``last``, …; "" where it is not.
+
+        Raises:
+            ModelError: the file that says so cannot be read.
+        """
+        if not (self.folder / POOLING).is_file():
+            return ""
+        record = _read_json(self.folder / POOLING)
+        if isinstance(record.get("pooling_mode"), str):
+            return str(_MODES.get(record["pooling_mode"], record["pooling_mode"]))
+        modes = [name.removeprefix("pooling_mode_") for name, value in record.items() if value is True]
+        return " and ".join(_MODES.get(mode, mode) for mode in modes if mode in _MODES or "token" in mode)
+
     def classes(self) -> tuple[str, ...]:
         """What a classifier calls its outputs, in their order; LABEL_0 and LABEL_1 where its config says nothing.
 
@@ -115,7 +161,8 @@ def find_checkpoint(name: str, *, modality: Modality) -> Checkpoint:
     """Find a pretrained encoder, and download it where it is neither a folder nor downloaded yet.
 
     Args:
-        name: a folder, or an id of the Hugging Face hub, with ``@REVISION`` after it where not the newest is wanted.
+        name: a folder; an id of the Hugging Face hub, with ``@REVISION`` after it where not the newest is wanted; or,
+            for audio, a file with a class of one's own, ``path/to/my.py:MyEncoder``.
         modality: audio encoders need a preprocessor beside their weights, what reads transcripts a tokenizer.
 
     Raises:
@@ -129,6 +176,11 @@ def find_checkpoint(name: str, *, modality: Modality) -> Checkpoint:
         except UnicodeEncodeError:
             raise ModelError(f"Cannot load {name!r}: the name of the folder is not UTF-8; rename it") from None
         return _checkpoint(_telling_name(folder), folder, "", modality)
+    file, _, kind = name.rpartition(":")
+    if modality == "audio" and file.endswith(".py"):
+        if not (path := Path(file).expanduser()).is_file():
+            raise ModelError(f"Cannot load {name!r}: there is no file {path}")
+        return Checkpoint(kind, path.resolve().parent, "", (path.resolve(),), (path.resolve(),))
     model, _, revision = name.partition("@")
     if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", model) or model.startswith("."):
         raise ModelError(f"Cannot load {name!r}: there is no such folder")
@@ -197,7 +249,7 @@ def _snapshot(model: str, revision: str, modality: Modality, *, download: bool) 
             return Path(huggingface_hub.snapshot_download(model, local_files_only=True, **settings))
         _log.info("downloading %s", model)
         held = {file.rfilename for file in huggingface_hub.HfApi().model_info(model, **settings).siblings or ()}
-        files = [CONFIG, *_BESIDE[modality], *_weight_patterns(held.__contains__)]
+        files = [CONFIG, POOLING, *_BESIDE[modality], *_weight_patterns(held.__contains__)]
         return Path(huggingface_hub.snapshot_download(model, allow_patterns=files, **settings))
     except Exception as problem:  # the hub's client raises its HTTP library's errors, which change with its versions
         reason = (str(problem) or type(problem).__name__).strip().splitlines()[0]

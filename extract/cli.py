@@ -18,7 +18,7 @@ import click
 from amber2_core.command import INCOMPLETE, Command, command_body
 from amber2_data.cli import table_options
 
-from .encoders import POOLINGS
+from .encoders import AUDIO_POOLINGS, TEXT_POOLINGS
 
 if TYPE_CHECKING:
     from .imported import Wanted
@@ -42,7 +42,7 @@ _log = logging.getLogger(__name__)
     "--audio-model",
     default="facebook/wav2vec2-base",
     show_default=True,
-    help="Speech encoder: an id of the Hugging Face hub, with @REVISION if need be, or a folder.",
+    help="Speech encoder: an id of the Hugging Face hub, with @REVISION if need be, a folder, or FILE.py:CLASS.",
 )
 @click.option(
     "--text-model",
@@ -76,14 +76,36 @@ _log = logging.getLogger(__name__)
 @click.option(
     "--frames",
     type=click.IntRange(min=1),
-    help="Store the sequence, too, pooled to at most so many bins. [default: the mean alone]",
+    help="Store the sequence, too, pooled to at most so many bins. [default: the vector alone]",
 )
 @click.option(
-    "--pooling",
-    type=click.Choice(list(POOLINGS)),
+    "--layer",
+    type=click.IntRange(min=0),
+    help="Store this hidden state instead of the last: 0 is the input of the first layer. [default: the last]",
+)
+@click.option(
+    "--audio-pooling",
+    type=click.Choice(list(AUDIO_POOLINGS)),
     default="mean",
     show_default=True,
-    help="How the hidden states of an utterance become one vector.",
+    help="How the hidden states of a recording become one vector.",
+)
+@click.option(
+    "--text-pooling",
+    type=click.Choice(["auto", *TEXT_POOLINGS]),
+    default="auto",
+    show_default=True,
+    help="Those of a transcript; auto: as the checkpoint says for sentence-transformers, else the mean.",
+)
+@click.option(
+    "--window",
+    type=click.Choice(["trained", "fit"]),
+    help="Of Whisper and its like: as trained, or as long as the utterance, much faster. [default: trained]",
+)
+@click.option(
+    "--attention",
+    type=click.Choice(["eager", "sdpa"]),
+    help="How attention is computed. [default: as transformers chooses]",
 )
 @click.option(
     "--precision",
@@ -140,7 +162,11 @@ def extract_features(
     modality: Literal["both", "audio", "text", "sentiment"],
     layers: Literal["last", "all"],
     frames: int | None,
-    pooling: str,
+    layer: int | None,
+    audio_pooling: str,
+    text_pooling: str,
+    window: Literal["trained", "fit"] | None,
+    attention: Literal["eager", "sdpa"] | None,
     precision: Literal["fp32", "bf16", "fp16"],
     audio_name: str | None,
     text_name: str | None,
@@ -176,8 +202,12 @@ def extract_features(
             audio_name=audio_name,
             text_name=text_name,
             layers=layers,
+            layer=layer,
             frames=frames,
-            pooling=pooling,
+            audio_pooling=audio_pooling,
+            text_pooling=text_pooling,
+            window=window,
+            attention=attention,
             precision=precision,
             max_seconds=max_seconds,
             repair=None if repair_text == "none" else repair_text,
@@ -189,6 +219,44 @@ def extract_features(
         )
     _print_summary(summary)
     return INCOMPLETE if summary.failures else None
+
+
+@click.command(cls=Command)
+@click.argument("encoder")
+@click.option(
+    "--audio-pooling", type=click.Choice(list(AUDIO_POOLINGS)), default="mean", show_default=True, help="Of speech."
+)
+@click.option(
+    "--text-pooling",
+    type=click.Choice(["auto", *TEXT_POOLINGS]),
+    default="auto",
+    show_default=True,
+    help="Of text; auto: as the checkpoint says for sentence-transformers, else the mean.",
+)
+@click.option("--window", type=click.Choice(["trained", "fit"]), help="Of Whisper and its like. [default: trained]")
+@click.option("--layer", type=click.IntRange(min=0), help="Try this hidden state. [default: the last]")
+@click.option(
+    "--attention",
+    type=click.Choice(["eager", "sdpa"]),
+    help="How attention is computed. [default: as transformers chooses]",
+)
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, mps, cuda or cuda:N.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@command_body
+def check_encoder(encoder: str, *, as_json: bool, **settings: Any) -> None:
+    """Load ENCODER, an id, a folder or FILE.py:CLASS, and tell what it is and whether its batches are exact.
+
+    Inputs of lengths that tell are encoded in batches and each alone. Where a row differs by more than 1e-5,
+    extract-features encodes with it one utterance at a time.
+
+    \b
+      check-encoder openai/whisper-base --window fit
+      check-encoder path/to/my.py:MyEncoder
+    """
+    from . import trial
+
+    record = trial.check_encoder(encoder, **settings)
+    click.echo(json.dumps(record, indent=2, ensure_ascii=False) if as_json else trial.describe_trial(record))
 
 
 @click.command(cls=Command)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from amber2_core.errors import LabelError
 from amber2_core.tables import Texts
 from amber2_core.votes import LabelPolicy, label_distributions
 
+from .evidence import evidence_of
 from .previous import find_features, sequence_of, stage_of
 from .recipe import OF_TRANSCRIPTS, differences, settings
 
@@ -58,7 +60,7 @@ def read_description(path: Path, *, verify: bool = False) -> Record:
         "labels": _labels(cache),
         "attributes": sorted(cache.attributes),
         "features": [
-            _features(header, repeated.get((header.modality, header.name)), table.transcript)
+            _features(header, repeated.get((header.modality, header.name)), table.transcript, cache.summary)
             for header in read_feature_headers(path)
         ],
         "failures": [{"utterance": f.utterance, "stage": f.stage, "reason": f.reason} for f in cache.failures],
@@ -101,6 +103,8 @@ def describe(record: Record) -> str:
             f"fingerprint {features['fingerprint'][:12]}"
         )
         lines += [f"              {name}: {value}" for name, value in settings(features["recipe"])]
+        if features["evidence"]:
+            lines.append(f"              evidence: {evidence_of(features['evidence']).words}")
         if features["without_content"]:
             lines.append(f"              warning: {features['without_content']}")
     lines.append(f"failures    {len(record['failures'])}")
@@ -161,7 +165,10 @@ def without_content(modality: str, counts: tuple[int, int], transcripts: Texts) 
     )
 
 
-def _features(header: FeatureHeader, counts: tuple[int, int] | None, transcripts: Texts) -> Record:
+def _features(
+    header: FeatureHeader, counts: tuple[int, int] | None, transcripts: Texts, summary: Mapping[str, Any]
+) -> Record:
+    work = summary.get("features", {}).get(stage_of(header.modality, header.name), {})
     return {
         "modality": header.modality,
         "name": header.name,
@@ -170,6 +177,8 @@ def _features(header: FeatureHeader, counts: tuple[int, int] | None, transcripts
         "fingerprint": header.fingerprint,
         "frames": header.has_frames,
         "recipe": dict(header.recipe),
+        # how far rows of batches were from their utterances alone; {} where nothing is known
+        "evidence": work.get("evidence", {}),
         # "" where utterances differ
         "without_content": without_content(header.modality, counts, transcripts) if counts else "",
     }

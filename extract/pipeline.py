@@ -8,7 +8,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from itertools import compress
 from pathlib import Path
@@ -23,7 +23,8 @@ from amber2_core.utterance import Corpus
 from amber2_data.transcripts import Repair, transcript_problems
 
 from . import worker
-from .batches import Effort, padding_waste, plan_batches, portions
+from .batches import Effort, one_at_a_time, padding_waste, plan_batches, portions
+from .evidence import Evidence, evidence_of, read_evidence, sample, write_evidence
 from .inspection import without_content
 from .plan import Job, plan_jobs
 from .previous import (
@@ -40,7 +41,7 @@ from .previous import (
     with_recordings,
     with_synthetic_ratings,
 )
-from .recipe import OF_TRANSCRIPTS, AudioRecipe, Layers, Precision
+from .recipe import OF_TRANSCRIPTS, Attention, AudioRecipe, Layers, Precision, Window
 from .recordings import Batch, Inputs, Work, blank_cache, scan_recordings, transcript_inputs
 from .rows import RowStore, work_folder
 
@@ -95,6 +96,8 @@ class FeatureSummary:
     elapsed: float = 0.0
     padding: float = 0.0
     device: str = ""
+    # of all rows of the feature set, those of earlier calls included
+    evidence: Evidence = field(default_factory=Evidence)
 
     @property
     def stage(self) -> str:
@@ -124,8 +127,12 @@ def extract_features(
     audio_name: str | None = None,
     text_name: str | None = None,
     layers: Layers = "last",
+    layer: int | None = None,
     frames: int | None = None,
-    pooling: str = "mean",
+    audio_pooling: str = "mean",
+    text_pooling: str = "auto",
+    window: Window | None = None,
+    attention: Attention | None = None,
     precision: Precision = "fp32",
     max_seconds: float | None = None,
     repair: Repair | None = None,
@@ -150,8 +157,13 @@ def extract_features(
         audio_name: what the cache calls the speech features; None: as the encoder is called.
         text_name: what the cache calls the text features.
         layers: the last hidden state, or all of them.
-        pooling: how the hidden states of an utterance become one vector.
-        frames: beside the mean, the last hidden state pooled to at most so many bins.
+        layer: one hidden state instead of the last: 0 is the input of the first layer, n the output of the n-th.
+        frames: beside the vector, the hidden state that it is made of pooled to at most so many bins.
+        audio_pooling: how the hidden states of a recording become one vector, see `AUDIO_POOLINGS`.
+        text_pooling: those of a transcript, see `TEXT_POOLINGS`; ``auto``: as the checkpoint says for
+            sentence-transformers, else the mean.
+        window: of an encoder that hears in windows, ``trained`` or ``fit``; None: as it was trained.
+        attention: how attention is computed, ``eager`` or ``sdpa``; None leaves it to transformers.
         precision: of products and convolutions; what is stored is fp32.
         max_seconds: longer utterances are cut off at the end.
         repair: damage of transcripts that is undone before they are encoded; the cache keeps them as they are.
@@ -181,8 +193,12 @@ def extract_features(
         audio_name=audio_name,
         text_name=text_name,
         layers=layers,
+        layer=layer,
         frames=frames,
-        pooling=pooling,
+        audio_pooling=audio_pooling,
+        text_pooling=text_pooling,
+        window=window,
+        attention=attention,
         precision=precision,
         max_seconds=max_seconds,
         repair=repair,
@@ -290,7 +306,18 @@ def _complete(
     _announce(job.stage, inputs, missing=len(works), fresh=len(fresh), known=len(failed))
     summary = FeatureSummary(modality, job.name)
     if fresh:
+        earlier = _evidence_before(scan, job) if reusable else Evidence()
+        if earlier.singly:
+            effort = one_at_a_time(effort)
         summary, problems = _encode(job, works, fresh, folder, effort, on_progress)
+        if summary.evidence.is_against(job.recipe.precision):
+            against = replace(summary.evidence, singly=True)
+            _log.warning("%s: %s; what was encoded is encoded again", job.stage, against.words)
+            shutil.rmtree(folder, ignore_errors=True)
+            write_evidence(folder, against)
+            fresh = {work.digest for work in works}
+            summary, problems = _encode(job, works, fresh, folder, effort, on_progress)
+        summary = replace(summary, evidence=earlier | summary.evidence)
         failed = {**failed, **problems}
         store = RowStore(folder)
     failures = scan.failures(job, failed)
@@ -304,11 +331,23 @@ def _complete(
     return _Done(features, failures, replace(summary, encoded=encoded, up_to_date=held - encoded, failed=len(failures)))
 
 
+def _evidence_before(scan: _Scan, job: Job) -> Evidence:
+    """Of the rows that the earlier cache holds."""
+    work = {} if scan.before is None else scan.before.cache.summary.get("features", {})
+    return evidence_of(work.get(job.stage, {}).get("evidence", {}))
+
+
 def _encode(
     job: Job, works: Sequence[Work], fresh: set[str], folder: Path, effort: Effort, on_progress: OnProgress | None
 ) -> tuple[FeatureSummary, dict[str, str]]:
-    """Deal to workers what is fresh among the works; with the reasons, by digest, why some of it failed."""
+    """Deal to workers what is fresh among the works; with the reasons, by digest, why some of it failed.
+
+    Ends early where the evidence is against what came from batches.
+    """
     began, modality = time.monotonic(), job.recipe.modality
+    evidence = read_evidence(folder)
+    if evidence.singly:
+        effort = one_at_a_time(effort)
     known = engine.call(worker.survey, job, effort.device, works if modality in OF_TRANSCRIPTS else ())
     batches, padding = _planned(job, works, fresh, known, effort)
     summary = FeatureSummary(
@@ -329,18 +368,23 @@ def _encode(
         shared=(job, folder),
     )
     with closing(results):
-        for portion, (problems, took) in results:
+        for portion, (problems, found, took) in results:
             # The clock of the progress begins with the first batch, not with the loading of the encoder.
             started = min(started, time.monotonic() - took)
             spent += sum(batch.cost for batch in portion)
             failures |= problems
+            if found != Evidence():
+                evidence |= found
+                write_evidence(folder, evidence)
+            if evidence.is_against(job.recipe.precision):
+                break
             good = [work.seconds for batch in portion for work in batch.works if work.digest not in problems]
             summary = replace(summary, distinct=summary.distinct + len(good), seconds=summary.seconds + sum(good))
             if on_progress is not None:
                 done, elapsed = summary.distinct + len(failures), time.monotonic() - started
                 share = spent / max(total, 1e-9)
                 on_progress(Progress(job.stage, done, len(fresh), summary.seconds, seconds, share, elapsed, padding))
-    return replace(summary, elapsed=time.monotonic() - began), failures
+    return replace(summary, elapsed=time.monotonic() - began, evidence=evidence), failures
 
 
 def _planned(
@@ -353,14 +397,16 @@ def _planned(
     """
     sizes: Sequence[float] = known.tokens
     if isinstance(job.recipe, AudioRecipe):
-        sizes = [min(work.seconds, job.recipe.max_seconds or math.inf) for work in works]
+        sizes = [job.seconds_computed(work.seconds) for work in works]
     planned = plan_batches(sizes, budget=effort.budget(job.recipe.modality, known.devices[0]))
+    checked = sample(works[place].digest for places in planned if len(places) > 1 for place in places)
     batches = []
     for places in planned:
         missing = [place for place in places if works[place].digest in fresh]
         if missing:
             cost = len(missing) * max(sizes[place] for place in missing)
-            batches.append(Batch(tuple(works[place] for place in missing), cost))
+            some = tuple(works[place] for place in missing)
+            batches.append(Batch(some, cost, checked.intersection(work.digest for work in some)))
     return batches, padding_waste(sizes, planned)
 
 

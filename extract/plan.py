@@ -3,24 +3,30 @@
 from __future__ import annotations
 
 import logging
+import math
 from dataclasses import dataclass
 from typing import Any
 
+from amber2_core import engine
 from amber2_core.errors import ModelError, SettingError, bad_choice
 from amber2_core.tables import is_storable_name
 from amber2_data.transcripts import REPAIRS, Repair
 
 from .checkpoint import Checkpoint, find_checkpoint
-from .encoders import POOLINGS
+from .encoders import AUDIO_POOLINGS, TEXT_POOLINGS, WINDOWS
+from .own import own_sampling_rate
 from .recipe import (
+    ATTENTIONS,
     PRECISIONS,
     SENTIMENTS,
+    Attention,
     AudioRecipe,
     EncoderRecipe,
     Layers,
     Precision,
     SentimentRecipe,
     TextRecipe,
+    Window,
 )
 
 _log = logging.getLogger(__name__)
@@ -39,6 +45,20 @@ class Job:
         """What its failures are filed under: ``audio/wav2vec2-base``."""
         return f"{self.recipe.modality}/{self.name}"
 
+    def seconds_computed(self, seconds: float) -> float:
+        """What the encoder computes of so many seconds of a recording: whole windows, where it hears in such.
+
+        Raises:
+            ModelError: the length of its windows is not known.
+        """
+        assert isinstance(self.recipe, AudioRecipe)
+        seconds = min(seconds, self.recipe.max_seconds or math.inf)
+        if self.recipe.window is None:
+            return seconds
+        whole, rest = divmod(seconds, window := self.checkpoint.window_seconds())
+        last = 0.0 if not rest else window if self.recipe.window == "trained" else math.ceil(rest)
+        return whole * window + last
+
 
 def plan_jobs(
     audio_model: str | None,
@@ -48,8 +68,12 @@ def plan_jobs(
     audio_name: str | None = None,
     text_name: str | None = None,
     layers: Layers = "last",
+    layer: int | None = None,
     frames: int | None = None,
-    pooling: str = "mean",
+    audio_pooling: str = "mean",
+    text_pooling: str = "auto",
+    window: Window | None = None,
+    attention: Attention | None = None,
     precision: Precision = "fp32",
     max_seconds: float | None = None,
     repair: Repair | None = None,
@@ -67,8 +91,16 @@ def plan_jobs(
         raise SettingError(f"Bad frames {frames}, expected 1 or more")
     if precision not in PRECISIONS:
         raise SettingError(bad_choice("precision", precision, PRECISIONS))
-    if pooling not in POOLINGS:
-        raise SettingError(bad_choice("pooling", pooling, POOLINGS))
+    for modality, pooling, poolings in (
+        ("audio", audio_pooling, [*AUDIO_POOLINGS]),
+        ("text", text_pooling, ["auto", *TEXT_POOLINGS]),
+    ):
+        if pooling not in poolings:
+            raise SettingError(bad_choice(f"{modality} pooling", pooling, poolings))
+    if layer is not None and (layer < 0 or layers == "all"):
+        raise SettingError(f"Bad layer {layer}, expected 0 or more, and not all layers beside it")
+    if attention is not None and attention not in ATTENTIONS:
+        raise SettingError(bad_choice("attention", attention, ATTENTIONS))
     if repair is not None and repair not in REPAIRS:
         raise SettingError(bad_choice("repair", repair, REPAIRS))
     if sentiment_labels is not None and sentiment_model is None:
@@ -76,21 +108,24 @@ def plan_jobs(
     for modality, name in (("audio", audio_name), ("text", text_name)):
         if name is not None and not is_storable_name(name):
             raise SettingError(f"Bad {modality} name {name!r}, expected one without '/'")
-    # Sets of more than one vector, or of another one, stand beside the plain one.
-    parts = (
-        "" if pooling == "mean" else pooling,
-        "" if layers == "last" else "layers",
-        f"frames{frames}" if frames else "",
-    )
-    ending = "".join(f"-{part}" for part in parts if part)
-    settings: dict[str, Any] = {"layers": layers, "frames": frames, "pooling": pooling, "precision": precision}
+    settings: dict[str, Any] = {
+        "layers": layers,
+        "layer": layer,
+        "frames": frames,
+        "attention": attention,
+        "precision": precision,
+    }
     jobs = []
     if text_model is not None:
         checkpoint = find_checkpoint(text_model, modality="text")
         text = TextRecipe(
-            **checkpoint.identity(), tokenizer_digest=checkpoint.input_digest(), repair=repair, **settings
+            **checkpoint.identity(),
+            tokenizer_digest=checkpoint.input_digest(),
+            repair=repair,
+            pooling=_text_pooling(checkpoint, text_pooling),
+            **settings,
         )
-        jobs.append(Job(text_name or checkpoint.short_name + ending, checkpoint, text))
+        jobs.append(Job(text_name or checkpoint.short_name + _ending(text), checkpoint, text))
     if sentiment_model is not None:
         checkpoint = find_checkpoint(sentiment_model, modality="sentiment")
         sentiment = SentimentRecipe(
@@ -106,14 +141,59 @@ def plan_jobs(
         audio = AudioRecipe(
             **checkpoint.identity(),
             preprocessor_digest=checkpoint.input_digest(),
-            sampling_rate=checkpoint.sampling_rate(),
+            sampling_rate=_sampling_rate(checkpoint),
             max_seconds=max_seconds,
+            pooling=audio_pooling,
+            window=_window(checkpoint, window),
             **settings,
         )
-        jobs.append(Job(audio_name or checkpoint.short_name + ending, checkpoint, audio))
+        jobs.append(Job(audio_name or checkpoint.short_name + _ending(audio), checkpoint, audio))
     if not jobs:
         raise SettingError("Nothing to encode: name an audio model, a text model, or a --sentiment-model")
     return jobs
+
+
+def _ending(recipe: AudioRecipe | TextRecipe) -> str:
+    """What a name ends with: sets of more than one vector, or of another one, stand beside the plain one."""
+    parts = (
+        "" if recipe.pooling == "mean" else recipe.pooling,
+        "fit" if isinstance(recipe, AudioRecipe) and recipe.window == "fit" else "",
+        "" if recipe.layers == "last" else "layers",
+        "" if recipe.layer is None else f"layer{recipe.layer}",
+        f"frames{recipe.frames}" if recipe.frames else "",
+    )
+    return "".join(f"-{part}" for part in parts if part)
+
+
+def _sampling_rate(checkpoint: Checkpoint) -> int:
+    """Hz; a file of the user's is imported by a worker, as it may import torch."""
+    return engine.call(own_sampling_rate, checkpoint) if checkpoint.is_own else checkpoint.sampling_rate()
+
+
+def _text_pooling(checkpoint: Checkpoint, asked: str) -> str:
+    """What is asked for; auto: as the checkpoint says for sentence-transformers, else the mean."""
+    if asked != "auto":
+        return asked
+    own = checkpoint.pooling()
+    if own not in ("", *TEXT_POOLINGS):
+        _log.warning("text/%s is made for pooling by %s, which there is none of: its mean", checkpoint.short_name, own)
+    elif own not in ("", "mean"):
+        _log.info("text/%s is pooled as its checkpoint says: %s", checkpoint.short_name, own)
+        return own
+    return "mean"
+
+
+def _window(checkpoint: Checkpoint, asked: Window | None) -> Window | None:
+    """What is asked for, else the window that the model was trained with; None where it has none.
+
+    Raises:
+        SettingError: the model knows no such window.
+    """
+    known = WINDOWS.get(checkpoint.model_type, ())
+    if asked is not None and asked not in known:
+        what = f"{checkpoint.name!r} knows {' and '.join(known)}" if known else f"{checkpoint.name!r} has no windows"
+        raise SettingError(f"Bad window {asked!r}: {what}; leave --window out")
+    return asked or (known[0] if known else None)
 
 
 def _sentiments_of(checkpoint: Checkpoint, given: str | None) -> tuple[str, ...]:

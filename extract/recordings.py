@@ -68,6 +68,8 @@ class Batch:
     works: tuple[Work, ...]
     # seconds or tokens, padding included
     cost: float
+    # digests of those works that are then encoded alone again, to compare
+    checked: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)

@@ -35,6 +35,8 @@ from amber2_core.files import behind_links, lock, sync
 Floats = npt.NDArray[np.float32]
 
 _ENTRY = struct.Struct("<32sQIIII")
+# How far a row may be from another: infinity and NaN are no numbers to JSON.
+_FAR = 1e30
 
 _log = logging.getLogger(__name__)
 
@@ -52,6 +54,17 @@ class Row:
     def is_finite(self) -> bool:
         """Whether it holds neither NaN nor infinity."""
         return bool(np.isfinite(self.values).all()) and (self.frames is None or bool(np.isfinite(self.frames).all()))
+
+
+def difference(row: Row, alone: Row) -> float:
+    """Relative L2 difference of a row of a batch, values and frames, from the row of the same utterance alone.
+
+    Raises:
+        ValueError: their shapes differ.
+    """
+    one, other = _numbers(row), _numbers(alone)
+    found = float(np.linalg.norm(one - other) / max(float(np.linalg.norm(other)), 1e-30))
+    return found if found < _FAR else _FAR
 
 
 class Place(NamedTuple):
@@ -216,6 +229,11 @@ class RowStore:
         """Delete all rows: they stand in the cache now."""
         shutil.rmtree(self._folder, ignore_errors=True)
         self._places.clear()
+
+
+def _numbers(row: Row) -> npt.NDArray[np.float64]:
+    parts = [row.values] if row.frames is None else [row.values, row.frames]
+    return np.concatenate([part.astype(np.float64).ravel() for part in parts])
 
 
 def _entries(index: Path) -> Iterator[tuple[str, Place]]:

@@ -26,11 +26,13 @@ from amber2_core.errors import Amber2Error, AudioError, ModelError
 from amber2_data.sound import Excerpt
 
 from .audio import read_waveform
+from .checkpoint import Checkpoint
 from .encoders import ENCODERS
+from .evidence import Evidence
 from .plan import Job
-from .recipe import AudioRecipe
+from .recipe import AudioRecipe, Modality
 from .recordings import Batch, Work, check_reach
-from .rows import Row, RowWriter
+from .rows import Row, RowWriter, difference
 
 Given = TypeVar("Given")
 Made = TypeVar("Made")
@@ -117,7 +119,7 @@ class Station:
 
         job, folder = shared
         self.recipe = job.recipe
-        self.encoder = _loaded(job, seat.device)
+        self.encoder = load_encoder(job, seat.device)
         self.encode = Halving(self.encoder)
         self.writer = RowWriter(folder, seat.number)
         self._threads = seat.threads
@@ -164,11 +166,12 @@ def _ahead(
             future.cancel()
 
 
-def encode(station: Station, portion: Sequence[Batch]) -> tuple[dict[str, str], float]:
+def encode(station: Station, portion: Sequence[Batch]) -> tuple[dict[str, str], Evidence, float]:
     """Make batches into rows of the store.
 
     Returns:
-        Digest → reason of what could not be encoded, and the seconds that all took.
+        Digest → reason of what could not be encoded, how far the rows of batches that were encoded alone again were
+        from that, and the seconds that all took.
 
     Raises:
         ModelError: the device has too little memory for a single utterance.
@@ -191,11 +194,13 @@ def encode(station: Station, portion: Sequence[Batch]) -> tuple[dict[str, str], 
         inputs = station.ahead(read, works, most=2 * max(len(batch.works) for batch in portion))
         made = station.fed(lambda one: _rows(station.encode, one[0], _read(one[1])), _gathered(portion, inputs))
     failures: dict[str, str] = {}
-    for rows, problems in made:
+    evidence = Evidence()
+    for rows, problems, found in made:
         station.writer.add(rows)
         failures |= problems
+        evidence |= found
     station.rest()
-    return failures, time.monotonic() - began
+    return failures, evidence | Evidence(singly=station.encoder.is_one_at_a_time), time.monotonic() - began
 
 
 def _gathered(portion: Sequence[Batch], inputs: Iterator[Any]) -> Iterator[tuple[Batch, list[Any] | Amber2Error]]:
@@ -218,14 +223,22 @@ def _read(gathered: list[Any] | Amber2Error) -> list[Any]:
 
 def _rows(
     encode: Callable[[Sequence[Any]], list[Row]], batch: Batch, inputs: Iterable[Any]
-) -> tuple[dict[str, Row], dict[str, str]]:
-    """Rows by digest, and why there is none, of a batch and its inputs; an input that is text says why it is none."""
+) -> tuple[dict[str, Row], dict[str, str], Evidence]:
+    """Rows by digest, why there is none, and how far they are from what utterances give alone, of a batch and its
+    inputs; an input that is text says why it is none.
+    """
     found = {work.digest: given for work, given in zip(batch.works, inputs, strict=True)}
     good = {digest: given for digest, given in found.items() if not isinstance(given, str)}
     rows = dict(zip(good, encode(list(good.values())), strict=True)) if good else {}
     failures = {digest: given for digest, given in found.items() if digest not in good}
     failures |= {digest: _NOT_FINITE for digest, row in rows.items() if not row.is_finite}
-    return {digest: row for digest, row in rows.items() if digest not in failures}, failures
+    rows = {digest: row for digest, row in rows.items() if digest not in failures}
+    found_again = [
+        difference(rows[digest], encode([good[digest]])[0])
+        for digest in rows
+        if len(good) > 1 and digest in batch.checked
+    ]
+    return rows, failures, Evidence(len(found_again), max(found_again, default=0.0))
 
 
 def _waveform(encoder: Any, recipe: AudioRecipe, work: Work) -> Any:
@@ -248,21 +261,36 @@ def _waveform(encoder: Any, recipe: AudioRecipe, work: Work) -> Any:
     return encoder.prepare(waveform)
 
 
-def _loaded(job: Job, device: str) -> Any:
-    """The encoder of a job: of the family that takes what its model takes, else the first of the modality, which says
-    why it cannot.
+def load_encoder(job: Job, device: str) -> Any:
+    """The encoder of a job on a device.
+
+    Raises:
+        ModelError: it cannot be loaded.
+    """
+    recipe = job.recipe
+    kind = family_of(job.checkpoint, recipe.modality)
+    return kind(job.checkpoint, **recipe.of_encoder, precision=recipe.precision, device=device)
+
+
+def family_of(checkpoint: Checkpoint, modality: Modality) -> Any:
+    """The class that runs a checkpoint: the family of its kind of model, else of what such a model takes, else the
+    first of the modality, which says why it cannot.
+
+    Raises:
+        ModelError: the config cannot be read.
     """
     import transformers
 
     from .encoders.encoder import from_pretrained
 
-    recipe = job.recipe
-    families = {takes: place for (modality, takes), place in ENCODERS.items() if modality == recipe.modality}
-    config = type(from_pretrained(job.checkpoint, transformers.AutoConfig.from_pretrained))
-    takes = str(getattr(transformers.MODEL_MAPPING.get(config, None), "main_input_name", ""))
-    module, _, name = families.get(takes, next(iter(families.values()))).partition(":")
-    kind = getattr(import_module(f".encoders.{module}", __package__), name)
-    return kind(job.checkpoint, **recipe.of_encoder, precision=recipe.precision, device=device)
+    families = {takes: place for (one, takes), place in ENCODERS.items() if one == modality}
+    place = families.get(checkpoint.model_type)
+    if place is None:
+        config = type(from_pretrained(checkpoint, transformers.AutoConfig.from_pretrained))
+        takes = str(getattr(transformers.MODEL_MAPPING.get(config, None), "main_input_name", ""))
+        place = families.get(takes, next(iter(families.values())))
+    module, _, name = place.partition(":")
+    return getattr(import_module(f".encoders.{module}", __package__), name)
 
 
 class Halving:

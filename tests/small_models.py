@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,15 @@ def _random(family: str, **settings: Any) -> Any:
     return getattr(transformers, f"{family}Model")(getattr(transformers, f"{family}Config")(**settings))
 
 
+# takes frames in pairs, and so changes with its batch
+_SQUEEZED: dict[str, Any] = {
+    **_SPEECH,
+    "conv_kernel": (10, 3, 3, 3, 3, 2, 2),
+    "conv_stride": (5, 2, 2, 2, 2, 2, 2),
+    "squeeze_factor": 2,
+}
+
+
 def _hubert_with_batch_norm() -> Any:
     model = _random("Hubert", **_SPEECH, conv_pos_batch_norm=True)
     torch.nn.init.normal_(model.encoder.pos_conv_embed.batch_norm.running_mean)
@@ -56,6 +66,15 @@ SPEECH_FAMILIES: dict[str, Callable[[], Any]] = {
     ),
     "hubert-batch-norm": _hubert_with_batch_norm,
 }
+# the kin of those, and what changes with its batch
+KIN: dict[str, Callable[[], Any]] = {
+    "sew": lambda: _random("SEW", **_SQUEEZED),
+    "sew-d": lambda: _random("SEWD", **_SQUEEZED, position_buckets=8, max_position_embeddings=64),
+    "unispeech": lambda: _random("UniSpeech", **_SPEECH, num_ctc_classes=8),
+    "unispeech-sat": lambda: _random("UniSpeechSat", **_SPEECH),
+    "wav2vec2-conformer": lambda: _random("Wav2Vec2Conformer", **_SPEECH),
+    "wav2vec2-adapter": lambda: _random("Wav2Vec2", **_SPEECH, add_adapter=True),
+}
 TEXT_FAMILIES: dict[str, Callable[[int], Any]] = {
     "bert": lambda size: _random("Bert", **_TEXT, vocab_size=size, max_position_embeddings=40),
     "roberta": lambda size: _random("Roberta", **_TEXT, vocab_size=size, max_position_embeddings=42, pad_token_id=1),
@@ -63,12 +82,35 @@ TEXT_FAMILIES: dict[str, Callable[[int], Any]] = {
 }
 
 
+TEXT_KIN: dict[str, Callable[[int], Any]] = {
+    "distilbert": lambda size: _random(
+        "DistilBert", dim=32, hidden_dim=48, n_layers=2, n_heads=4, vocab_size=size, max_position_embeddings=40
+    ),
+    "electra": lambda size: _random("Electra", **_TEXT, embedding_size=16, vocab_size=size, max_position_embeddings=40),
+    "deberta-v2": lambda size: _random("DebertaV2", **_TEXT, vocab_size=size, max_position_embeddings=40),
+    "xlm-roberta": lambda size: _random(
+        "XLMRoberta", **_TEXT, vocab_size=size, max_position_embeddings=42, pad_token_id=1
+    ),
+    "modernbert": lambda size: _random(
+        "ModernBert", **_TEXT, vocab_size=size, max_position_embeddings=40, pad_token_id=0, local_attention=8,
+        global_attn_every_n_layers=2, cls_token_id=2, sep_token_id=3, bos_token_id=2, eos_token_id=3,
+    ),
+    "xlnet": lambda size: _random("XLNet", d_model=32, d_inner=48, n_layer=2, n_head=4, vocab_size=size),
+    "longformer": lambda size: _random(
+        "Longformer", **_TEXT, vocab_size=size, max_position_embeddings=42, attention_window=4, pad_token_id=1
+    ),
+    "mistral": lambda size: _random(
+        "Mistral", **_TEXT, num_key_value_heads=2, head_dim=8, vocab_size=size, max_position_embeddings=64
+    ),
+}  # fmt: skip
+
+
 def save_speech(folder: Path, family: str, *, seed: int = 0, do_normalize: bool = True) -> Any:
     """Save a speech encoder and its preprocessor; returns the model."""
     import transformers
 
     torch.manual_seed(seed)
-    model = SPEECH_FAMILIES[family]().eval()
+    model = {**SPEECH_FAMILIES, **KIN}[family]().eval()
     preprocessor: Any = transformers.Wav2Vec2FeatureExtractor
     with silence():
         model.save_pretrained(folder)
@@ -78,7 +120,7 @@ def save_speech(folder: Path, family: str, *, seed: int = 0, do_normalize: bool 
 
 def save_text(folder: Path, family: str, *, seed: int = 0) -> Any:
     """Save a text encoder and a word-level BERT tokenizer; returns the model."""
-    return _save_text(folder, family, TEXT_FAMILIES[family], seed)
+    return _save_text(folder, family, {**TEXT_FAMILIES, **TEXT_KIN}[family], seed)
 
 
 def save_classifier(folder: Path, family: str, classes: Sequence[str], *, seed: int = 0) -> Any:
@@ -98,12 +140,37 @@ def save_classifier(folder: Path, family: str, classes: Sequence[str], *, seed: 
     return _save_text(folder, family, made, seed)
 
 
+def save_language_model(folder: Path, *, seed: int = 0) -> Any:
+    """Save a causal model that pads at the left, as embedders of its kind do; returns the model."""
+
+    def made(size: int) -> Any:
+        heads = {"num_key_value_heads": 2, "head_dim": 8}
+        return _random("Qwen3", **_TEXT, **heads, vocab_size=size, max_position_embeddings=64)
+
+    model = _save_text(folder, "qwen3", made, seed)
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    (folder / "tokenizer_config.json").write_text(json.dumps({**settings, "padding_side": "left"}))
+    return model
+
+
+def save_t5(folder: Path, *, whole: bool, seed: int = 0) -> Any:
+    """Save a T5, or its encoder alone as checkpoints of sentence encoders hold it; returns the encoder."""
+    import transformers
+
+    def made(size: int) -> Any:
+        config = transformers.T5Config(vocab_size=size, d_model=32, d_kv=8, d_ff=48, num_layers=2, num_heads=4)
+        return (transformers.T5Model if whole else transformers.T5EncoderModel)(config)
+
+    return _save_text(folder, "t5", made, seed).get_encoder()
+
+
 def _save_text(folder: Path, family: str, make: Callable[[int], Any], seed: int) -> Any:
     import transformers
 
     torch.manual_seed(seed)
-    specials = ["[CLS]", "[PAD]", "[SEP]", "[UNK]", "[MASK]"] if family != "bert" else []
-    specials = specials or ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    pads_first = family == "bert" or family in TEXT_KIN.keys() - {"xlm-roberta", "longformer"}
+    specials = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    specials = specials if pads_first else ["[CLS]", "[PAD]", "[SEP]", "[UNK]", "[MASK]"]
     vocabulary = {word: place for place, word in enumerate(dict.fromkeys([*specials, *WORDS, ".", ","]))}
     model = make(len(vocabulary)).eval()
     with silence():

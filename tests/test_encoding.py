@@ -46,7 +46,7 @@ class Bench:
         station = Station(Seat(0, "cpu", 2), (self.job, store))
         station.encodes_in_threads = not on_accelerator
         batches = [Batch(tuple(self.works[first : first + 4]), 1.0) for first in range(0, len(self.works), 4)]
-        self.failures, seconds = encode(station, batches)
+        self.failures, self.evidence, seconds = encode(station, batches)
         assert seconds > 0
         kept = RowStore(store)
         return {work.digest: kept.read(work.digest) for work in self.works if work.digest in kept}

@@ -164,7 +164,7 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (tree / "cache").mkdir()
     shutil.copy(FEATURES, tree / "cache")
     _write_release(tree / "path" / "to" / "cafe")
-    _write_spectra_model(tree / "path" / "to" / "w2v-bert")
+    _write_codec(tree / "path" / "to" / "encodec")
     return tree
 
 
@@ -179,16 +179,14 @@ def _write_release(root: Path) -> None:
     (root / "votes.csv").write_text("\n".join(["clip,text,rater,emotion", *rows]) + "\n")
 
 
-def _write_spectra_model(folder: Path) -> None:
+def _write_codec(folder: Path) -> None:
     import transformers
 
-    model: Any = transformers.Wav2Vec2BertModel
-    config: Any = transformers.Wav2Vec2BertConfig
-    preprocessor: Any = transformers.SeamlessM4TFeatureExtractor
-    model(config(hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8)).save_pretrained(
-        folder
-    )
-    preprocessor().save_pretrained(folder)
+    model: Any = transformers.EncodecModel
+    sizes = {"num_filters": 4, "hidden_size": 8, "codebook_dim": 8, "codebook_size": 8, "upsampling_ratios": [8, 4]}
+    model(transformers.EncodecConfig(**sizes)).save_pretrained(folder)
+    preprocessor: Any = transformers.EncodecFeatureExtractor
+    preprocessor(sampling_rate=16_000).save_pretrained(folder)
 
 
 @pytest.fixture(scope="module")
@@ -296,13 +294,13 @@ def test_a_new_family_and_a_new_pooling_stand_beside_the_old_ones(tree: Path) ->
     from amber2_core.cache import read_cache
 
     sets = {some.name: some for some in read_cache(tree / "cache" / "cafe.h5").features}
-    assert {*sets} == {"wav2vec2", "w2v-bert", "wav2vec2-max", "bert", "bert-max", "spectra"}
+    assert {*sets} == {"wav2vec2", "encodec", "wav2vec2-max", "bert", "spectra"}
     assert {name: some.recipe.get("pooling") for name, some in sets.items() if name.startswith("wav2vec2")} == {
         "wav2vec2": "mean",
         "wav2vec2-max": "max",
     }
-    assert (sets["bert-max"].values > sets["bert"].values).all()
-    assert sets["w2v-bert"].values.shape == (3, 8)
+    assert (sets["wav2vec2-max"].values > sets["wav2vec2"].values).all()
+    assert sets["encodec"].values.shape == (3, 8)
 
 
 @pytest.mark.usefixtures("done")

@@ -649,7 +649,11 @@ def test_sets_of_more_than_one_vector_have_names_of_their_own(tmp_path: Path) ->
     [
         ({"frames": 0}, "Bad frames 0, expected 1 or more"),
         ({"precision": "int8"}, r"Bad precision 'int8', expected one of \['fp32', 'bf16', 'fp16'\]"),
-        ({"pooling": "median"}, r"Bad pooling 'median', expected one of \['mean'\]"),
+        ({"audio_pooling": "median"}, r"Bad audio pooling 'median', expected one of \['mean', 'mean\+std'\]"),
+        ({"text_pooling": "max"}, r"Bad text pooling 'max', expected one of \['auto', 'mean', 'cls', 'last'\]"),
+        ({"layer": -1}, "Bad layer -1, expected 0 or more"),
+        ({"layer": 3, "layers": "all"}, "Bad layer 3, expected 0 or more, and not all layers beside it"),
+        ({"attention": "flash"}, r"Bad attention 'flash', expected one of \['eager', 'sdpa'\]"),
         ({"text_name": "a/b"}, "Bad text name 'a/b'"),
         ({"max_seconds": 0.0}, "Bad max_seconds"),
         ({}, "Nothing to encode"),

@@ -41,6 +41,9 @@ CHANGES: dict[str, Any] = {
     "max_seconds": 12.5,
     "resampler": Resampler(rolloff=0.99),
     "repair": "cp1252",
+    "layer": 6,
+    "attention": "eager",
+    "window": "fit",
 }
 
 

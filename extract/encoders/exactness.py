@@ -40,6 +40,29 @@ def masked_mean(hidden: Tensor, mask: Tensor | None) -> Tensor:
     return total / valid.sum(dim=1)
 
 
+def mean_and_deviation(hidden: Tensor, mask: Tensor | None) -> Tensor:
+    """Mean and standard deviation over the valid places, μ ‖ √(Σ_t mask_t (h_t − μ)² / Σ_t mask_t).
+
+    The deviation is that of these very places, not an estimate of others': of a single one it is 0. Arguments as of
+    `masked_mean`; (batch, 2 · dimensions), in float32.
+    """
+    mean = masked_mean(hidden, mask)  # (batch, dimensions)
+    return torch.cat([mean, masked_mean((hidden.float() - mean[:, None]).square(), mask).sqrt()], dim=1)
+
+
+def first_place(hidden: Tensor, mask: Tensor | None) -> Tensor:
+    """What stands at the first place, such as [CLS]; arguments and result as of `masked_mean`."""
+    return hidden[:, 0].float()
+
+
+def last_place(hidden: Tensor, mask: Tensor | None) -> Tensor:
+    """What stands at the last valid place, which has seen all others in a causal model; as `masked_mean`."""
+    if mask is None:
+        return hidden[:, -1].float()
+    rows = torch.arange(len(hidden), device=hidden.device)
+    return hidden[rows, mask.sum(dim=1) - 1].float()
+
+
 def binned(states: Tensor, most: int) -> Tensor:
     """A sequence in at most `most` bins: the means of stretches that differ by one place at most in length.
 
@@ -60,6 +83,26 @@ def binned(states: Tensor, most: int) -> Tensor:
     inside = (place >= edges[:-1, None]) & (place < edges[1:, None])  # (bins, places)
     # A product, not a scattered sum: its order is fixed on every device.
     return (inside / inside.sum(dim=1, keepdim=True)) @ states.float()
+
+
+def trial_lengths(least: int, stride: int, *, period: int = 8, most: int = 100) -> list[int]:
+    """Lengths of the inputs with which batches are tried: the shortest, the longest, and all remainders between.
+
+    A frame is made of `stride` places, and a model may take frames together: SEW in pairs, others in fours or eights.
+    Between the extremes are lengths of as many frames as follow one another as `period` says, from 4 on, each with
+    another remainder of the stride.
+
+    Args:
+        least: places that make one frame.
+        stride: places from one frame to the next.
+        period: how many frames a model may take together.
+        most: frames of the longest.
+    """
+    between = [
+        least + frames * stride + (frames % period) * (stride - 1) // max(1, period - 1)
+        for frames in range(4, 4 + period)
+    ]
+    return [least, *between, least + (most - 1) * stride]
 
 
 class Convolutions:

@@ -15,24 +15,31 @@ from ..checkpoint import Checkpoint
 from ..recipe import Precision
 from ..rows import Row
 from .encoder import Encoder, from_pretrained
-from .exactness import mask_of
+from .exactness import mask_of, trial_lengths
 
 # Transcripts tokenized together.
 _AT_ONCE = 256
+# Tokens of the longest input with which batches are tried.
+_TRIAL_TOKENS = 100
 
 
 class TextEncoder(Encoder):
     """A frozen text encoder with its tokenizer.
 
     `encode` takes token ids of each transcript, at least one; the mean is over all of them, special ones included.
+    A batch is padded at the end, whatever the tokenizer prefers: under a mask, and where no token sees a later one, as
+    in a language model, what is padded changes nothing, and positions are those that a transcript has alone.
     """
 
     def _set_up(self, checkpoint: Checkpoint) -> None:
         self.tokenizer = Tokenizer(checkpoint, self._model)
+        if getattr(self._model.config, "use_cache", False):
+            # What a language model would need to go on writing.
+            self._model.config.use_cache = False
 
     @torch.inference_mode()
     def _encode(self, inputs: Sequence[Sequence[int]], precision: Precision) -> list[Row]:
-        output = self._output(inputs, precision, output_hidden_states=self.layers == "all")
+        output = self._output(inputs, precision, output_hidden_states=self.looks_inside)
         return self._pooled(output, [len(ids) for ids in inputs])
 
     def _output(self, inputs: Sequence[Sequence[int]], precision: Precision, **settings: Any) -> Any:
@@ -49,10 +56,10 @@ class TextEncoder(Encoder):
             )
 
     def _probe(self) -> Sequence[Any]:
-        words, _ = self.tokenizer.tokens(
-            ["this sentence is longer than the others, and by some words", "", "two words"]
-        )
-        return [ids for ids in words if ids]
+        (words,), _ = self.tokenizer.tokens(["this sentence is as long as it must be, and longer than all the others"])
+        longest = min(_TRIAL_TOKENS, self.tokenizer.most_tokens)
+        ids = (words * (1 + longest // max(1, len(words))))[:longest]
+        return [ids[:length] for length in trial_lengths(1, 1, most=longest) if length <= longest]
 
 
 class Tokenizer:
@@ -112,6 +119,8 @@ def _token_limit(tokenizer: Any, model: Any) -> int:
     """What the tokenizer says, or the number of position embeddings, whichever is less."""
     limit = int(min(tokenizer.model_max_length, 1_000_000))
     positions = getattr(model.config, "max_position_embeddings", None) or limit
+    if positions < 0:  # XLNet's, for any number
+        return limit
     table = getattr(getattr(model, "embeddings", None), "position_embeddings", None)
     # RoBERTa and MPNet count positions from behind their padding index.
     padding = getattr(table, "padding_idx", None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,7 +18,7 @@ from ..checkpoint import Checkpoint
 from ..recipe import Precision
 from ..rows import Row
 from .encoder import Encoder, from_pretrained
-from .exactness import Convolutions, keep_padding_silent, mask_of
+from .exactness import Convolutions, keep_padding_silent, mask_of, trial_lengths
 
 
 class SpeechEncoder(Encoder):
@@ -49,8 +50,9 @@ class SpeechEncoder(Encoder):
 
     @property
     def least_samples(self) -> int:
-        """The fewest samples that make a frame: 400, or 25 ms, for the models named above."""
-        config, samples = self._model.config, 1
+        """The fewest samples that make a frame: 400, or 25 ms, for the models named above; SEW's are made of two."""
+        config = self._model.config
+        samples = getattr(config, "squeeze_factor", 1)
         for kernel, stride in reversed(list(zip(config.conv_kernel, config.conv_stride, strict=True))):
             samples = (samples - 1) * stride + kernel
         return int(samples)
@@ -84,7 +86,7 @@ class SpeechEncoder(Encoder):
                 mask = mask_of([len(one) for one in samples], device=self.device).long()
                 frame_mask = mask_of(lengths, device=self.device)
             with self._valid(frame_mask):
-                output = self._model(padded, attention_mask=mask, output_hidden_states=self.layers == "all")
+                output = self._model(padded, attention_mask=mask, output_hidden_states=self.looks_inside)
         return self._pooled(output, lengths)
 
     def _moved(self, ready: Sequence[Tensor]) -> Sequence[Tensor]:
@@ -98,5 +100,8 @@ class SpeechEncoder(Encoder):
         return was
 
     def _probe(self) -> Sequence[Any]:
-        noise = np.random.default_rng(0).standard_normal(40 * self.least_samples, dtype=np.float32)
-        return [noise[: round(part * len(noise))] for part in (0.33, 1, 0.57)]
+        config = self._model.config
+        period = max(8, getattr(config, "squeeze_factor", 1))
+        lengths = trial_lengths(self.least_samples, math.prod(config.conv_stride), period=period)
+        noise = np.random.default_rng(0).standard_normal(max(lengths), dtype=np.float32)
+        return [noise[:length] for length in lengths]
