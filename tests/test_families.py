@@ -18,7 +18,17 @@ import pytest
 import torch
 from extraction import Place, work_here
 from small_families import SPECTRA, WINDOWED, save_family
-from small_models import KIN, TEXT_KIN, noise, save_language_model, save_speech, save_t5, save_text, vectors
+from small_models import (
+    KIN,
+    SPEECH_FAMILIES,
+    TEXT_KIN,
+    noise,
+    save_language_model,
+    save_speech,
+    save_t5,
+    save_text,
+    vectors,
+)
 from torch import Tensor, nn
 
 from amber2_core.errors import AudioError, ModelError, SettingError
@@ -224,7 +234,7 @@ def test_what_is_too_short_is_told_and_the_shortest_is_heard(family: str, tmp_pa
 
 
 @pytest.mark.parametrize("pooling", ["mean", "mean+std"])
-@pytest.mark.parametrize("family", ["wav2vec2-group", "wavlm", "data2vec-audio", *KIN])
+@pytest.mark.parametrize("family", [*SPEECH_FAMILIES, *KIN])
 def test_poolings_and_single_layers_of_waveforms(family: str, pooling: str, tmp_path: Path) -> None:
     model, waveforms = save_speech(tmp_path, family), noise(0.7, 0.3, 0.32)
     for layer in (0, 1, 2, None):
