@@ -41,12 +41,12 @@ CASES: list[dict[str, Any]] = [
 def test_a_graph_of_any_heads_predicts_what_they_predict(tmp_path: Path, shape: dict[str, Any]) -> None:
     pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
-    heads = folder_of(member(0, **shape), member(1, **shape))
+    heads = folder_of(member(0, **shape))
     write_graph(tmp_path, heads)  # compares them
     told = json.loads((tmp_path / "description.json").read_text())
     assert told == description(heads)
     with pytest.raises(ModelError, match=r"model\.onnx predicts other numbers \(Tensor-likes are not close"):
-        check_graph(tmp_path / "model.onnx", folder_of(member(0, **shape), member(2, **shape)))
+        check_graph(tmp_path / "model.onnx", folder_of(member(1, **shape)))
     (tmp_path / "model.onnx").write_bytes(b"no graph")
     with pytest.raises(ModelError, match=r"model\.onnx cannot be run"):
         check_graph(tmp_path / "model.onnx", heads)

@@ -147,11 +147,12 @@ def test_without_a_way_to_the_hub_what_was_fetched_before_is_taken(hub: Hub, tmp
 
 def test_what_is_too_much_or_no_heads_is_not_fetched(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     push(write_heads_folder(tmp_path / "heads"), "lab/heads")
-    with monkeypatch.context() as patched, pytest.raises(RunFolderError, match="too much, nothing is fetched"):
+    with monkeypatch.context() as patched:
         patched.setattr(limits, "FOLDER_BYTES", 100)
-        read_folder("lab/heads")
+        with pytest.raises(RunFolderError, match="too much, nothing is fetched"):
+            read_folder("lab/heads")
     (hub.place / "lab/heads/config.json").unlink()
-    with pytest.raises(RunFolderError, match="lab/heads holds no config.json of heads"):
+    with pytest.raises(RunFolderError, match=r"lab/heads holds no config\.json of heads"):
         read_folder("lab/heads")
     assert hub.fetched == []
 
@@ -165,5 +166,5 @@ def test_an_id_is_owner_and_name(name: str) -> None:
 def test_a_source_that_is_neither_folder_nor_id_is_one_line(hub: Hub, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     for source in (tmp_path / "nothing", tmp_path / "file", "no such folder", "a/b/c"):
-        with pytest.raises(RunFolderError, match="No heads folder at .*: make one with export-heads, or give an id"):
+        with pytest.raises(RunFolderError, match=r"No heads folder at .*: make one with export-heads, or give an id"):
             read_folder(source)
