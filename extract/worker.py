@@ -112,7 +112,7 @@ class Station:
 
         job, folder = shared
         self.recipe = job.recipe
-        self.encoder = _loaded(job, seat.device)
+        self.encoder = load_encoder(job, seat.device)
         self.encode = Halving(self.encoder)
         self.writer = RowWriter(folder, seat.number)
         self._threads = seat.threads
@@ -143,7 +143,7 @@ class Station:
         """From time to time, bring rows to the disk, and memory back to the system."""
         if time.monotonic() - self._rested >= REST_SECONDS:
             self.writer.sync()
-            _give_back()
+            give_back()
             self._rested = time.monotonic()
 
 
@@ -213,7 +213,7 @@ def _waveform(encoder: Any, recipe: AudioRecipe, work: Work) -> Any:
     return encoder.prepare(waveform)
 
 
-def _loaded(job: Job, device: str) -> Any:
+def load_encoder(job: Job, device: str) -> Any:
     """The encoder of a job: of the family that takes what its model takes, else the first of the modality, which says
     why it cannot.
     """
@@ -294,7 +294,7 @@ def _size(inputs: Sequence[Any]) -> int:
     return len(inputs) * max(len(one) for one in inputs)
 
 
-def _give_back() -> None:
+def give_back() -> None:
     """Give memory that is free, but lies between what is not, back to the system, where the C library can (glibc's).
 
     Without it a process that encodes for hours grows: what small things outlive a batch keep the room between them.

@@ -1,0 +1,114 @@
+"""What heads say of one utterance: distributions, a label, and how ambiguous raters and modalities make it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from amber2_core.distributions import disagreement, entropy, js, label
+from amber2_core.heads import FUSION_HEAD
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+    from .ensemble import Ensemble
+
+    Probs = Mapping[str, npt.NDArray[np.float64]]
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """One utterance. Distributions are by emotion, in the order of the heads' label space."""
+
+    # head → emotion → probability; of an ensemble, the mean of its members; only heads that say something
+    heads: Mapping[str, Mapping[str, float]]
+    # the head whose distribution is meant: the system's student, or the expert of what alone was there
+    predicted_by: str
+    # the feature sets that the utterance had
+    inputs: tuple[str, ...]
+    # of the largest probability
+    label: str
+    # bits, 0 … log₂ C: the entropy of the predicted distribution of raters' votes, H(p)
+    rater_ambiguity: float
+    # bits, 0 … 1: the mean JS(p_m‖p_n) over pairs of experts; None where fewer than two speak
+    modality_ambiguity: float | None
+    # the expert of least JS(p_m‖p) from what is predicted; None where fewer than two speak
+    trusted_expert: str | None
+    # bits: H(mean) − mean H over members of an ensemble, how much they differ; None of a single model
+    ensemble_spread: float | None
+
+    @property
+    def distribution(self) -> Mapping[str, float]:
+        """What is predicted: emotion → share of the raters."""
+        return self.heads[self.predicted_by]
+
+    @property
+    def scores(self) -> list[dict[str, Any]]:
+        """``[{"label", "score"}]``, the largest first, as the audio-classification task of transformers has it."""
+        return scores_of(self.distribution)
+
+    def record(self) -> dict[str, Any]:
+        """As JSON values, in the order of the columns of a table of predictions."""
+        return {
+            "label": self.label,
+            "predicted_by": self.predicted_by,
+            "inputs": list(self.inputs),
+            "rater_ambiguity": self.rater_ambiguity,
+            "modality_ambiguity": self.modality_ambiguity,
+            "trusted_expert": self.trusted_expert,
+            "ensemble_spread": self.ensemble_spread,
+            "heads": {head: dict(own) for head, own in self.heads.items()},
+        }
+
+
+def scores_of(distribution: Mapping[str, float]) -> list[dict[str, Any]]:
+    """Emotion → probability, as a list of labels with their scores, the largest first."""
+    pairs = sorted(distribution.items(), key=lambda pair: -pair[1])
+    return [{"label": emotion, "score": share} for emotion, share in pairs]
+
+
+def predictions_of(ensemble: Ensemble, probs: Probs, inputs: Sequence[Sequence[str]]) -> list[Prediction]:
+    """What an ensemble says of N utterances.
+
+    Where an utterance lacks a feature set, the fusion is asked only if it met such utterances in training; else the
+    prediction is that of the expert that is left, of several those in the order of the heads.
+
+    Args:
+        ensemble: the heads.
+        probs: head → (members, N, C), as `Ensemble.probs` gives them.
+        inputs: the feature sets that each utterance has, at least one.
+    """
+    return [
+        _prediction(ensemble, {head: x[:, row] for head, x in probs.items()}, own) for row, own in enumerate(inputs)
+    ]
+
+
+def _prediction(ensemble: Ensemble, probs: Probs, inputs: Sequence[str]) -> Prediction:
+    """Of one utterance, head → (members, C)."""
+    lacking = [name for name in ensemble.inputs if name not in inputs]
+    is_asked = not lacking or ensemble.has_met(lacking)
+    means = {
+        head: x.mean(0)
+        for head, x in probs.items()
+        if (head in inputs or (head == FUSION_HEAD and is_asked)) and x.sum() == x.sum()
+    }
+    by = ensemble.student if ensemble.student in means else next(iter(means), "")
+    if not by:
+        raise ValueError("no head says anything of it")
+    experts = {head: p for head, p in means.items() if head in ensemble.inputs}
+    chosen = means[by]
+    several = len(experts) > 1
+    distances = {head: float(js(p, chosen)) for head, p in experts.items() if head != by}
+    members = probs[by]
+    return Prediction(
+        heads={head: dict(zip(ensemble.emotions, map(float, p), strict=True)) for head, p in means.items()},
+        predicted_by=by,
+        inputs=tuple(inputs),
+        label=ensemble.emotions[int(label(chosen))],
+        rater_ambiguity=float(entropy(chosen)),
+        modality_ambiguity=float(disagreement(list(experts.values()))) if several else None,
+        trusted_expert=min(distances, key=lambda head: distances[head]) if several and distances else None,
+        ensemble_spread=max(0.0, float(entropy(chosen) - entropy(members).mean())) if len(members) > 1 else None,
+    )
