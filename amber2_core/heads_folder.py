@@ -36,10 +36,12 @@ from torch import Tensor
 
 from .errors import RunFolderError, SettingError
 from .files import written_whole
-from .heads import Architecture, Heads
+from .handover import Rule
+from .heads import FUSION_HEAD, Architecture, Heads
 from .outputs import OUTPUTS, SOFTMAX
 
 FORMAT_VERSION = 2
+HANDOVER = "amber2_core.handover.Rule"  # the outputs of heads of which a rule makes the fusion
 NEEDED = ("system", "setting", "emotions", "policy", "features")
 NEEDED_OF_FEATURES = ("name", "fingerprint", "recipe")
 Record = dict[str, Any]
@@ -64,13 +66,18 @@ class TrainedHeads:
         of them (N, layers, D_m); "frames", a pair of frames (N, T, D_m) and which are frames (N, T).
 
         Where utterances lack a modality, `present` has booleans (N,) under its name; a modality that is not among the
-        features, or that no train utterance had, is missing everywhere. The rows of its head then are NaN.
-        `origin["missing"]` tells whether the heads met such utterances in training.
+        features, or that no train utterance had, is missing everywhere. The rows of its head then are NaN, those of the
+        fusion where there is none at all, and all of a head of which training kept no epoch. `origin["missing"]` tells
+        whether the heads met such utterances in training.
 
         Raises:
-            RunFolderError: the system makes distributions of its outputs in a way of its own, which it alone knows.
+            RunFolderError: the system makes distributions of its outputs in a way of its own, which it alone knows, or
+                reads what is no modality, as the rule that leaves to a sentiment what the audio is unsure of.
         """
-        if (outputs := self.origin.get("outputs", SOFTMAX)) not in OUTPUTS:
+        outputs, rule = self.origin.get("outputs", SOFTMAX), None
+        if outputs == HANDOVER and self.origin["rule"]["decider"] == "text":
+            outputs, rule = SOFTMAX, Rule.of_record(self.origin["rule"])
+        if outputs not in OUTPUTS:
             raise RunFolderError(f"These heads of {self.origin['system']} predict through {outputs} alone")
         inputs = {name: _standardised_input(x, self.standardisation.get(name)) for name, x in features.items()}
         masks, some = dict(present or {}), next(iter(features.values()))
@@ -78,12 +85,19 @@ class TrainedHeads:
         for name, nothing in shape.nothing(first).items():
             inputs.setdefault(name, nothing)
             if name not in features or name in self.origin.get("untrained", ()):
-                masks[name] = first.new_zeros(len(first), dtype=torch.bool)
+                masks[name] = first.new_zeros(first.shape[:1], dtype=torch.bool)
         probs = self.model.probs(
             inputs, present=masks or None, log_probs=None if outputs == SOFTMAX else OUTPUTS[outputs]
         )
+        if FUSION_HEAD in probs and masks.keys() >= set(shape.modalities):
+            masks[FUSION_HEAD] = torch.stack([masks[name] for name in shape.modalities]).any(0)
         for name, mask in masks.items():
             probs[name] = probs[name].masked_fill(~mask.unsqueeze(-1), torch.nan)
+        never = {name for name, epoch in self.origin.get("epochs", {}).items() if epoch == 0}
+        probs = {name: torch.full_like(own, torch.nan) if name in never else own for name, own in probs.items()}
+        if rule is not None:
+            fusion, _ = rule.applied({name: own.cpu().numpy() for name, own in probs.items()})
+            probs[FUSION_HEAD] = torch.from_numpy(fusion).to(first)
         return probs
 
     def write(self, path: Path) -> None:
@@ -154,7 +168,15 @@ def read_heads(path: Path) -> TrainedHeads:
     Raises:
         RunFolderError: as `read_tensors`, or the file is of a system with parameters of its own.
     """
-    tensors, record = read_tensors(path)
+    return heads_of_record(path, *read_tensors(path))
+
+
+def heads_of_record(path: Path, tensors: dict[str, Tensor], record: Record) -> TrainedHeads:
+    """What `read_tensors` read of a file as a model of `amber2_core.heads`; both are used up.
+
+    Raises:
+        RunFolderError: as `read_heads`.
+    """
     with _understood(path):
         shape = record.pop("architecture")
         inputs = tuple((name, size) for name, size in shape.pop("inputs"))
@@ -175,7 +197,9 @@ def _understood(path: Path) -> Iterator[None]:
         yield
     except FileNotFoundError:
         raise RunFolderError(f"No trained heads at {path}: train some with train-heads") from None
-    except (SafetensorError, SettingError, OSError, KeyError, ValueError, TypeError, AttributeError) as problem:
+    except (
+        SafetensorError, SettingError, OSError, KeyError, ValueError, TypeError, AttributeError, RecursionError
+    ) as problem:  # fmt: skip
         reason = (str(problem).splitlines() or [type(problem).__name__])[0]
         raise RunFolderError(f"{path} does not hold trained heads ({reason})") from None
 

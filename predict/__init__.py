@@ -1,4 +1,4 @@
-"""Prediction: new speech goes in, distributions over emotions come out.
+"""Trained heads put to use: a portable folder out of a run, and distributions for new speech.
 
 from amber2_predict import Predictor
 predictor = Predictor.from_pretrained("heads/")

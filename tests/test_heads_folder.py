@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -148,7 +149,31 @@ def test_a_file_of_the_first_version_opens_and_predicts() -> None:
     for row in range(4):
         vectors = {m: (x[row] - heads.standardisation[m][0]) / heads.standardisation[m][1] for m, x in features.items()}
         for head, logits in reference.head_logits(heads.model.parameters, vectors, "gmu").items():
-            torch.testing.assert_close(probs[head][row], logits.softmax(-1))
+            if head == "fusion":  # no epoch of it was kept
+                assert probs[head][row].isnan().all()
+            else:
+                torch.testing.assert_close(probs[head][row], logits.softmax(-1))
+
+
+def test_where_there_is_nothing_at_all_there_is_no_fusion() -> None:
+    present = {"audio": torch.tensor([True, False, False]), "text": torch.tensor([False, False, True])}
+    probs = trained().probs({"audio": torch.randn(3, 6), "text": torch.randn(3, 5)}, present)
+    assert probs["fusion"].isnan().all(-1).tolist() == [False, True, False]
+
+
+def test_a_rule_by_which_the_text_decides_is_applied_where_the_audio_is_unsure() -> None:
+    features = {"audio": torch.randn(40, 6), "text": torch.randn(40, 5)}
+    heads = trained()
+    plain = heads.probs(features)
+    spread = torch.tensor([reference.nats(p) for p in plain["audio"].tolist()])
+    least = spread.sort().values[19:21].mean().item()
+    rule = {"decider": "text", "emotions": list(heads.emotions), "entropy": [least] * 3, "varentropy": [9.0] * 3}
+    origin = {**ORIGIN, "outputs": "amber2_core.handover.Rule", "rule": rule}
+    probs = replace(heads, origin=origin).probs(features)
+    unsure = spread >= least
+    for head in ("audio", "text"):
+        assert torch.equal(probs[head], plain[head])
+    assert torch.equal(probs["fusion"], torch.where(unsure.unsqueeze(-1), plain["text"], plain["audio"]))
 
 
 def test_another_system_keeps_tensors_of_its_own_in_the_same_file(tmp_path: Path) -> None:
