@@ -6,14 +6,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from amber2_core.distributions import disagreement, entropy, js, label
 from amber2_core.heads import FUSION_HEAD
 
+from .found_heads import has_met, inputs_of
+
 if TYPE_CHECKING:
-    import numpy as np
     import numpy.typing as npt
 
-    from .ensemble import Ensemble
+    from .folder import HeadsFolder
 
     Probs = Mapping[str, npt.NDArray[np.float64]]
 
@@ -69,46 +72,44 @@ def scores_of(distribution: Mapping[str, float]) -> list[dict[str, Any]]:
     return [{"label": emotion, "score": share} for emotion, share in pairs]
 
 
-def predictions_of(ensemble: Ensemble, probs: Probs, inputs: Sequence[Sequence[str]]) -> list[Prediction]:
-    """What an ensemble says of N utterances.
+def predictions_of(heads: HeadsFolder, probs: Probs, inputs: Sequence[Sequence[str]]) -> list[Prediction | str]:
+    """What heads say of N utterances, or why they say nothing.
 
     Where an utterance lacks a feature set, the fusion is asked only if it met such utterances in training; else the
-    prediction is that of the expert that is left, of several those in the order of the heads.
+    prediction is that of the expert that is left, of several that of the first.
 
     Args:
-        ensemble: the heads.
-        probs: head → (members, N, C), as `Ensemble.probs` gives them.
+        heads: whose members predict together.
+        probs: head → (members, N, C), rows of NaN where a head says nothing.
         inputs: the feature sets that each utterance has, at least one.
     """
-    return [
-        _prediction(ensemble, {head: x[:, row] for head, x in probs.items()}, own) for row, own in enumerate(inputs)
-    ]
+    return [_prediction(heads, {head: x[:, row] for head, x in probs.items()}, own) for row, own in enumerate(inputs)]
 
 
-def _prediction(ensemble: Ensemble, probs: Probs, inputs: Sequence[str]) -> Prediction:
+def _prediction(heads: HeadsFolder, probs: Probs, inputs: Sequence[str]) -> Prediction | str:
     """Of one utterance, head → (members, C)."""
-    lacking = [name for name in ensemble.inputs if name not in inputs]
-    is_asked = not lacking or ensemble.has_met(lacking)
-    means = {
-        head: x.mean(0)
-        for head, x in probs.items()
-        if (head in inputs or (head == FUSION_HEAD and is_asked)) and x.sum() == x.sum()
-    }
-    by = ensemble.student if ensemble.student in means else next(iter(means), "")
+    lacking = [name for name in inputs_of(heads) if name not in inputs]
+    asked = (*inputs, FUSION_HEAD) if not lacking or has_met(heads, lacking) else inputs
+    said = {head: x[there] for head, x in probs.items() if head in asked and (there := ~np.isnan(x[:, 0])).any()}
+    means = {head: x.mean(0) for head, x in said.items()}
+    by = heads.head if heads.head in means else next(iter(means), "")
     if not by:
-        raise ValueError("no head says anything of it")
-    experts = {head: p for head, p in means.items() if head in ensemble.inputs}
-    chosen = means[by]
+        return "no head was trained for what there is of it"
+    experts = {head: p for head, p in means.items() if head in inputs}
+    distances = {head: float(js(p, means[by])) for head, p in experts.items() if head != by}
     several = len(experts) > 1
-    distances = {head: float(js(p, chosen)) for head, p in experts.items() if head != by}
-    members = probs[by]
     return Prediction(
-        heads={head: dict(zip(ensemble.emotions, map(float, p), strict=True)) for head, p in means.items()},
+        heads={head: dict(zip(heads.emotions, map(float, p), strict=True)) for head, p in means.items()},
         predicted_by=by,
         inputs=tuple(inputs),
-        label=ensemble.emotions[int(label(chosen))],
-        rater_ambiguity=float(entropy(chosen)),
+        label=heads.emotions[int(label(means[by]))],
+        rater_ambiguity=float(entropy(means[by])),
         modality_ambiguity=float(disagreement(list(experts.values()))) if several else None,
-        trusted_expert=min(distances, key=lambda head: distances[head]) if several and distances else None,
-        ensemble_spread=max(0.0, float(entropy(chosen) - entropy(members).mean())) if len(members) > 1 else None,
+        trusted_expert=min(distances, key=lambda head: distances[head]) if several else None,
+        ensemble_spread=None if len(heads.members) == 1 else _spread(said[by]),
     )
+
+
+def _spread(members: npt.NDArray[np.float64]) -> float:
+    """H(mean) − mean H of distributions (members, C), in bits: their generalised Jensen–Shannon divergence."""
+    return max(0.0, float(entropy(members.mean(0)) - entropy(members).mean()))

@@ -16,9 +16,10 @@ from amber2_extract.plan import Job
 from amber2_extract.recipe import AudioRecipe
 
 from .encoding import Encodings, Sound, plan_encodings
-from .ensemble import Ensemble, find_ensemble
+from .folder import HeadsFolder
+from .found_heads import find_heads, probs_of
 from .prediction import Prediction, predictions_of
-from .table import INDEX, Row, flat
+from .table import COLUMNS, INDEX, Row, flat
 from .transcriber import Transcriber
 from .units import Unit, batched
 
@@ -43,7 +44,7 @@ class Predictor:
 
     def __init__(
         self,
-        ensemble: Ensemble,
+        heads: HeadsFolder,
         jobs: Mapping[str, Job],
         *,
         device: str,
@@ -53,13 +54,13 @@ class Predictor:
         """As `from_pretrained`, of heads that are read already and encoders that were found.
 
         Args:
-            ensemble: the heads.
+            heads: any.
             jobs: the encoder of each feature set, as `plan_encodings` gives them.
             device: one device, such as cpu or cuda:0.
             threads: that read recordings and, on a processor, encode; None: as many as torch has.
             transcriber: of what has no transcript; None: that has no text.
         """
-        self.ensemble = ensemble
+        self.heads = heads
         self._encodings = Encodings(jobs, device=device, threads=threads)
         self._transcriber = transcriber
         cuts = [job.recipe.max_seconds for job in jobs.values() if isinstance(job.recipe, AudioRecipe)]
@@ -99,8 +100,10 @@ class Predictor:
             ModelError: an encoder is not to be found, or is not the one that the heads were trained on.
             SettingError: no such device, system, fold or seed.
         """
-        found = find_ensemble(str(heads), system=system, fold=fold, seed=seed, ensemble=ensemble)
-        jobs = plan_encodings(found.features, audio_models=_several(audio_model), text_models=_several(text_model))
+        found = find_heads(str(heads), system=system, fold=fold, seed=seed, ensemble=ensemble)
+        jobs = plan_encodings(
+            found.config["features"], audio_models=_several(audio_model), text_models=_several(text_model)
+        )
         place = str(choose_device(device))
         transcriber = None if transcribe is None else Transcriber(transcribe, device=place)
         return cls(found, jobs, device=place, transcriber=transcriber)
@@ -108,7 +111,7 @@ class Predictor:
     @property
     def emotions(self) -> tuple[str, ...]:
         """The label space, in its order."""
-        return self.ensemble.emotions
+        return self.heads.emotions
 
     def predict(
         self, waveform: npt.ArrayLike | None, sampling_rate: int = 16_000, transcript: str | None = None
@@ -153,8 +156,10 @@ class Predictor:
         rows = list(self.rows(_indexed(index, words)))
         levels = [pd.Index([row["file"] for row in rows], dtype=object)]
         levels += [pd.to_timedelta([row[name] for row in rows], unit="s") for name in INDEX[1:]]
-        columns = [flat(row, self.ensemble.heads, self.emotions) for row in rows]
-        return pd.DataFrame(columns, index=pd.MultiIndex.from_arrays(levels, names=INDEX)).drop(columns=[*INDEX])
+        columns = [flat(row, self.heads.heads, self.emotions) for row in rows]
+        kinds = {float: "float64", bool: "bool", str: "str"}
+        table = pd.DataFrame(columns, index=pd.MultiIndex.from_arrays(levels, names=INDEX))
+        return table.astype({name: kinds[COLUMNS.get(name, float)] for name in table}).drop(columns=[*INDEX])
 
     def rows(self, units: Iterable[Unit]) -> Iterator[Row]:
         """A row of each unit, in order: file, start and end (s), what `Prediction.record` has, and what went wrong.
@@ -229,8 +234,8 @@ class Predictor:
         good = [place for place in range(len(sounds)) if place not in problems]
         found: dict[int, Prediction | str] = dict(problems)
         if good:
-            probs = self.ensemble.probs({name: [own[place] for place in good] for name, own in rows.items()})
-            found |= dict(zip(good, predictions_of(self.ensemble, probs, [inputs[k] for k in good]), strict=True))
+            probs = probs_of(self.heads, {name: [own[place] for place in good] for name, own in rows.items()})
+            found |= dict(zip(good, predictions_of(self.heads, probs, [inputs[k] for k in good]), strict=True))
         return [found[place] for place in range(len(sounds))]
 
 

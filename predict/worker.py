@@ -56,13 +56,13 @@ def survey(request: Request) -> Survey:
         RunFolderError, ModelError, SettingError: as `amber2_predict.predictor.Predictor.from_pretrained`.
     """
     from .encoding import plan_encodings
-    from .ensemble import find_ensemble
+    from .found_heads import digest_of, find_heads
 
-    found = find_ensemble(request.heads, **request.choice)
-    jobs = plan_encodings(found.features, audio_models=request.audio_models, text_models=request.text_models)
+    found = find_heads(request.heads, **request.choice)
+    jobs = plan_encodings(found.config["features"], audio_models=request.audio_models, text_models=request.text_models)
     machine = devices_of(next(iter(jobs.values())), request.device, ())
     seats = tuple(Seat(number, device, machine.threads) for number, device in enumerate(machine.devices))
-    return Survey(found.heads, found.emotions, found.digest, jobs, seats)
+    return Survey(found.heads, found.emotions, digest_of(found), jobs, seats)
 
 
 class Desk:
@@ -70,12 +70,12 @@ class Desk:
 
     def __init__(self, seat: Seat, shared: tuple[Request, Mapping[str, Job]]) -> None:
         """Load everything. Raises: as `survey`."""
-        from .ensemble import find_ensemble
+        from .found_heads import find_heads
         from .predictor import Predictor
         from .transcriber import Transcriber
 
         request, jobs = shared
-        found = find_ensemble(request.heads, **request.choice)
+        found = find_heads(request.heads, **request.choice)
         transcriber = None if request.transcribe is None else Transcriber(request.transcribe, device=seat.device)
         self.predictor: Predictor = Predictor(
             found, jobs, device=seat.device, threads=seat.threads, transcriber=transcriber
