@@ -17,9 +17,9 @@ from amber2_core.files import behind_links, lock, sync, written_whole
 from amber2_extract.recordings import storable
 
 from .prediction import scores_of
+from .units import Key
 
 Row = dict[str, Any]  # of JSON values, by column
-Key = tuple[str, float | None, float | None]  # of a `amber2_predict.units.Unit`
 Format = Literal["full", "hf"]
 FORMATS: tuple[Format, ...] = get_args(Format)
 INDEX = ("file", "start", "end")
@@ -216,8 +216,8 @@ def _parsed(line: bytes) -> Any:
 
 
 def _key(unit: Sequence[Any]) -> Key:
-    file, start, end = unit
-    return file, start, end
+    file, start, end, problem = unit
+    return file, start, end, problem
 
 
 def _pyarrow() -> Any:

@@ -16,6 +16,7 @@ from amber2_data.sound import ENCODER_RATE, LEAST_SAMPLES, LONGEST_SECONDS, Exce
 from amber2_data.table_recordings import Recordings
 from amber2_data.transcripts import trimmed
 
+Key = tuple[str, float | None, float | None, str]
 TABLES, JSON_LINES = (".csv", ".tsv"), (".jsonl", ".ndjson")
 WORDS = ".txt"
 # what a folder is searched for
@@ -52,9 +53,9 @@ class Unit:
     problem: str = ""
 
     @property
-    def key(self) -> tuple[str, float | None, float | None]:
+    def key(self) -> Key:
         """What tells it from all others of one call."""
-        return self.file, self.start, self.end
+        return self.file, self.start, self.end, self.problem
 
     @property
     def excerpt(self) -> Excerpt:
@@ -135,7 +136,7 @@ def units_of(
 def _units(
     inputs: Sequence[str], text: str | None, windows: Windows | None, audio_root: Path | None, columns: dict[str, str]
 ) -> Iterator[Unit]:
-    seen: set[tuple[str, float | None, float | None]] = set()
+    seen: set[Key] = set()
     is_told = False
     for one in inputs:
         if _is_table(one):

@@ -1,4 +1,4 @@
-"""New speech, a distribution out: the run's own predictions again, experts alone, stretches, threads, other encoders."""
+"""New speech, a distribution out: a run's predictions again, experts alone, stretches, threads, encoders."""
 
 from __future__ import annotations
 
