@@ -12,6 +12,7 @@ from amber2_core.distributions import disagreement, entropy, js, label
 from amber2_core.heads import FUSION_HEAD
 
 from .found_heads import has_met, inputs_of
+from .table import scores_of
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -64,12 +65,6 @@ class Prediction:
             "ensemble_spread": self.ensemble_spread,
             "heads": {head: dict(own) for head, own in self.heads.items()},
         }
-
-
-def scores_of(distribution: Mapping[str, float]) -> list[dict[str, Any]]:
-    """Emotion → probability, as a list of labels with their scores, the largest first."""
-    pairs = sorted(distribution.items(), key=lambda pair: -pair[1])
-    return [{"label": emotion, "score": share} for emotion, share in pairs]
 
 
 def predictions_of(heads: HeadsFolder, probs: Probs, inputs: Sequence[Sequence[str]]) -> list[Prediction | str]:

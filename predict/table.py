@@ -16,7 +16,6 @@ from amber2_core.errors import RunFolderError, SettingError, bad_choice
 from amber2_core.files import behind_links, lock, sync, written_whole
 from amber2_extract.recordings import storable
 
-from .prediction import scores_of
 from .units import Key
 
 Row = dict[str, Any]  # of JSON values, by column
@@ -57,6 +56,12 @@ def line_of(row: Row, format: Format = "full") -> str:
         said = {"error": row["error"]} if row["error"] is not None else {"scores": scores_of(_meant(row))}
         row = {**{name: row[name] for name in INDEX}, **said}
     return json.dumps(row, ensure_ascii=False, allow_nan=False)
+
+
+def scores_of(distribution: Mapping[str, float]) -> list[dict[str, Any]]:
+    """Emotion → probability, as a list of labels with their scores, the largest first."""
+    pairs = sorted(distribution.items(), key=lambda pair: -pair[1])
+    return [{"label": emotion, "score": share} for emotion, share in pairs]
 
 
 def flat(row: Row, heads: Sequence[str], emotions: Sequence[str]) -> Row:

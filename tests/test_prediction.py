@@ -12,7 +12,8 @@ import reference
 from hypothesis import given
 from hypothesis import strategies as st
 
-from amber2_predict.prediction import predictions_of, scores_of
+from amber2_predict.prediction import predictions_of
+from amber2_predict.table import scores_of
 
 EMOTIONS = ("neutral", "happy", "angry", "sad")
 
