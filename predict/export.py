@@ -152,7 +152,7 @@ def _key(row: Row) -> tuple[Any, ...]:
 
 def _decisive(heads: Mapping[str, Row]) -> float:
     """The dev JS of the student, else the fusion, else the only head, of rows by head; infinite where there is none."""
-    student = next(iter(heads.values()), {}).get("student")
+    student = str(next(iter(heads.values()), {}).get("student"))
     row = next((heads[name] for name in (student, "fusion") if name in heads), next(iter(heads.values()), {}))
     js = row.get("js")
     return float(js) if isinstance(js, int | float) and math.isfinite(js) else math.inf

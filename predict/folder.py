@@ -126,7 +126,9 @@ def read_folder(source: Path | str) -> HeadsFolder:
 
 
 def _read(folder: Path, *, within: Path) -> HeadsFolder:
-    for path in sorted(folder.iterdir()):
+    with refused(folder):
+        held = sorted(folder.iterdir())
+    for path in held:
         if path.suffix.lower() in PICKLED:
             raise RunFolderError(
                 f"{path} is refused: heads are safetensors alone, and pickled files run code when they are opened"

@@ -120,14 +120,15 @@ def _line(problem: Exception) -> str:
 
 def inputs_of(heads: HeadsFolder) -> dict[str, list[int | str]]:
     """Name → shape of every input; what may vary is a word."""
-    shape, found = heads.members[0].model.architecture, {}
+    shape = heads.members[0].model.architecture
+    found: dict[str, list[int | str]] = {}
     for place, (name, size) in enumerate(shape.inputs):
-        need = heads.reads[name]
-        frames = f"frames of {name}"
-        layers = shape.layer_counts[place] if shape.layer_counts else 0
-        found[name] = ["batch", *{"layers": [layers], "frames": [frames]}.get(need, []), size]
-        if need == "frames":
-            found[name + VALID] = ["batch", frames]
+        need, frames = heads.reads[name], f"frames of {name}"
+        found[name] = ["batch", size]
+        if need == "layers":
+            found[name] = ["batch", shape.layer_counts[place], size]
+        elif need == "frames":
+            found[name], found[name + VALID] = ["batch", frames, size], ["batch", frames]
         found[name + PRESENT] = ["batch"]
     return found
 

@@ -1,0 +1,80 @@
+"""Heads as graphs: of every fusion and every way to read what is cached, and none that predicts something else."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from heads_folders import EMOTIONS, config_of, member
+
+from amber2_core.errors import ModelError
+from amber2_core.fusion import FUSIONS
+from amber2_core.heads_folder import TrainedHeads
+from amber2_core.inputs import LAYER_NORMS, POOLINGS
+from amber2_predict.folder import HeadsFolder
+from amber2_predict.graph import check_graph, description, inputs_of, random_inputs, write_graph
+
+LAYERED: dict[str, Any] = {"reads": dict.fromkeys(("audio", "text"), "layers"), "layer_counts": (3, 2)}
+
+
+def folder_of(*members: TrainedHeads) -> HeadsFolder:
+    return HeadsFolder(members, config_of(*members))
+
+
+def read_by(pooling: str) -> dict[str, Any]:
+    return {"pooling": pooling, "reads": dict.fromkeys(("audio", "text"), POOLINGS[pooling].reads)}
+
+
+CASES: list[dict[str, Any]] = [
+    *({"fusion": name} for name in FUSIONS),
+    *({**LAYERED, "layer_norm": name} for name in LAYER_NORMS),
+    *map(read_by, POOLINGS),
+]
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize(
+    "shape", CASES, ids=lambda shape: next(iter(str(v) for v in shape.values() if isinstance(v, str)), "layers")
+)
+def test_a_graph_of_any_heads_predicts_what_they_predict(tmp_path: Path, shape: dict[str, Any]) -> None:
+    pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    heads = folder_of(member(0, **shape))
+    write_graph(tmp_path, heads)  # compares them
+    told = json.loads((tmp_path / "description.json").read_text())
+    assert told == description(heads)
+    with pytest.raises(ModelError, match=r"model\.onnx predicts other numbers \(Tensor-likes are not close"):
+        check_graph(tmp_path / "model.onnx", folder_of(member(1, **shape)))
+    (tmp_path / "model.onnx").write_bytes(b"no graph")
+    with pytest.raises(ModelError, match=r"model\.onnx cannot be run"):
+        check_graph(tmp_path / "model.onnx", heads)
+
+
+def test_what_a_graph_reads_is_named_by_modality_with_a_mask() -> None:
+    assert inputs_of(folder_of(member())) == {
+        "audio": ["batch", 6], "audio.present": ["batch"], "text": ["batch", 5], "text.present": ["batch"],
+    }  # fmt: skip
+    assert inputs_of(folder_of(member(**LAYERED)))["audio"] == ["batch", 3, 6]
+    frames = inputs_of(folder_of(member(**read_by("attentive"))))
+    assert frames["audio"] == ["batch", "frames of audio", 6]
+    assert frames["text.valid"] == ["batch", "frames of text"]
+
+
+def test_a_description_names_every_output_with_its_labels_and_the_main_one() -> None:
+    told = description(folder_of(member()))
+    assert list(told["outputs"]) == ["probs.audio", "probs.text", "probs.fusion", "probs"]
+    assert told["main"] == "fusion"
+    for output in told["outputs"].values():
+        assert output == {"shape": ["batch", 3], "dtype": "float32", "labels": [*EMOTIONS]}
+    assert told["inputs"]["audio.present"] == {"shape": ["batch"], "dtype": "bool"}
+
+
+def test_random_inputs_lack_some_modalities_and_some_frames() -> None:
+    given = random_inputs(folder_of(member(**read_by("attentive"))), 40)
+    assert given["audio"].shape == (40, 5, 6)
+    for name in ("audio.present", "text.present", "audio.valid"):
+        assert given[name].any()
+        assert not given[name].all()
+    assert given["audio.valid"].any(-1).all()
