@@ -14,8 +14,8 @@ from amber2_data.cli import table_options
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from .pipeline import Request
     from .units import Unit
-    from .worker import Request
 
 # Failures are listed up to here; the rows tell of all.
 _SHOWN = 20
@@ -103,8 +103,8 @@ def predict_emotion(
     from amber2_core.errors import SettingError
     from amber2_data.manifest_columns import named_columns
 
+    from .pipeline import Request, predict_to
     from .units import Windows, units_of
-    from .worker import Request
 
     if hop is not None and window is None:
         raise SettingError("--hop without --window: say how long windows are")
@@ -116,8 +116,6 @@ def predict_emotion(
     units = units_of(inputs, text=text, windows=windows, audio_root=audio_root, columns=named_columns(columns))
     if output is None:
         return _printed(request, units, form)
-    from .pipeline import predict_to
-
     done = predict_to(output, request, units, windows=windows, format=form, resume=resume)
     kept = f", {done.kept:,} of them of an earlier call" if done.kept else ""
     click.echo(f"{output}: {done.rows:,} rows{kept}, {done.errors:,} errors")

@@ -112,9 +112,12 @@ def _named(key: str, recipe: EncoderRecipe) -> str:
 
 def _as_it_lies(recipe: AudioRecipe | TextRecipe, checkpoint: Checkpoint) -> AudioRecipe | TextRecipe:
     """The recipe by which a checkpoint, as it is now, would make features under the same settings."""
-    found = {**checkpoint.identity(), "preprocessing_version": PREPROCESSING_VERSION}
+    found: dict[str, Any] = {**checkpoint.identity(), "preprocessing_version": PREPROCESSING_VERSION}
     if isinstance(recipe, AudioRecipe):
-        beside = {"preprocessor_digest": checkpoint.input_digest(), "sampling_rate": checkpoint.sampling_rate()}
+        beside: dict[str, Any] = {
+            "preprocessor_digest": checkpoint.input_digest(),
+            "sampling_rate": checkpoint.sampling_rate(),
+        }
         return replace(recipe, **found, **beside)
     return replace(recipe, **found, tokenizer_digest=checkpoint.input_digest())
 

@@ -4,24 +4,57 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Generator, Iterable, Iterator, Mapping
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from amber2_core import engine
 from amber2_core.errors import RunFolderError, SettingError
+from amber2_extract.plan import Job
+from amber2_extract.worker import PRELOADED as ENCODERS
+from amber2_extract.worker import REST_SECONDS, Seat, give_back
+from amber2_extract.worker import survey as devices_of
 
-from . import worker
 from .table import Format, Row, Unfinished, check_output, finish, keys_of, unfinished
 from .units import Unit, Windows, batched
 
+# what a fork server loads for the workers
+PRELOADED = (*ENCODERS, "amber2_predict.predictor")
 # Units dealt together: a worker's threads wait for one another at the end of each portion.
 _PORTION, _OF_ACCELERATOR = 32, 512
 _LINE_SECONDS = 30.0
 
+if TYPE_CHECKING:
+    from .predictor import Predictor
+
 _log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Request:
+    """Which heads and encoders are wanted; see `amber2_predict.predictor.Predictor.from_pretrained`."""
+
+    heads: str
+    device: str = "auto"
+    audio_models: tuple[str, ...] = ()
+    text_models: tuple[str, ...] = ()
+    # of a run: system, fold, seed, ensemble
+    choice: Mapping[str, Any] = field(default_factory=dict)
+    transcribe: str | None = None
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What the conductor must know before units are dealt."""
+
+    heads: tuple[str, ...]
+    emotions: tuple[str, ...]
+    # of the weights
+    digest: str
+    jobs: Mapping[str, Job]
+    seats: tuple[Seat, ...]
 
 
 @dataclass(frozen=True)
@@ -36,7 +69,7 @@ class Summary:
 
 
 def predict_units(
-    request: worker.Request, units: Iterable[Unit], *, found: worker.Survey | None = None
+    request: Request, units: Iterable[Unit], *, found: Survey | None = None
 ) -> Generator[tuple[Unit, Row]]:
     """Units with their rows, as workers finish them: in order on one device.
 
@@ -47,9 +80,9 @@ def predict_units(
     known = found or looked_up(request)
     portion = _PORTION if known.seats[0].device == "cpu" else _OF_ACCELERATOR
     results = engine.deal(
-        worker.predict,
+        predict,
         batched(units, portion),
-        setup=worker.Desk,
+        setup=Desk,
         workers=known.seats,
         shared=(request, known.jobs),
     )
@@ -58,15 +91,15 @@ def predict_units(
             yield from zip(some, rows, strict=True)
 
 
-def looked_up(request: worker.Request) -> worker.Survey:
+def looked_up(request: Request) -> Survey:
     """What is known of heads and encoders, without loading torch here. Raises: as `predict_units`."""
-    engine.prepare(*worker.PRELOADED)
-    return engine.call(worker.survey, request)
+    engine.prepare(*PRELOADED)
+    return engine.call(survey, request)
 
 
 def predict_to(
     output: Path,
-    request: worker.Request,
+    request: Request,
     units: Iterable[Unit],
     *,
     windows: Windows | None = None,
@@ -126,10 +159,60 @@ def _as_it_is(output: Path, units: Iterable[Unit], *, resume: bool) -> Summary:
     return Summary(output, len(there), errors, len(there))
 
 
-def _identity(request: worker.Request, known: worker.Survey, windows: Windows | None) -> Mapping[str, Any]:
+def _identity(request: Request, known: Survey, windows: Windows | None) -> Mapping[str, Any]:
     """What rows depend on beside their unit."""
     return {
         "heads": known.digest,
         "windows": None if windows is None else [windows.seconds, windows.hop],
         "transcribe": request.transcribe,
     }
+
+
+# --- in a worker ---
+
+
+def survey(request: Request) -> Survey:
+    """Find heads, their encoders, and devices.
+
+    Raises:
+        RunFolderError, ModelError, SettingError: as `amber2_predict.predictor.Predictor.from_pretrained`.
+    """
+    from .encoding import plan_encodings
+    from .prediction import digest_of
+    from .predictor import find_heads
+
+    found = find_heads(request.heads, **request.choice)
+    jobs = plan_encodings(found.config["features"], audio_models=request.audio_models, text_models=request.text_models)
+    machine = devices_of(next(iter(jobs.values())), request.device, ())
+    seats = tuple(Seat(number, device, machine.threads) for number, device in enumerate(machine.devices))
+    return Survey(found.heads, found.emotions, digest_of(found), jobs, seats)
+
+
+class Desk:
+    """A predictor on its device."""
+
+    def __init__(self, seat: Seat, shared: tuple[Request, Mapping[str, Job]]) -> None:
+        """Load everything. Raises: as `survey`."""
+        from .predictor import Predictor, find_heads
+        from .transcriber import Transcriber
+
+        request, jobs = shared
+        found = find_heads(request.heads, **request.choice)
+        transcriber = None if request.transcribe is None else Transcriber(request.transcribe, device=seat.device)
+        self.predictor: Predictor = Predictor(
+            found, jobs, device=seat.device, threads=seat.threads, transcriber=transcriber
+        )
+        self._rested = time.monotonic()
+
+    def rest(self) -> None:
+        """From time to time, bring memory back to the system."""
+        if time.monotonic() - self._rested >= REST_SECONDS:
+            give_back()
+            self._rested = time.monotonic()
+
+
+def predict(desk: Desk, units: Sequence[Unit]) -> list[Row]:
+    """A row of each unit, in order."""
+    rows = list(desk.predictor.rows(units))
+    desk.rest()
+    return rows

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -9,17 +10,20 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from amber2_core.distributions import disagreement, entropy, js, label
+from amber2_core.features import canonical_json
 from amber2_core.heads import FUSION_HEAD
 
-from .found_heads import has_met, inputs_of
 from .table import scores_of
 
 if TYPE_CHECKING:
     import numpy.typing as npt
+    from torch import Tensor
+
+    from amber2_extract.rows import Row
 
     from .folder import HeadsFolder
 
-    Probs = Mapping[str, npt.NDArray[np.float64]]
+    Probs = Mapping[str, npt.NDArray[np.float64]]  # head → (members, N, C)
 
 
 @dataclass(frozen=True)
@@ -108,3 +112,65 @@ def _prediction(heads: HeadsFolder, probs: Probs, inputs: Sequence[str]) -> Pred
 def _spread(members: npt.NDArray[np.float64]) -> float:
     """H(mean) − mean H of distributions (members, C), in bits: their generalised Jensen–Shannon divergence."""
     return max(0.0, float(entropy(members.mean(0)) - entropy(members).mean()))
+
+
+def inputs_of(heads: HeadsFolder) -> tuple[str, ...]:
+    """The feature sets that are read: ``audio`` and ``text``, or ``audio:NAME`` where there are several of one."""
+    return heads.members[0].model.architecture.modalities
+
+
+def has_met(heads: HeadsFolder, lacking: Sequence[str]) -> bool:
+    """Whether every member met utterances without these feature sets in training."""
+    return all(member.origin.get("missing", {}).get(name) for member in heads.members for name in lacking)
+
+
+def digest_of(heads: HeadsFolder) -> str:
+    """sha256 of all that predictions depend on: weights, statistics, and what is told beside them."""
+    found = hashlib.sha256()
+    for member in heads.members:
+        found.update(canonical_json(dict(member.origin)).encode())
+        parts = dict(member.model.parameters)
+        for name, (mean, sd) in member.standardisation.items():
+            parts |= {f"{name}.mean": mean, f"{name}.sd": sd}
+        for name in sorted(parts):
+            found.update(name.encode() + parts[name].contiguous().numpy().tobytes())
+    return found.hexdigest()
+
+
+def probs_of(heads: HeadsFolder, rows: Mapping[str, Sequence[Row | None]]) -> Probs:
+    """What every member says of N utterances, NaN where a head predicts nothing.
+
+    Args:
+        heads: any.
+        rows: feature set → what its encoder gives, None where an utterance has nothing to encode; some of any.
+    """
+    import torch
+
+    features, present = {}, {}
+    for name, own in rows.items():
+        mask = torch.tensor([row is not None for row in own])
+        if mask.any():
+            features[name] = _read(own, heads.reads[name])
+            if not mask.all():
+                present[name] = mask
+    return {head: x.double().numpy() for head, x in heads.each(features, present).items()}
+
+
+def _read(rows: Sequence[Row | None], need: str | int) -> Tensor | tuple[Tensor, Tensor]:
+    """What is read of the rows of a feature set, zeros where there is none (see `TrainedHeads.probs`)."""
+    import torch
+    from torch.nn.utils.rnn import pad_sequence
+
+    held = next(row for row in rows if row is not None)
+    if need == "frames":
+        assert held.frames is not None, "a recipe with frames gives them"
+        nothing = np.zeros_like(held.frames[:1])
+        parts = [nothing if row is None or row.frames is None else row.frames for row in rows]
+        lengths = torch.tensor([len(part) for part in parts])
+        padded = pad_sequence([torch.from_numpy(np.array(part)) for part in parts], batch_first=True)  # (N, T, D)
+        return padded, torch.arange(padded.shape[1]) < lengths[:, None]
+    values = [np.zeros_like(held.values) if row is None else row.values for row in rows]
+    x = torch.from_numpy(np.stack(values))  # (N, D) or (N, layers, D)
+    if need == "layers" or x.ndim == 2:
+        return x
+    return x[:, need if isinstance(need, int) else -1]

@@ -15,10 +15,11 @@ from amber2_data.sound import HIGHEST_RATE, LONGEST_SECONDS, LOWEST_RATE, decode
 from amber2_extract.plan import Job
 from amber2_extract.recipe import AudioRecipe
 
+from .chosen import choose
 from .encoding import Encodings, Sound, plan_encodings
-from .folder import HeadsFolder
-from .found_heads import find_heads, probs_of
-from .prediction import Prediction, predictions_of
+from .folder import HeadsFolder, facts_of, read_folder
+from .members import read_member
+from .prediction import Prediction, predictions_of, probs_of
 from .table import COLUMNS, INDEX, Row, flat
 from .transcriber import Transcriber
 from .units import Unit, batched
@@ -159,7 +160,7 @@ class Predictor:
         columns = [flat(row, self.heads.heads, self.emotions) for row in rows]
         kinds = {float: "float64", bool: "bool", str: "str"}
         table = pd.DataFrame(columns, index=pd.MultiIndex.from_arrays(levels, names=INDEX))
-        return table.astype({name: kinds[COLUMNS.get(name, float)] for name in table}).drop(columns=[*INDEX])
+        return table.astype({name: kinds[COLUMNS.get(str(name), float)] for name in table}).drop(columns=[*INDEX])
 
     def rows(self, units: Iterable[Unit]) -> Iterator[Row]:
         """A row of each unit, in order: file, start and end (s), what `Prediction.record` has, and what went wrong.
@@ -237,6 +238,35 @@ class Predictor:
             probs = probs_of(self.heads, {name: [own[place] for place in good] for name, own in rows.items()})
             found |= dict(zip(good, predictions_of(self.heads, probs, [inputs[k] for k in good]), strict=True))
         return [found[place] for place in range(len(sounds))]
+
+
+def find_heads(
+    place: str,
+    *,
+    system: str | None = None,
+    fold: int | None = None,
+    seed: int | None = None,
+    ensemble: bool = False,
+) -> HeadsFolder:
+    """Heads from what `export-heads` wrote, a run folder, one file of its heads/, or an id of the hub.
+
+    Args:
+        place: of them.
+        system, fold, seed, ensemble: of a run; as of `amber2_predict.chosen.choose`.
+
+    Raises:
+        RunFolderError: there are no heads, or they are not as they should be.
+        SettingError: a run has nothing of that system, fold or seed; or something is chosen of what is no run.
+    """
+    path = Path(place).expanduser()
+    if (path / "settings.json").is_file():
+        return choose(path, system=system, fold=fold, seed=seed, ensemble=ensemble).heads
+    if ensemble or any(one is not None for one in (system, fold, seed)):
+        raise SettingError(f"{place} is no run folder, of which a system, a fold, a seed or an ensemble is chosen")
+    if path.is_file():
+        member = read_member(path, within=path.parent)
+        return HeadsFolder((member,), facts_of(member))
+    return read_folder(path if path.is_dir() else place)
 
 
 def _several(models: str | Sequence[str] | None) -> Sequence[str]:

@@ -83,7 +83,7 @@ class Windows:
 
         A rest of less than 25 ms, of which encoders make no frame, is left out.
 
-        >>> list(Windows(10, 5).of(17.0))
+        >>> list(Windows(10.0, 5.0).of(17.0))
         [(0.0, 10.0), (5.0, 15.0), (10.0, 17.0)]
         """
         number = 0
@@ -243,7 +243,7 @@ def _of_table(path: Path, audio_root: Path | None, named: dict[str, str]) -> Ite
 def _roles(path: Path, header: Sequence[str], named: dict[str, str]) -> dict[str, str]:
     """Role → column, of the four that matter. CorpusError: neither recordings nor texts, or a column is not there."""
     of_name = {column.lower(): column for column in reversed(header)}
-    role = {}
+    role: dict[str, str] = {}
     for name in ("audio", "text", "start", "end"):
         if name in named:
             if named[name] not in header:

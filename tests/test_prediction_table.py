@@ -12,9 +12,9 @@ import pytest
 from amber2_core import engine
 from amber2_core.errors import RunFolderError, SettingError
 from amber2_predict import pipeline
+from amber2_predict.pipeline import Request, Survey
 from amber2_predict.table import check_output, line_of
 from amber2_predict.units import Key, Unit, Windows
-from amber2_predict.worker import Request, Survey
 
 HEADS, EMOTIONS = ("audio", "text", "fusion"), ("happy", "sad")
 REQUEST = Request("heads")
