@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -176,27 +177,23 @@ class Encoding:
             )[0]
         return known
 
-    def rows(self, inputs: Sequence[Any], run: Callable[..., Iterable[Any]] = map) -> list[Row | str]:
-        """A row of each input, or why there is none; `run` maps over batches, perhaps in threads."""
+    def batches(self, inputs: Mapping[int, Any]) -> list[list[tuple[int, Any]]]:
+        """Inputs by their places, those of similar size together."""
         budget = Effort().budget(self.recipe.modality, self._device)
         if isinstance(self.recipe, AudioRecipe):
             budget *= self.recipe.sampling_rate
-        batches = plan_batches([len(one) for one in inputs], budget=budget)
-        found: dict[int, Row | str] = {}
-        for places, rows in zip(
-            batches, run(lambda some: self._batch([inputs[k] for k in some]), batches), strict=True
-        ):
-            found |= dict(zip(places, rows, strict=True))
-        return [found[place] for place in range(len(inputs))]
+        pairs = list(inputs.items())
+        return [[pairs[k] for k in some] for some in plan_batches([len(one) for _, one in pairs], budget=budget)]
 
-    def _batch(self, inputs: Sequence[Any]) -> list[Row | str]:
-        good = [place for place, one in enumerate(inputs) if len(one)]
+    def encoded(self, batch: Sequence[tuple[int, Any]]) -> list[tuple[int, Row | str]]:
+        """The row of each input, or why there is none."""
+        good = [pair for pair in batch if len(pair[1])]
         with self._alone:
-            rows = self._encode([inputs[place] for place in good]) if good else []
-        found: list[Row | str] = [_NO_TOKEN] * len(inputs)
-        for place, row in zip(good, rows, strict=True):
+            rows = self._encode([one for _, one in good]) if good else []
+        found: dict[int, Row | str] = dict.fromkeys((place for place, _ in batch), _NO_TOKEN)
+        for (place, _), row in zip(good, rows, strict=True):
             found[place] = row if row.is_finite else _NOT_FINITE
-        return found
+        return list(found.items())
 
 
 class Encodings:
@@ -229,25 +226,38 @@ class Encodings:
         self, sounds: Sequence[Sound | None], transcripts: Sequence[str | None], *, threaded: bool = True
     ) -> tuple[dict[str, list[Row | None]], dict[int, str]]:
         """Feature set → rows of N utterances, None where there is nothing to encode; and why some cannot be encoded."""
-        run = self.in_threads if threaded else map
-        found: dict[str, list[Row | None]] = {}
+        run: Callable[..., Iterable[Any]] = self.in_threads if threaded else map
+        found: dict[str, list[Row | None]] = {name: [None] * len(sounds) for name in self._of}
         problems: dict[int, str] = {}
-        for name, encoding in self._of.items():
-            if isinstance(encoding.recipe, AudioRecipe):
-                heard = {place: sound for place, sound in enumerate(sounds) if sound is not None}
-                given = dict(zip(heard, run(partial(_or_why, encoding), heard.values()), strict=True))
-            else:
-                said = {place: words for place, words in enumerate(transcripts) if words is not None}
-                given = dict(zip(said, encoding.tokens(list(said.values())), strict=True)) if said else {}
+        # Words first: there are few batches of them, which threads encode while others prepare what is heard.
+        words_first = sorted(self._of.items(), key=lambda pair: isinstance(pair[1].recipe, AudioRecipe))
+        pending = []
+        for name, encoding in words_first:
+            given = _inputs(encoding, sounds, transcripts, run)
             problems |= {place: one for place, one in given.items() if isinstance(one, str)}
             inputs = {place: one for place, one in given.items() if not isinstance(one, str)}
-            found[name] = [None] * len(sounds)
-            for place, row in zip(inputs, encoding.rows(list(inputs.values()), run), strict=True):
+            pending.append((name, run(encoding.encoded, encoding.batches(inputs))))
+        for name, results in pending:
+            for place, row in itertools.chain.from_iterable(results):
                 if isinstance(row, str):
                     problems.setdefault(place, row)
                 else:
                     found[name][place] = row
         return found, problems
+
+
+def _inputs(
+    encoding: Encoding,
+    sounds: Sequence[Sound | None],
+    transcripts: Sequence[str | None],
+    run: Callable[..., Iterable[Any]],
+) -> dict[int, Any]:
+    """What an encoder takes of the utterances that have it, by their places; or, as text, why that is nothing."""
+    if isinstance(encoding.recipe, AudioRecipe):
+        heard = {place: sound for place, sound in enumerate(sounds) if sound is not None}
+        return dict(zip(heard, run(partial(_or_why, encoding), heard.values()), strict=True))
+    said = {place: words for place, words in enumerate(transcripts) if words is not None}
+    return dict(zip(said, encoding.tokens(list(said.values())), strict=True)) if said else {}
 
 
 def _or_why(encoding: Encoding, sound: Sound) -> Any:

@@ -23,7 +23,7 @@ from .units import Unit, Windows, batched
 # what a fork server loads for the workers
 PRELOADED = (*ENCODERS, "amber2_predict.predictor")
 # Units dealt together: a worker's threads wait for one another at the end of each portion.
-_PORTION, _OF_ACCELERATOR = 32, 512
+_PORTION = 256
 _LINE_SECONDS = 30.0
 
 if TYPE_CHECKING:
@@ -78,10 +78,9 @@ def predict_units(
         WorkerError: a worker died twice on the same recordings.
     """
     known = found or looked_up(request)
-    portion = _PORTION if known.seats[0].device == "cpu" else _OF_ACCELERATOR
     results = engine.deal(
         predict,
-        batched(units, portion),
+        batched(units, _PORTION),
         setup=Desk,
         workers=known.seats,
         shared=(request, known.jobs),

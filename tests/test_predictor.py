@@ -20,6 +20,7 @@ from speaking_heads import Studio, made_studio, without_run
 from amber2_core.errors import AudioError, ModelError, RunFolderError, SettingError
 from amber2_core.heads_folder import read_heads
 from amber2_predict.encoding import plan_encodings, recipe_of
+from amber2_predict.export import export_heads
 from amber2_predict.units import Unit, Windows, units_of
 
 # In a process that never saw the run: the test utterances of each fold, by its own models, through their recordings.
@@ -67,6 +68,14 @@ def test_a_fresh_process_predicts_the_tested_utterances_of_a_run_again_from_thei
         for head in ("audio", "text", "fusion"):
             again = [[row["heads"][head][emotion] for emotion in said.emotions] for row in rows]
             np.testing.assert_allclose(again, said.probs[f"{system}/{head}"][seed, said.folds[fold]], atol=1e-5)
+
+
+def test_an_exported_folder_predicts_as_its_run_does_wherever_it_lies(studio: Studio, tmp_path: Path) -> None:
+    export_heads(studio.run, tmp_path / "made", system="amber2", fold=1, ensemble=True)
+    (tmp_path / "made").rename(tmp_path / "moved")
+    sound = waveform_of(studio.recordings[0])
+    moved, of_run = (studio.predictor(tmp_path / "moved"), studio.predictor(seed=None, ensemble=True))
+    assert moved.predict(*sound, "one voice") == of_run.predict(*sound, "one voice")
 
 
 def test_an_expert_alone_is_its_head_on_what_its_encoder_gives(studio: Studio) -> None:
