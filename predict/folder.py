@@ -19,8 +19,8 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -30,8 +30,9 @@ from torch import Tensor
 
 from amber2_core import limits
 from amber2_core.errors import RunFolderError
-from amber2_core.heads import FUSION_HEAD
+from amber2_core.heads import FUSION_HEAD, Heads
 from amber2_core.heads_folder import NEEDED_OF_FEATURES, TrainedHeads
+from amber2_core.outputs import OUTPUTS, SOFTMAX
 
 from .hub import ID, fetched, held_in
 from .members import check_file, check_types, read_member, refused, shown
@@ -72,6 +73,11 @@ class HeadsFolder:
         wanted = (*students, FUSION_HEAD) if len(students) == 1 else (FUSION_HEAD,)
         return next((name for name in wanted if name in self.heads), self.heads[-1])
 
+    @cached_property
+    def at_once(self) -> TrainedHeads | None:
+        """All members as one model, where they are alike; see `stacked`."""
+        return stacked(self.members)
+
     @property
     def reads(self) -> dict[str, Any]:
         """Modality → what is read of it: "vector", "layers", "frames" or the number of a layer."""
@@ -79,12 +85,43 @@ class HeadsFolder:
 
     def each(self, features: Mapping[str, Any], present: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
         """Probabilities (members, N, C) by head of every member, of what `TrainedHeads.probs` reads."""
+        if self.at_once is not None:
+            shape, some = self.members[0].model.architecture, next(iter(features.values()))
+            nothing = shape.nothing(some[0] if isinstance(some, tuple) else some)
+            nowhere = {name: torch.zeros(len(x[0] if isinstance(x, tuple) else x), dtype=torch.bool)
+                       for name, x in nothing.items() if name not in features}  # fmt: skip
+            return self.at_once.probs({**nothing, **features}, {**(present or {}), **nowhere})
         found = [member.probs(features, present) for member in self.members]
         return {head: torch.stack([probs[head] for probs in found]) for head in self.heads}
 
     def probs(self, features: Mapping[str, Any], present: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
         """Probabilities (N, C) by head, the mean of `each`."""
         return {head: mean_of(probs) for head, probs in self.each(features, present).items()}
+
+
+def stacked(members: Sequence[TrainedHeads]) -> TrainedHeads | None:
+    """Members as one model with a run axis, which predicts (members, N, C) at once; None: they differ in more than
+    their numbers, or are one."""
+    first, shape = members[0], members[0].model.architecture
+    if len(members) == 1 or len({_kind(member) for member in members}) > 1 or _kind(first)[1] not in OUTPUTS:
+        return None
+    parameters = {name: torch.stack([m.model.parameters[name] for m in members]) for name in first.model.parameters}
+    statistics = {}
+    for name in first.standardisation:
+        pairs = zip(*(member.standardisation[name] for member in members), strict=True)
+        mean, sd = (torch.stack(some).unsqueeze(1) for some in pairs)  # (members, 1, D) or (members, 1, layers, D)
+        if shape.stages and shape.stages[name].reads != "vector" and mean.ndim == 3:
+            mean, sd = mean.unsqueeze(1), sd.unsqueeze(1)
+        statistics[name] = mean, sd
+    return replace(first, model=Heads(shape, parameters), standardisation=statistics)
+
+
+def _kind(member: TrainedHeads) -> tuple[Any, ...]:
+    """What is equal for members that are stacked."""
+    origin, statistics = member.origin, {name: mean.shape for name, (mean, _) in member.standardisation.items()}
+    never = tuple(name for name, epoch in origin.get("epochs", {}).items() if epoch == 0)
+    outputs, untrained = origin.get("outputs", SOFTMAX), tuple(origin.get("untrained", ()))
+    return replace(member.model.architecture, dropout=0.0), outputs, untrained, never, tuple(statistics.items())
 
 
 def mean_of(probs: Tensor) -> Tensor:

@@ -37,9 +37,10 @@ class Graph(torch.nn.Module):
     def __init__(self, heads: HeadsFolder) -> None:
         super().__init__()
         self.heads, self.names = heads, list(inputs_of(heads))
-        for m, member in enumerate(heads.members):  # what is registered is stored once, by its name
-            for k, parameter in enumerate(member.model.parameters.values()):
-                self.register_buffer(f"member{m + 1}_{k}", parameter)
+        models = heads.members if heads.at_once is None else (heads.at_once,)
+        for m, model in enumerate(models):  # what is registered is stored once, by its name
+            for k, parameter in enumerate(model.model.parameters.values()):
+                self.register_buffer(f"model{m + 1}_{k}", parameter)
 
     def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         """Tensors of all inputs → probabilities (batch, classes) of every head, and of the main one."""
