@@ -39,7 +39,7 @@ $(INSTALLED): setup.cfg pyproject.toml requirements.txt constraints.txt
 STAND_INS := $(findstring demo/models/,$(AUDIO_MODEL) $(TEXT_MODEL))
 FEATURES := demo/features/$(notdir $(AUDIO_MODEL))+$(notdir $(TEXT_MODEL)).h5
 .PHONY: demo
-demo: $(INSTALLED)  ## write a corpus, encode it, train AmbER² and the baseline on it, print the table
+demo: $(INSTALLED)  ## write a corpus, encode it, train AmbER² and the baseline on it, print the table, predict
 	@echo '== A corpus of synthetic speech, in demo/corpus'
 	@$(BIN)/python -m amber2_data.corpora.synthetic demo/corpus
 	@test -z '$(STAND_INS)' || test -e demo/models/stand-in-bert/README.md || { \
@@ -55,6 +55,9 @@ demo: $(INSTALLED)  ## write a corpus, encode it, train AmbER² and the baseline
 	@echo '== From the run folder to a page: open demo/report/report.html'
 	@rm -rf demo/report
 	$(BIN)/report-runs demo/run --output demo/report
+	@echo '== The heads on a new sentence'
+	$(BIN)/predict-emotion --heads demo/run --system amber2 --device $(DEVICE) --text 'I never said that.' \
+	  --audio-model $(AUDIO_MODEL) --text-model $(TEXT_MODEL) demo/corpus/wav/Ses01/Ses01_d000_F000.wav
 	@echo '== What could be reached'
 	@$(BIN)/python -m amber2_data.corpora.synthetic demo/corpus
 	@test -z '$(STAND_INS)' || { \

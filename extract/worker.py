@@ -146,7 +146,7 @@ class Station:
         """From time to time, bring rows to the disk, and memory back to the system."""
         if time.monotonic() - self._rested >= REST_SECONDS:
             self.writer.sync()
-            _give_back()
+            give_back()
             self._rested = time.monotonic()
 
 
@@ -382,7 +382,7 @@ def _size(inputs: Sequence[Any]) -> int:
     return len(inputs) * max(len(one) for one in inputs)
 
 
-def _give_back() -> None:
+def give_back() -> None:
     """Give memory that is free, but lies between what is not, back to the system, where the C library can (glibc's).
 
     Without it a process that encodes for hours grows: what small things outlive a batch keep the room between them.

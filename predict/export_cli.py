@@ -43,17 +43,18 @@ def export_heads(
 
     It is read back before it stands under its name. predict-emotion takes it, or the id that it was pushed to.
     """
-    from . import hub
     from .export import export_heads
+    from .hub import check_id
+    from .hub import push as pushed
 
     if onnx:
         from .graph import check_extra
 
         check_extra()
     if push is not None:
-        hub.check_id(push)
+        check_id(push)
     chosen = export_heads(run, output, system=system, fold=fold, seed=seed, ensemble=ensemble, onnx=onnx)
-    address = None if push is None else hub.push(output, push, public=public)
+    address = None if push is None else pushed(output, push, public=public)
     config = chosen.heads.config
     if as_json:
         click.echo(json.dumps({"folder": str(output), "pushed": address, **config}, indent=2, ensure_ascii=False))

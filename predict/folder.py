@@ -11,7 +11,7 @@ README.md              the card
 model.onnx             perhaps, the same as a graph, and description.json, its inputs and outputs
 ```
 Whatever comes from others may be broken or hostile. Nothing in a folder runs or is unpickled, only files that
-config.json names are opened, within `amber2_predict.limits`, and what does not fit is refused with a reason.
+config.json names are opened, within `amber2_core.limits`, and what does not fit is refused with a reason.
 """
 
 from __future__ import annotations
@@ -28,12 +28,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from amber2_core import limits
 from amber2_core.errors import RunFolderError
 from amber2_core.heads import FUSION_HEAD, Heads
 from amber2_core.heads_folder import NEEDED_OF_FEATURES, TrainedHeads
 from amber2_core.outputs import OUTPUTS, SOFTMAX
 
-from . import hub, limits
+from .hub import ID, fetched, held_in
 from .members import check_file, check_types, read_member, refused, shown
 
 FORMAT, FORMAT_VERSION = "amber2-heads", 1
@@ -156,10 +157,10 @@ def read_folder(source: Path | str) -> HeadsFolder:
     folder = Path(source)
     if folder.is_dir():
         return _read(folder, within=folder)
-    if folder.exists() or not hub.ID.fullmatch(str(source)):
+    if folder.exists() or not ID.fullmatch(str(source)):
         raise RunFolderError(f"No heads folder at {source}: make one with export-heads, or give an id as owner/name")
-    fetched = hub.fetched(str(source))
-    return _read(fetched, within=hub.held_in(fetched))
+    place = fetched(str(source))
+    return _read(place, within=held_in(place))
 
 
 def _read(folder: Path, *, within: Path) -> HeadsFolder:

@@ -7,9 +7,8 @@ import re
 from fnmatch import fnmatch
 from pathlib import Path
 
+from amber2_core import limits
 from amber2_core.errors import RunFolderError
-
-from . import limits
 
 ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}(@[\w./-]{1,100})?", re.ASCII)
 FETCHED = ["config.json", "README.md", "heads-*.safetensors"]

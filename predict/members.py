@@ -12,13 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from amber2_core import limits
 from amber2_core.errors import RunFolderError
 from amber2_core.features import fingerprint
 from amber2_core.handover import Rule
 from amber2_core.heads_folder import HANDOVER, NEEDED_OF_FEATURES, TrainedHeads, heads_of_record, read_tensors
 from amber2_core.outputs import OUTPUTS, SOFTMAX
-
-from . import limits
 
 SYSTEM = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")  # as `amber2_train` names systems
 WORDS: Mapping[type, str] = {dict: "an object", list: "a list", str: "text", int: "a whole number"}

@@ -27,7 +27,7 @@ from amber2_core.errors import RunFolderError, SettingError
 from amber2_core.metrics import evaluate
 from amber2_core.run_folder import read_predictions, read_results
 from amber2_predict.card import card, text
-from amber2_predict.export import choose
+from amber2_predict.chosen import choose
 from amber2_predict.export_cli import export_heads
 from amber2_predict.folder import read_folder
 from amber2_train.cli import train_heads

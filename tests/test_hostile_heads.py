@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from amber2_core import limits
 from amber2_core.errors import RunFolderError
-from amber2_predict import limits
 from amber2_predict.folder import CONFIG, read_folder
 
 HEADS = "heads-1.safetensors"

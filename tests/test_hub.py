@@ -16,8 +16,8 @@ import pytest
 import torch
 from heads_folders import inputs, member, write_heads_folder
 
+from amber2_core import limits
 from amber2_core.errors import RunFolderError
-from amber2_predict import limits
 from amber2_predict.folder import read_folder
 from amber2_predict.hub import check_id, push
 
