@@ -25,7 +25,7 @@ from amber2_extract.encoders.waveform import SpeechEncoder
 from amber2_extract.plan import plan_jobs
 from amber2_extract.recordings import Batch, scan_recordings, transcript_inputs
 from amber2_extract.rows import Row, RowStore, RowWriter
-from amber2_extract.worker import Halving, Seat, Station, _give_back, encode, survey
+from amber2_extract.worker import Halving, Seat, Station, give_back, encode, survey
 
 
 class Bench:
@@ -250,7 +250,7 @@ def test_memory_between_what_is_kept_goes_back_to_the_system() -> None:
     kept = blocks[::50]
     del blocks
     before = resident()
-    _give_back()
+    give_back()
     assert before - resident() > 60_000_000
     assert [block[0] for block in kept] == [number % 256 for number in range(0, 1_000, 50)]
 
