@@ -25,7 +25,7 @@ from amber2_extract.encoders.waveform import SpeechEncoder
 from amber2_extract.plan import plan_jobs
 from amber2_extract.recordings import Batch, scan_recordings, transcript_inputs
 from amber2_extract.rows import Row, RowStore, RowWriter
-from amber2_extract.worker import Halving, Seat, Station, give_back, encode, survey
+from amber2_extract.worker import Halving, Seat, Station, encode, give_back, survey
 
 
 class Bench:
