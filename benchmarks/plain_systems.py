@@ -156,6 +156,34 @@ def unweighted(logits: Tensor, y: Tensor) -> Tensor:
     return -(y * logits.log_softmax(-1)).sum((0, 2)).mean()
 
 
+def votes_likelihood(train: Tensor) -> Loss:
+    """The Dirichlet-multinomial likelihood of votes over their number, and a hundredth for evidence against them."""
+
+    def loss(logits: Tensor, n: Tensor) -> Tensor:
+        alpha, total = functional.softplus(logits) + 1, n.sum(-1)
+        rest = alpha.sum(-1)
+        likelihood = rest.lgamma() - (rest + total).lgamma() + ((alpha + n).lgamma() - alpha.lgamma()).sum(-1)
+        y = n / total.unsqueeze(-1)
+        other = y + (1 - y) * alpha
+        whole = other.sum(-1, keepdim=True)
+        tie = whole.squeeze(-1).lgamma() - other.lgamma().sum(-1)
+        tie = tie + ((other - 1) * (other.digamma() - whole.digamma())).sum(-1)
+        return (0.02 * tie - likelihood / total).mean(-1).sum()
+
+    return loss
+
+
+def agreed(train: Mapping[str, Tensor], epoch: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The utterances with one largest share, and that class."""
+    top, label = train["targets"].topk(2, dim=-1)
+    rows = torch.nonzero(top[:, 0] - top[:, 1] > 1e-6).flatten()
+    return train["audio"][rows], train["text"][rows], functional.one_hot(label[rows, 0], CLASSES).float()
+
+
+def voted(train: Mapping[str, Tensor], epoch: int) -> tuple[Tensor, Tensor, Tensor]:
+    return train["audio"], train["text"], train["votes"].float()
+
+
 def whole(train: Mapping[str, Tensor], epoch: int) -> tuple[Tensor, Tensor, Tensor]:
     return train["audio"], train["text"], train["targets"]
 
@@ -196,6 +224,9 @@ def staged(train: Mapping[str, Tensor], epoch: int) -> tuple[Tensor, Tensor, Ten
 SYSTEMS: Mapping[str, PlainSystem] = {
     "amber2": PlainSystem(lambda: PlainHeads(Gated), amber_loss, whole),
     "cb-ce": PlainSystem(lambda: PlainHeads(Gated), balanced_loss, whole),
+    "ldl-kl": PlainSystem(lambda: PlainHeads(Gated), lambda train: unweighted, whole),
+    "majority-ce": PlainSystem(lambda: PlainHeads(Gated), lambda train: unweighted, agreed),
+    "evidential": PlainSystem(lambda: PlainHeads(Gated), votes_likelihood, voted),
     "sailer": PlainSystem(lambda: PlainHeads(Side, through_layers=True), divergence, dropped_and_mixed, lr=5e-4),
     "medusa": PlainSystem(lambda: PlainHeads(DeepFusion), weighted_loss, staged, batch=32, mixes=0.3, first_stage=4),
 }
