@@ -13,7 +13,7 @@ from amber2_core.tables import is_storable_name
 from amber2_data.transcripts import REPAIRS, Repair
 
 from .checkpoint import Checkpoint, find_checkpoint
-from .encoders import AUDIO_POOLINGS, TEXT_POOLINGS, WINDOWS
+from .encoders import AUDIO_LANGUAGE, AUDIO_POOLINGS, TEXT_POOLINGS, WINDOWS
 from .own import own_sampling_rate
 from .recipe import (
     ATTENTIONS,
@@ -145,6 +145,7 @@ def plan_jobs(
             max_seconds=max_seconds,
             pooling=audio_pooling,
             window=_window(checkpoint, window),
+            tower=checkpoint.model_type if checkpoint.model_type in AUDIO_LANGUAGE else None,
             **settings,
         )
         jobs.append(Job(audio_name or checkpoint.short_name + _ending(audio), checkpoint, audio))

@@ -114,6 +114,8 @@ class AudioRecipe(_EncoderRecipe):
     max_seconds: float | None = None
     # of what hears in windows of a fixed length
     window: Window | None = None
+    # the kind of model of which this is the tower that hears, where it is an audio-language model
+    tower: str | None = None
 
     @property
     def of_encoder(self) -> dict[str, Any]:

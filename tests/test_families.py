@@ -392,3 +392,10 @@ def test_a_model_that_is_no_whisper_is_told(tmp_path: Path) -> None:
     preprocessor.save_pretrained(tmp_path)
     with pytest.raises(ModelError, match="its preprocessor makes 300 spectra of a window, its model takes 200"):
         loaded(tmp_path)
+
+
+def test_the_recipe_of_an_audio_language_models_tower_says_what_it_is_a_part_of(tmp_path: Path) -> None:
+    for family, tower in (("qwen2-audio", "qwen2_audio"), ("whisper", None)):
+        save_family(tmp_path / family, family)
+        (job,) = plan_jobs(str(tmp_path / family), None)
+        assert job.recipe.record().get("tower") == tower

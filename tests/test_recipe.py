@@ -44,6 +44,7 @@ CHANGES: dict[str, Any] = {
     "layer": 6,
     "attention": "eager",
     "window": "fit",
+    "tower": "qwen2_audio",
 }
 
 

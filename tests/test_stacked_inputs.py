@@ -158,3 +158,13 @@ def test_all_is_every_system_that_the_cache_can_feed(tmp_path: Path) -> None:
     assert "amber2" not in settings["systems"]
     assert "amber2 is left out: amber2 weighs experts" in (tmp_path / "run" / "log.txt").read_text()
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["table"].keys() >= {"cb-ce"}
+
+
+def test_heads_on_the_tower_of_an_audio_language_model_are_told_from_a_tuned_one(tmp_path: Path) -> None:
+    cache, path = cache_of(60), tmp_path / "tower.h5"
+    audio, text = cache.features
+    audio = replace(audio, recipe={**audio.recipe, "model": "some/ear", "tower": "qwen2_audio"})
+    write_cache(path, replace(cache, features=(audio, text)))
+    ran("--cache", path, "--output", tmp_path / "run", *QUICK)
+    line = "heads on the frozen audio tower of some/ear (qwen2_audio) stand in for tuning that model"
+    assert read_settings(tmp_path / "run")["remarks"] == {"amber2": [line], "cb-ce": [line]}

@@ -268,7 +268,7 @@ def settings_record(request: Request) -> dict[str, Any]:
         "digest": _sha256(itertools.chain.from_iterable(digests.items())),
         "digests": digests,
         "systems": list(dict.fromkeys(setting.name for setting in request.settings)),
-        "remarks": _remarks(request.settings),
+        "remarks": _remarks(request.settings, data.inputs.values()),
         "axes": options.grid.columns,
         "metrics": metrics_of_kinds(kinds.values()),
         "kinds": kinds,
@@ -278,11 +278,16 @@ def settings_record(request: Request) -> dict[str, Any]:
     }
 
 
-def _remarks(settings: Sequence[Setting]) -> dict[str, list[str]]:
-    """Of each system, where it is another thing than its paper describes."""
+def _remarks(settings: Sequence[Setting], inputs: Iterable[Features | MappedFeatures]) -> dict[str, list[str]]:
+    """Of each system, where it is another thing than its paper describes, and what its features stand in for."""
+    towers = [
+        f"heads on the frozen audio tower of {some.recipe.get('model')} ({tower}) stand in for tuning that model"
+        for some in inputs
+        if (tower := some.recipe.get("tower"))
+    ]
     remarks: dict[str, list[str]] = {}
     for setting in settings:
-        known = remarks.setdefault(setting.name, [])
+        known = remarks.setdefault(setting.name, [*towers])
         known += [line for line in setting.system.remarks(setting.values) if line not in known]
     return {name: lines for name, lines in remarks.items() if lines}
 

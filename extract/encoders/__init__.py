@@ -42,6 +42,8 @@ TOWERS: Mapping[str, tuple[str, str, str]] = {
     ),
     "parakeet_ctc": ("parakeet.modeling_parakeet:ParakeetEncoder", "encoder_config", r"^encoder\."),
 }  # fmt: skip
+# model_type of audio-language models: what their tower gives is not what the whole model says
+AUDIO_LANGUAGE = ("qwen2_audio",)
 # how an utterance's hidden states become one vector → the function of `exactness` that does it
 AUDIO_POOLINGS: Mapping[str, str] = {
     "mean": "masked_mean",
