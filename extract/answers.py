@@ -93,12 +93,17 @@ class AnswerReader:
         return found[0]
 
     def _values(self, answer: str) -> Iterator[Any]:
-        """Every value of JSON that begins with a brace; a ValueError where one cannot be read to its end."""
-        at = answer.find("{")
+        """Every value of JSON that begins with a brace.
+
+        A ValueError where one cannot be read to its end, or ends before the answer's last brace: then it was cut.
+        """
+        end, at = 0, answer.find("{")
         while at >= 0:
             value, end = self._decoder.raw_decode(answer, at)
             yield value
             at = answer.find("{", end)
+            if "}" in answer[end : None if at < 0 else at]:
+                raise ValueError("a brace that closes nothing")
 
 
 def _objects_of_numbers(value: Any) -> Iterator[Mapping[str, Any]]:

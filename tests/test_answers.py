@@ -38,6 +38,11 @@ def test_an_object_of_shares_is_read_out_of_any_prose(before: str, shares: dict[
         np.testing.assert_allclose(found, by_hand([*shares.items()]), atol=1e-12)
 
 
+def test_an_object_that_ends_too_early_is_not_taken_for_the_whole() -> None:
+    with pytest.raises(UnparsableError, match="a brace that closes nothing"):
+        READER.distribution('{"angry": 1.0}, "sad": 1.0}')
+
+
 @given(st.data(), SHARES)
 def test_a_damaged_answer_gives_what_still_stands_in_it_or_nothing(
     data: st.DataObject, shares: dict[str, float]
