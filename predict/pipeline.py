@@ -192,10 +192,12 @@ class Desk:
 
     def __init__(self, seat: Seat, shared: tuple[Request, Mapping[str, Job]]) -> None:
         """Load everything. Raises: as `survey`."""
+        from .chosen import choose
         from .predictor import Predictor, find_heads
         from .transcriber import Transcriber
 
         request, jobs = shared
+        logging.getLogger(choose.__module__).setLevel(logging.WARNING)  # the survey told already what is chosen
         found = find_heads(request.heads, **request.choice)
         transcriber = None if request.transcribe is None else Transcriber(request.transcribe, device=seat.device)
         self.predictor: Predictor = Predictor(
