@@ -12,9 +12,10 @@ from synthetic_data import EMOTIONS, cache_of, soft_labels, write_small_cache
 
 from amber2_core.cache import FeatureCache, Features, StoredArray, write_cache
 from amber2_core.errors import CacheError, LabelError
+from amber2_core.features import Side
 from amber2_core.tables import texts
 from amber2_core.votes import LabelPolicy
-from amber2_train.training_data import TrainingData, feature_keys, find_cache, read_material
+from amber2_train.training_data import TrainingData, feature_keys, find_cache, read_material, side_keys
 from amber2_train.training_data import training_data as training_data_of
 
 POLICY = LabelPolicy(EMOTIONS)
@@ -84,6 +85,21 @@ def test_a_modality_that_is_not_asked_for_is_not_trained_on(tmp_path: Path) -> N
     asked_for = {"audio": None, "text": None, "video": None}
     assert list(feature_keys(tmp_path / "made-up.h5", asked_for)) == ["audio", "text"]
     assert list(read_material(tmp_path / "made-up.h5", asked_for, {}).data.inputs) == ["audio", "text"]
+
+
+@pytest.mark.parametrize(
+    ("side", "remedy"),
+    [
+        (Side("prediction", "gpt"), "no prediction features called 'gpt' .*: bring them with import-predictions$"),
+        (Side("sentiment"), "no sentiment features .*: encode it with extract-features --sentiment-model$"),
+    ],
+)
+def test_what_is_read_beside_the_modalities_is_missed_with_the_command_that_brings_it(
+    tmp_path: Path, side: Side, remedy: str
+) -> None:
+    with pytest.raises(CacheError, match=remedy):
+        side_keys(write_small_cache(tmp_path), [side])
+    assert side_keys(tmp_path / "made-up.h5", [side._replace(needed=False)]) == {}
 
 
 def test_targets_stand_in_the_rows_that_are_kept_and_features_are_left_whole() -> None:

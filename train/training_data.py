@@ -32,6 +32,11 @@ FOLD_COLUMNS = ("speaker", "session", "dialogue", "split", "language")
 Missing = Literal["drop", "mask"]
 MISSING: tuple[Missing, ...] = get_args(Missing)
 RowNumbers = npt.NDArray[np.intp]
+# what there is to do where a cache lacks what is read beside the modalities, and no option names
+_BESIDE = {
+    "prediction": "bring them with import-predictions",
+    "sentiment": "encode it with extract-features --sentiment-model",
+}
 # why an utterance was dropped
 LACKING: Mapping[Missing, str] = {"drop": "features missing", "mask": "no features of any modality"}
 UNRATED = "no synthetic vote, out of train alone"
@@ -165,6 +170,8 @@ def _named(path: Path, modality: str, name: str | None, held: Sequence[str]) -> 
     problem = "no" if not chosen else "several"
     what = f"{modality} features" + (f" called {name!r}" if name else "")
     where = f"{path} holds {problem} {what} (it has {', '.join(held) or 'none'})"
+    if modality in _BESIDE:
+        raise CacheError(f"{where}: {_BESIDE[modality] if not chosen else 'there may be one'}")
     raise CacheError(f"{where}: {'encode them with extract-features' if not held else f'name one: --{modality}'}")
 
 
