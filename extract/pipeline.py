@@ -41,7 +41,7 @@ from .previous import (
     with_recordings,
     with_synthetic_ratings,
 )
-from .recipe import OF_TRANSCRIPTS, Attention, AudioRecipe, Layers, Precision, Window
+from .recipe import OF_TRANSCRIPTS, AudioRecipe
 from .recordings import Batch, Inputs, Work, blank_cache, scan_recordings, transcript_inputs
 from .rows import RowStore, work_folder
 
@@ -124,23 +124,11 @@ def extract_features(
     audio_model: str | None = AUDIO_MODEL,
     text_model: str | None = TEXT_MODEL,
     sentiment_model: str | None = None,
-    audio_name: str | None = None,
-    text_name: str | None = None,
-    layers: Layers = "last",
-    layer: int | None = None,
-    frames: int | None = None,
-    audio_pooling: str = "mean",
-    text_pooling: str = "auto",
-    window: Window | None = None,
-    attention: Attention | None = None,
-    precision: Precision = "fp32",
-    max_seconds: float | None = None,
-    repair: Repair | None = None,
-    sentiment_labels: str | None = None,
     effort: Effort | None = None,
     force: bool = False,
     strict: bool = False,
     on_progress: OnProgress | None = None,
+    **settings: Any,
 ) -> Summary:
     """Encode what the cache at `output` does not hold yet, and write the cache anew if anything has changed.
 
@@ -154,25 +142,11 @@ def extract_features(
         text_model: id or folder of a text encoder; None leaves text out.
         sentiment_model: id or folder of a text classifier, whose (3,) probabilities of a negative, neutral and positive
             transcript are kept as modality ``sentiment``; None leaves them out.
-        audio_name: what the cache calls the speech features; None: as the encoder is called.
-        text_name: what the cache calls the text features.
-        layers: the last hidden state, or all of them.
-        layer: one hidden state instead of the last: 0 is the input of the first layer, n the output of the n-th.
-        frames: beside the vector, the hidden state that it is made of pooled to at most so many bins.
-        audio_pooling: how the hidden states of a recording become one vector, see `AUDIO_POOLINGS`.
-        text_pooling: those of a transcript, see `TEXT_POOLINGS`; ``auto``: as the checkpoint says for
-            sentence-transformers, else the mean.
-        window: of an encoder that hears in windows, ``trained`` or ``fit``; None: as it was trained.
-        attention: how attention is computed, ``eager`` or ``sdpa``; None leaves it to transformers.
-        precision: of products and convolutions; what is stored is fp32.
-        max_seconds: longer utterances are cut off at the end.
-        repair: damage of transcripts that is undone before they are encoded; the cache keeps them as they are.
-        sentiment_labels: which sentiment each output of the classifier is, ``negative,neutral,positive``, for one
-            whose config does not say; ``negative,positive`` where it knows no neutral, which then has 0.
         effort: device and size of batches; they do not change the numbers.
         force: encode again what stands at `output` already; a cache that cannot be read is replaced.
         strict: write nothing under `output` if an utterance fails; what is encoded is kept beside it.
         on_progress: called after each portion of the work.
+        settings: how is encoded, and what the cache calls the features, see `plan_jobs`.
 
     Raises:
         ModelError: an encoder cannot be loaded, or its device has too little memory for a single utterance.
@@ -186,24 +160,8 @@ def extract_features(
     """
     # All that can be wrong with the corpus is met before anything is encoded.
     blank = blank_cache(corpus)
-    jobs = plan_jobs(
-        audio_model,
-        text_model,
-        sentiment_model,
-        audio_name=audio_name,
-        text_name=text_name,
-        layers=layers,
-        layer=layer,
-        frames=frames,
-        audio_pooling=audio_pooling,
-        text_pooling=text_pooling,
-        window=window,
-        attention=attention,
-        precision=precision,
-        max_seconds=max_seconds,
-        repair=repair,
-        sentiment_labels=sentiment_labels,
-    )
+    jobs = plan_jobs(audio_model, text_model, sentiment_model, **settings)
+    repair = settings.get("repair")
     if text_model is not None or sentiment_model is not None:
         for problem in transcript_problems(corpus.utterances, repair):
             _log.warning("%s: %s", problem.file, problem.what)

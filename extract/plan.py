@@ -81,6 +81,26 @@ def plan_jobs(
 ) -> list[Job]:
     """The feature sets that are asked for; audio last, as it takes hours where text takes minutes.
 
+    Args:
+        audio_model: id or folder of a speech encoder; None leaves audio out.
+        text_model: id or folder of a text encoder; None leaves text out.
+        sentiment_model: id or folder of a text classifier; None leaves sentiments out.
+        audio_name: what the cache calls the speech features; None: as the encoder is called.
+        text_name: what the cache calls the text features.
+        layers: the last hidden state, or all of them.
+        layer: one hidden state instead of the last: 0 is the input of the first layer, n the output of the n-th.
+        frames: beside the vector, the hidden state that it is made of pooled to at most so many bins.
+        audio_pooling: how the hidden states of a recording become one vector, see `AUDIO_POOLINGS`.
+        text_pooling: those of a transcript, see `TEXT_POOLINGS`; ``auto``: as the checkpoint says for
+            sentence-transformers, else the mean.
+        window: of an encoder that hears in windows, ``trained`` or ``fit``; None: as it was trained.
+        attention: how attention is computed, ``eager`` or ``sdpa``; None leaves it to transformers.
+        precision: of products and convolutions; what is stored is fp32.
+        max_seconds: longer utterances are cut off at the end.
+        repair: damage of transcripts that is undone before they are encoded; the cache keeps them as they are.
+        sentiment_labels: which sentiment each output of the classifier is, ``negative,neutral,positive``, for one
+            whose config does not say; ``negative,positive`` where it knows no neutral, which then has 0.
+
     Raises:
         ModelError: a checkpoint cannot be found, or lacks a file.
         SettingError: a setting has no meaning, or nothing is asked for.
