@@ -60,6 +60,18 @@ class Job:
         return whole * window + last
 
 
+@dataclass(frozen=True)
+class Survey:
+    """What must be known before batches can be planned."""
+
+    devices: tuple[str, ...]
+    # of each worker: those that encode on a processor, those that decode for an accelerator
+    threads: int
+    # tokens of each transcript, and which had to be cut to the model's limit; nothing of recordings
+    tokens: tuple[int, ...] = ()
+    cut: tuple[bool, ...] = ()
+
+
 def plan_jobs(
     audio_model: str | None,
     text_model: str | None,

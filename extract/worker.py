@@ -29,7 +29,7 @@ from .audio import read_waveform
 from .checkpoint import Checkpoint
 from .encoders import ENCODERS
 from .evidence import Evidence
-from .plan import Job
+from .plan import Job, Survey
 from .recipe import AudioRecipe, Modality
 from .recordings import Batch, Work, check_reach
 from .rows import Row, RowWriter, difference
@@ -67,18 +67,6 @@ class Seat:
     number: int
     device: str
     threads: int
-
-
-@dataclass(frozen=True)
-class Survey:
-    """What must be known before batches can be planned."""
-
-    devices: tuple[str, ...]
-    # of each worker: those that encode on a processor, those that decode for an accelerator
-    threads: int
-    # tokens of each transcript, and which had to be cut to the model's limit; nothing of recordings
-    tokens: tuple[int, ...] = ()
-    cut: tuple[bool, ...] = ()
 
 
 def survey(job: Job, device: str, works: Sequence[Work]) -> Survey:
