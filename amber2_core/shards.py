@@ -114,9 +114,17 @@ def shard_of_environment(environment: Mapping[str, str]) -> Shard:
 
 
 def shard_of(record: Mapping[str, Any]) -> Shard | None:
-    """The shard that the summary of a cache, or the record of a sweep, tells of; None: it is a whole one."""
-    found = record.get("shard")
-    return None if found is None else Shard(int(found["number"]), int(found["of"]))
+    """The shard that the summary of a cache, or the record of a sweep, tells of; None: it is a whole one.
+
+    Raises:
+        SettingError: what stands there is no shard.
+    """
+    if (found := record.get("shard")) is None:
+        return None
+    try:
+        return Shard(int(found["number"]), int(found["of"]))
+    except (KeyError, TypeError, ValueError):
+        raise SettingError(f"Bad shard {found!r}, expected its number and of how many it is") from None
 
 
 def is_part(path: Path) -> bool:

@@ -115,6 +115,7 @@ def test_killed_again_and_again_it_goes_on_and_ends_with_the_same_values(
     _assert_same(output, undisturbed)
 
 
+@pytest.mark.thorough
 def test_a_shard_that_is_killed_goes_on_and_all_merged_are_what_one_call_gives(
     desk: Desk, undisturbed: FeatureCache, tmp_path: Path
 ) -> None:

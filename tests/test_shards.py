@@ -20,7 +20,7 @@ from small_models import save_classifier, save_speech
 from amber2_core.cache import FeatureCache, read_cache, write_cache
 from amber2_core.errors import Amber2Error, CacheError, SettingError
 from amber2_core.features import Features
-from amber2_core.shards import Shard, is_part, shard_named, shard_of_environment, whole_of
+from amber2_core.shards import Shard, is_part, shard_named, shard_of, shard_of_environment, whole_of
 from amber2_core.tables import rating_table, take, texts
 from amber2_core.utterance import Rating
 from amber2_extract.batches import Effort, plan_batches
@@ -31,6 +31,7 @@ from amber2_extract.merge_cli import merge_shards
 from amber2_extract.merging import merge_caches
 from amber2_extract.pipeline import Summary
 from amber2_extract.previous import with_features
+from amber2_train.training_data import find_cache, read_material
 
 COUNT = 3
 # several utterances in a batch
@@ -111,6 +112,8 @@ def test_merged_shards_are_what_one_call_gives_and_that_call_finds_nothing_to_do
     assert merged.output == place.output
     assert merged.features["audio/wav2vec2-layers-frames3"] == 20
     assert_same(place.output, plain)
+    data = [read_material(path, {"audio": None, "text": None}, {}).data for path in (place.output, plain)]
+    assert data[0].checksum == data[1].checksum
     # whole again, and no part of anything
     assert "shard" not in read_cache(place.output).summary
     monkeypatch.setattr("amber2_core.engine.deal", None)
@@ -153,9 +156,10 @@ def test_a_shard_that_is_stopped_goes_on_with_the_rest_of_its_part(
 
 def test_there_may_be_more_shards_than_batches(place: Place) -> None:
     plain = place.folder / "plain.h5"
+    place.corpus = replace(place.corpus, utterances=place.corpus.utterances[:3])
     place.extract(output=plain)
-    shards = [encode(place, number, 25, effort=None).output for number in range(1, 26)]
-    assert min(len(read_cache(path).features) for path in shards) == 0
+    shards = [encode(place, number, 4, effort=None).output for number in range(1, 5)]
+    assert [len(read_cache(path).features) for path in shards] == [2, 1, 1, 0]
     merge_caches(shards)
     assert_same(place.output, plain)
 
@@ -197,6 +201,14 @@ def test_what_has_changed_since_the_whole_cache_is_not_taken_from_it(place: Plac
     assert other is not None
     shards = encode_all(place, audio_model=str(place.folder / "hubert"), text_model=None)
     assert merge_caches(shards).features == {"audio/hubert": 20, "audio/wav2vec2": 19, "text/bert": 20}
+
+
+def test_imported_features_of_any_shard_are_taken_over(place: Place) -> None:
+    shards = encode_all(place)
+    faces = Features("video", "faces", np.full((20, 2), 3, np.float32), texts(["imported"] * 20), {"imported": True})
+    write_cache(shards[1], with_features(read_cache(shards[1]), faces, force=False))
+    assert merge_caches(shards).features == {"audio/wav2vec2": 20, "text/bert": 20, "video/faces": 20}
+    np.testing.assert_array_equal(read_cache(place.output).feature_set("video").values, faces.values)
 
 
 def test_models_votes_in_the_whole_cache_are_kept(place: Place) -> None:
@@ -329,14 +341,14 @@ def test_a_part_that_falls_back_to_one_at_a_time_stays_the_same_part(
 
 
 def test_a_part_says_that_it_is_one(place: Place, caplog: pytest.LogCaptureFixture) -> None:
-    from amber2_train.training_data import find_cache, read_material
-
     output = encode(place, 3).output
     shown = CliRunner().invoke(inspect_cache, [str(output)])
     assert "shard       3 of 3: features of this part; merge-shards makes them one" in shown.output
     read_material(output, {"audio": None}, {})
     assert f"{output} is shard 3 of 3: " in caplog.text
-    with pytest.raises(CacheError, match="No feature cache in"):
+    with pytest.raises(
+        CacheError, match=r"No feature cache in .* but shards, as example\.shard-3-of-3\.h5: merge-shards"
+    ):
         find_cache(None, output.parent)
     merge_caches([encode(place, 1).output, encode(place, 2).output, output])
     assert find_cache(None, output.parent) == place.output
@@ -396,6 +408,12 @@ def test_a_word_that_is_no_shard_is_bad_usage(text: str) -> None:
     done = CliRunner().invoke(extract_features, ["--corpus", "crema_d", "--shard", text])
     assert done.exit_code == 2
     assert "Invalid value for '--shard': Bad shard" in done.stderr
+
+
+@pytest.mark.parametrize("found", [{}, 3, {"number": 0, "of": 2}, {"number": "x", "of": 2}])
+def test_a_record_that_tells_no_shard_is_one_line(found: Any) -> None:
+    with pytest.raises(SettingError, match="Bad shard"):
+        shard_of({"shard": found})
 
 
 def test_files_and_folders_of_parts_are_called_for_the_whole() -> None:

@@ -127,9 +127,12 @@ def find_cache(path: Path | None, cache_dir: Path | None) -> Path:
     if path is not None:
         return path
     folder = cache_dir or Path(os.environ.get(CACHE_DIR_VARIABLE) or "cache")
-    caches = sorted(path for path in folder.glob("*.h5") if not is_part(path)) if folder.is_dir() else []
+    found = sorted(folder.glob("*.h5")) if folder.is_dir() else []
+    caches = [path for path in found if not is_part(path)]
     if len(caches) == 1:
         return caches[0]
+    if found and not caches:
+        raise CacheError(f"No feature cache in {folder} but shards, as {found[0].name}: merge-shards makes them one")
     if not caches:
         raise CacheError(
             f"No feature cache in {folder}: make one with extract-features, or name one with --cache, "
