@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 from amber2_core import engine
 from amber2_core.errors import RunFolderError, SettingError
+from amber2_extract.batches import Seat
 from amber2_extract.crew import survey as devices_of
 from amber2_extract.plan import Job
 from amber2_extract.worker import PRELOADED as ENCODERS
-from amber2_extract.worker import REST_SECONDS, Seat, give_back
+from amber2_extract.worker import REST_SECONDS, give_back
 
 from .table import Format, Row, Unfinished, check_output, finish, keys_of, unfinished
 from .units import Unit, Windows, batched
