@@ -51,6 +51,11 @@ _SHOWN = 20
     "--audio-model", multiple=True, help="Where the heads' speech encoder lies now. [default: as they name it]"
 )
 @click.option("--text-model", multiple=True, help="Where the heads' text encoder lies now. [default: as they name it]")
+@click.option(
+    "--sentiment-model",
+    multiple=True,
+    help="Where the heads' classifier of sentiment lies now. [default: as they name it]",
+)
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, mps, cuda, cuda:N, or cuda:0,cuda:1.")
 @click.option(
     "--output",
@@ -82,6 +87,7 @@ def predict_emotion(
     ensemble: bool,
     audio_model: tuple[str, ...],
     text_model: tuple[str, ...],
+    sentiment_model: tuple[str, ...],
     device: str,
     output: Path | None,
     form: Literal["full", "hf"],
@@ -112,7 +118,7 @@ def predict_emotion(
         raise SettingError("--resume without --output: what was printed is not known")
     windows = None if window is None else Windows(window, window if hop is None else hop)
     choice = {"system": system, "fold": fold, "seed": seed, "ensemble": ensemble}
-    request = Request(heads, device, audio_model, text_model, choice, transcribe)
+    request = Request(heads, device, audio_model, text_model, sentiment_model, choice, transcribe)
     units = units_of(inputs, text=text, windows=windows, audio_root=audio_root, columns=named_columns(columns))
     if output is None:
         return _printed(request, units, form)

@@ -40,6 +40,7 @@ class Request:
     device: str = "auto"
     audio_models: tuple[str, ...] = ()
     text_models: tuple[str, ...] = ()
+    sentiment_models: tuple[str, ...] = ()
     # of a run: system, fold, seed, ensemble
     choice: Mapping[str, Any] = field(default_factory=dict)
     transcribe: str | None = None
@@ -181,7 +182,12 @@ def survey(request: Request) -> Survey:
     from .predictor import find_heads
 
     found = find_heads(request.heads, **request.choice)
-    jobs = plan_encodings(found.config["features"], audio_models=request.audio_models, text_models=request.text_models)
+    jobs = plan_encodings(
+        found.config["features"],
+        audio_models=request.audio_models,
+        text_models=request.text_models,
+        sentiment_models=request.sentiment_models,
+    )
     machine = devices_of(next(iter(jobs.values())), request.device, ())
     seats = tuple(Seat(number, device, machine.threads) for number, device in enumerate(machine.devices))
     return Survey(found.heads, found.emotions, digest_of(found), jobs, seats)

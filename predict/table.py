@@ -24,7 +24,7 @@ FORMATS: tuple[Format, ...] = get_args(Format)
 INDEX = ("file", "start", "end")
 # the columns of tables, in order, before the probabilities
 COLUMNS: Mapping[str, type] = {
-    "file": str, "start": float, "end": float, "label": str, "predicted_by": str, "inputs": str,
+    "file": str, "start": float, "end": float, "label": str, "predicted_by": str, "inputs": str, "present": str,
     "rater_ambiguity": float, "modality_ambiguity": float, "trusted_expert": str, "ensemble_spread": float,
     "short_window": bool, "transcript_from": str, "transcript": str, "error": str,
 }  # fmt: skip
@@ -67,7 +67,8 @@ def scores_of(distribution: Mapping[str, float]) -> list[dict[str, Any]]:
 def flat(row: Row, heads: Sequence[str], emotions: Sequence[str]) -> Row:
     """A row of a table: `COLUMNS`, then `<head>.<emotion>`; what is missing is None."""
     found = {name: row.get(name) for name in COLUMNS}
-    found["inputs"] = None if row.get("inputs") is None else " ".join(row["inputs"])
+    for name in ("inputs", "present"):
+        found[name] = None if row.get(name) is None else " ".join(row[name])
     said = row.get("heads", {})
     return found | {f"{head}.{emotion}": said.get(head, {}).get(emotion) for head in heads for emotion in emotions}
 
