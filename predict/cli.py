@@ -70,7 +70,11 @@ _SHOWN = 20
     show_default=True,
     help="Of JSON lines: all that is known, or lists of labels with scores, as audio classification has them.",
 )
-@click.option("--resume", is_flag=True, help="Go on where an interrupted call stopped that wrote the same --output.")
+@click.option(
+    "--resume",
+    is_flag=True,
+    help="Go on where a call stopped that wrote the same --output, and try its errors again.",
+)
 @command_body
 def predict_emotion(
     inputs: tuple[str, ...],
@@ -100,7 +104,7 @@ def predict_emotion(
     table's column, or beside the recording in a file of the same name that ends in .txt, or --transcribe hears it.
 
     A recording that is of no use is one row with an error; the exit code then is 3. Interrupted at any moment, the same
-    command with --resume goes on where it stopped.
+    command with --resume goes on where it stopped, and tries again what ended in an error.
 
     \b
       predict-emotion --heads heads/ talk.wav --text "I never said that."
@@ -110,6 +114,7 @@ def predict_emotion(
     from amber2_data.manifest_columns import named_columns
 
     from .pipeline import Request, predict_to
+    from .table import rows_beside
     from .units import Windows, units_of
 
     if hop is not None and window is None:
@@ -124,7 +129,8 @@ def predict_emotion(
         return _printed(request, units, form)
     done = predict_to(output, request, units, windows=windows, format=form, resume=resume)
     kept = f", {done.kept:,} of them of an earlier call" if done.kept else ""
-    click.echo(f"{output}: {done.rows:,} rows{kept}, {done.errors:,} errors")
+    again = ", which --resume tries again" if rows_beside(output) else ""
+    click.echo(f"{output}: {done.rows:,} rows{kept}, {done.errors:,} errors{again}")
     return INCOMPLETE if done.errors else None
 
 
