@@ -146,5 +146,6 @@ def _printed(request: Request, units: Iterable[Unit], form: Literal["full", "hf"
             if row["error"] is not None:
                 errors += 1
                 if errors <= _SHOWN:
-                    click.echo(f"failed: {row['file']}: {row['error']}", err=True)
+                    reason = row["error"].removeprefix(f"{Path(row['file']).name}: ")
+                    click.echo(f"failed: {row['file']}: {reason}", err=True)
     return INCOMPLETE if errors else None
