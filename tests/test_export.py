@@ -20,13 +20,15 @@ from click.testing import CliRunner, Result
 from heads_folders import config_of, member
 from hypothesis import given
 from hypothesis import strategies as st
+from small_models import save_classifier
 from speaking_heads import Studio, made_studio
 from synthetic_data import cache_of, write_layered_cache
 
 from amber2_core.cache import Features, read_cache, write_cache
-from amber2_core.errors import RunFolderError, SettingError
+from amber2_core.errors import ModelError, RunFolderError, SettingError
 from amber2_core.metrics import evaluate
 from amber2_core.run_folder import read_predictions, read_results
+from amber2_predict import Predictor
 from amber2_predict.card import card, text
 from amber2_predict.chosen import choose
 from amber2_predict.export_cli import export_heads
@@ -231,6 +233,29 @@ def test_a_fresh_process_predicts_a_fold_s_recordings_as_the_run_did_without_cac
     for name, rows in found.items():
         heads = rows[0]["heads"]
         spoken.equals_run(name, {head: [[*row["heads"][head].values()] for row in rows] for head in heads})
+
+
+def test_the_command_is_told_where_the_classifier_of_sentiment_lies(spoken: Exported, tmp_path: Path) -> None:
+    studio = spoken.studio
+    code, said, complained = studio.command("--heads", str(spoken.heads / "emo-ent"), str(studio.table), cwd=tmp_path)
+    assert code == 0, complained
+    every = dict(zip([u.id for u in studio.corpus.utterances], map(json.loads, said.splitlines()), strict=True))
+    rows = [every[studio.said.id[row]] for row in spoken.rows]
+    found = {head: [[*row["heads"][head].values()] for row in rows] for head in ("audio", "text", "fusion")}
+    spoken.equals_run("emo-ent", found)
+    assert {tuple(row["inputs"]) for row in rows} == {("audio", "text")}
+
+
+def test_another_classifier_of_sentiment_is_refused(spoken: Exported, tmp_path: Path) -> None:
+    save_classifier(tmp_path / "other", "bert", ("positive", "neutral", "negative"), seed=1)
+    models = {**spoken.studio.models, "sentiment_model": str(tmp_path / "other")}
+    with pytest.raises(ModelError, match=r"trained on classifier for sentiment, .*: weights_digest changed"):
+        Predictor.from_pretrained(spoken.heads / "emo-ent", device="cpu", **models)  # type: ignore[arg-type]
+    del models["sentiment_model"]
+    with pytest.raises(ModelError, match="called classifier for sentiment: say where it lies by --sentiment-model"):
+        Predictor.from_pretrained(spoken.heads / "emo-ent", device="cpu", **models)  # type: ignore[arg-type]
+    with pytest.raises(SettingError, match="these heads read no sentiment"):
+        Predictor.from_pretrained(spoken.heads / "amber2", device="cpu", **spoken.studio.models)  # type: ignore[arg-type]
 
 
 @pytest.mark.thorough
