@@ -18,7 +18,7 @@ from amber2_core.devices import is_out_of_memory, memory_in_words
 from amber2_core.errors import Amber2Error
 
 from .table import Row, line_of
-from .turns import EndedError, Job, Turns
+from .turns import EndedError, Order, Turns
 from .units import Windows
 from .uploads import Limits, RefusedError, Upload, asked_of, check_length, named, received, unnamed_file, upload_of
 
@@ -88,7 +88,7 @@ def application(service: Service) -> ASGIApp:
         routes=[
             *(Route(path, giver(*file)) for path, file in _FILES.items()),
             Route("/about", about),
-            Route("/predict", Predictions(service), methods=["POST"]),
+            Route("/predict", PostPredict(service), methods=["POST"]),
         ],
         exception_handlers={RefusedError: _refused, HTTPException: _refused, Exception: _broken},
     )
@@ -134,7 +134,7 @@ class Guard:
         return None if is_own else (403, "Pages of other origins may not ask this server")
 
 
-class Predictions:
+class PostPredict:
     """POST /predict: a recording, its words, or both in; rows out, together or, as JSON lines, one by one."""
 
     def __init__(self, service: Service) -> None:
@@ -170,8 +170,8 @@ class Predictions:
                 transcribes=service.transcribes, windows=service.windows, limits=service.limits,
             )  # fmt: skip
             upload = await asyncio.get_running_loop().run_in_executor(self._readers, look)
-            job = service.turns.ask(upload.units)
-            reply = _Reply(job, upload, asked.name)
+            order = service.turns.ask(upload.units)
+            reply = _Reply(order, upload, asked.name)
             try:
                 if _LINES in request.headers.get("accept", ""):
                     response = self._by_and_by(reply)
@@ -179,7 +179,7 @@ class Predictions:
                     response = await self._together(reply, request)
                 await response(request.scope, request.receive, send)
             finally:
-                job.outcome.cancel()
+                order.outcome.cancel()
 
     async def _together(self, reply: _Reply, request: Request) -> Response:
         """All rows. ClientDisconnect: nobody waits for them any more."""
@@ -187,7 +187,7 @@ class Predictions:
         from starlette.responses import JSONResponse
 
         gone = asyncio.ensure_future(_gone(request))
-        done = asyncio.wrap_future(reply.job.outcome)
+        done = asyncio.wrap_future(reply.order.outcome)
         try:
             await asyncio.wait({gone, done}, return_when=asyncio.FIRST_COMPLETED)
         finally:
@@ -206,9 +206,9 @@ class Predictions:
         from starlette.responses import StreamingResponse
 
         async def lines() -> AsyncIterator[str]:
-            yield json.dumps({**self._head(reply), "count": len(reply.job.units)}) + "\n"
+            yield json.dumps({**self._head(reply), "count": len(reply.order.units)}) + "\n"
             told, is_over = 0, False
-            done = asyncio.wrap_future(reply.job.outcome)
+            done = asyncio.wrap_future(reply.order.outcome)
             while not is_over:
                 await asyncio.wait({done}, timeout=_TICK)
                 is_over = done.done()
@@ -228,14 +228,14 @@ class Predictions:
 class _Reply:
     """What becomes of one upload."""
 
-    job: Job
+    order: Order
     upload: Upload
     # of the file, as the user has it
     name: str
 
     def rows(self, first: int = 0) -> list[Row]:
         """Those that are there, from some place on; errors name the user's file, not ours."""
-        found = zip(self.job.rows[first:], self.job.units[first:], strict=False)
+        found = zip(self.order.rows[first:], self.order.units[first:], strict=False)
         return [
             row if row["error"] is None else {**row, "error": named(row["error"], unit.recording, self.name)}
             for row, unit in found
@@ -243,7 +243,7 @@ class _Reply:
 
 
 def _refusal(outcome: asyncio.Future[None]) -> RefusedError | None:
-    """What a client is told of a job that did not go well."""
+    """What a client is told of a order that did not go well."""
     problem = outcome.exception()
     match problem:
         case None:

@@ -25,7 +25,7 @@ class EndedError(Exception):
     """No more is computed: the process ends."""
 
 
-class Job:
+class Order:
     """What one asks for, and how far it is."""
 
     def __init__(self, units: Iterable[Unit]) -> None:
@@ -62,7 +62,7 @@ class Job:
 
 
 class Turns:
-    """The thread that computes, and the jobs that wait for it.
+    """The thread that computes, and the orders that wait for it.
 
     Everything that multiplies runs in it, or in threads that it starts: they take no signals, which oneDNN would not
     survive (see `amber2_core.engine`).
@@ -77,8 +77,8 @@ class Turns:
         Raises:
             Exception: what `load` raised.
         """
-        self._waiting: deque[Job] = deque()
-        self._current: list[Job] = []
+        self._waiting: deque[Order] = deque()
+        self._current: list[Order] = []
         self._changed = threading.Condition()
         self._is_over = False
         loaded: Future[None] = Future()
@@ -87,23 +87,23 @@ class Turns:
             self._thread.start()
         loaded.result()
 
-    def ask(self, units: Iterable[Unit]) -> Job:
+    def ask(self, units: Iterable[Unit]) -> Order:
         """Put units at the end of the queue."""
-        job = Job(units)
+        order = Order(units)
         with self._changed:
             if self._is_over:
-                job.end(EndedError())
+                order.end(EndedError())
             else:
-                self._waiting.append(job)
+                self._waiting.append(order)
                 self._changed.notify()
-        return job
+        return order
 
     def close(self) -> None:
-        """Tell all who wait that there will be nothing, and take no more jobs."""
+        """Tell all who wait that there will be nothing, and take no more orders."""
         with self._changed:
             self._is_over = True
-            for job in (*self._waiting, *self._current):
-                job.end(EndedError())
+            for order in (*self._waiting, *self._current):
+                order.end(EndedError())
             self._waiting.clear()
             self._changed.notify()
 
@@ -122,25 +122,25 @@ class Turns:
         while some := self._taken(most):
             _predict(rows, some)
 
-    def _taken(self, most: int) -> list[tuple[Job, Unit]]:
-        """The next portion, a unit of each job in turn; none when all is over."""
-        some: list[tuple[Job, Unit]] = []
+    def _taken(self, most: int) -> list[tuple[Order, Unit]]:
+        """The next portion, a unit of each order in turn; none when all is over."""
+        some: list[tuple[Order, Unit]] = []
         with self._changed:
             self._current = []
             while not some and not self._is_over:
                 while self._waiting and len(some) < most:
-                    job = self._waiting.popleft()
-                    if job.has_more:
-                        some.append((job, job.take()))
-                        self._waiting.append(job)
+                    order = self._waiting.popleft()
+                    if order.has_more:
+                        some.append((order, order.take()))
+                        self._waiting.append(order)
                 if not some:
                     self._changed.wait()
-            self._current = [job for job, _ in some]
+            self._current = [order for order, _ in some]
         return some
 
 
-def _predict(rows: Rows, some: Sequence[tuple[Job, Unit]]) -> None:
-    """Give each job its rows. What goes wrong in company is tried again alone, and told to its own."""
+def _predict(rows: Rows, some: Sequence[tuple[Order, Unit]]) -> None:
+    """Give each order its rows. What goes wrong in company is tried again alone, and told to its own."""
     try:
         found = list(rows([unit for _, unit in some]))
     except Exception as problem:
@@ -151,5 +151,5 @@ def _predict(rows: Rows, some: Sequence[tuple[Job, Unit]]) -> None:
             if not one[0].outcome.done():
                 _predict(rows, [one])
         return
-    for (job, _), row in zip(some, found, strict=True):
-        job.add(row)
+    for (order, _), row in zip(some, found, strict=True):
+        order.add(row)

@@ -56,7 +56,7 @@ class Limits:
 
 
 @dataclass(frozen=True)
-class Asked:
+class Query:
     """What stands in the query of a request."""
 
     # None where there are none
@@ -74,7 +74,7 @@ class Upload:
     note: str | None = None
 
 
-def asked_of(query: bytes) -> Asked:
+def asked_of(query: bytes) -> Query:
     """The words and the name in a query.
 
     Raises:
@@ -91,7 +91,7 @@ def asked_of(query: bytes) -> Asked:
     words = trimmed(" ".join(found.get("text", "").split()))
     if len(words) > MOST_CHARACTERS:
         raise RefusedError(400, f"The text has {len(words):,} characters, more than {MOST_CHARACTERS:,}")
-    return Asked(words or None, _shown(found.get("name", "")) or _NAME)
+    return Query(words or None, _shown(found.get("name", "")) or _NAME)
 
 
 def check_length(announced: str | None, limits: Limits) -> None:
@@ -141,7 +141,7 @@ async def received(chunks: AsyncIterator[bytes], file: BinaryIO, limits: Limits)
 
 
 def upload_of(
-    asked: Asked,
+    asked: Query,
     recording: Path | None,
     room: tuple[BinaryIO, Path],
     *,

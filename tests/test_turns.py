@@ -46,8 +46,8 @@ def test_whoever_comes_later_gets_a_turn_before_a_long_job_is_done() -> None:
     slow.asked.acquire()
     short, other = turns.ask(units("b", 1)), turns.ask(units("c", 2))
     slow.free.release(10)
-    for job in (long, short, other):
-        job.outcome.result(30)
+    for order in (long, short, other):
+        order.outcome.result(30)
     assert slow.portions == [["a0", "a1"], ["a2", "b0"], ["c0", "a3"], ["c1", "a4"], ["a5", "a6"]]
     assert [row["file"] for row in long.rows] == [f"a{k}" for k in range(7)]
     assert [row["file"] for row in other.rows] == ["c0", "c1"]
@@ -77,25 +77,25 @@ def test_what_goes_wrong_is_told_to_its_own_and_all_others_get_their_rows() -> N
         return [{"file": unit.file} for unit in some]
 
     turns = turns_of(rows, at_once=8)
-    jobs = [turns.ask(units(name, 2)) for name in "abc"]
+    orders = [turns.ask(units(name, 2)) for name in "abc"]
     gate.set()
     with pytest.raises(AudioError, match="odd sampling rate"):
-        jobs[1].outcome.result(30)
-    for job, name in ((jobs[0], "a"), (jobs[2], "c")):
-        job.outcome.result(30)
-        assert [row["file"] for row in job.rows] == [f"{name}0", f"{name}1"]
+        orders[1].outcome.result(30)
+    for order, name in ((orders[0], "a"), (orders[2], "c")):
+        order.outcome.result(30)
+        assert [row["file"] for row in order.rows] == [f"{name}0", f"{name}1"]
     turns.close()
 
 
 def test_at_the_end_all_who_wait_hear_of_it_whatever_is_under_way() -> None:
     slow = Slow()
     turns = turns_of(slow)
-    jobs = [turns.ask(units(name, 5)) for name in "abc"]
+    orders = [turns.ask(units(name, 5)) for name in "abc"]
     slow.asked.acquire()
     turns.close()
-    for job in (*jobs, turns.ask(units("d", 1))):
+    for order in (*orders, turns.ask(units("d", 1))):
         with pytest.raises(EndedError):
-            job.outcome.result(0)
+            order.outcome.result(0)
     slow.free.release(10)
     assert turns.join()
     assert len(slow.portions) == 1
@@ -120,9 +120,9 @@ def test_neither_the_thread_nor_what_it_starts_takes_signals() -> None:
 
     before = blocked()
     turns = turns_of(rows)
-    job = turns.ask(units("a", 1))
-    job.outcome.result(30)
-    for mask in job.rows[0]["masks"]:
+    order = turns.ask(units("a", 1))
+    order.outcome.result(30)
+    for mask in order.rows[0]["masks"]:
         assert {signal.SIGINT, signal.SIGTERM, signal.SIGALRM} <= mask
     assert blocked() == before
     turns.close()

@@ -6,13 +6,15 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from amber2_predict import uploads
-from amber2_predict.uploads import Asked, Limits, RefusedError, asked_of, received, unnamed_file
+from amber2_predict.units import Windows
+from amber2_predict.uploads import Limits, Query, RefusedError, asked_of, received, unnamed_file, upload_of
 
 
 @given(st.binary(max_size=60))
@@ -22,7 +24,7 @@ def test_any_query_is_understood_or_refused_in_one_line(query: bytes) -> None:
         asked = asked_of(query)
     except RefusedError as problem:
         refusal = f"{problem.status} {problem}"
-        asked = Asked()
+        asked = Query()
     assert not refusal or (refusal.startswith("400 ") and refusal.isprintable())
     assert asked.words is None or asked.words.strip()
     assert asked.name
@@ -30,9 +32,9 @@ def test_any_query_is_understood_or_refused_in_one_line(query: bytes) -> None:
 
 
 def test_words_and_names_are_those_of_the_query_without_what_ends_lines() -> None:
-    assert asked_of(b"text=%20I+never%0Asaid%20that.&name=a%0ab.wav") == Asked("I never said that.", "ab.wav")
-    assert asked_of(b"") == Asked(None, "recording")
-    assert asked_of(b"text=gr%C3%BC%C3%9Fe") == Asked("grüße", "recording")
+    assert asked_of(b"text=%20I+never%0Asaid%20that.&name=a%0ab.wav") == Query("I never said that.", "ab.wav")
+    assert asked_of(b"") == Query(None, "recording")
+    assert asked_of(b"text=gr%C3%BC%C3%9Fe") == Query("grüße", "recording")
 
 
 @pytest.mark.parametrize("has_open_files", [True, False])
@@ -87,3 +89,15 @@ def test_a_body_that_pauses_or_never_ends_is_waited_for_no_longer(limit: str, mo
     with pytest.raises(RefusedError, match="stopped arriving") as problem:
         come(*[b"a"] * 20, pause=10.0 if limit == "IDLE_SECONDS" else 0.01)
     assert problem.value.status == 408
+
+
+def test_heads_that_hear_nothing_get_the_words_and_the_recording_is_not_looked_at(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"no sound")
+    settings: dict[str, Any] = {"transcribes": False, "windows": Windows(10.0, 5.0), "limits": Limits()}
+    with unnamed_file() as room:
+        asked, recording = Query("one voice", "a.wav"), tmp_path / "a"
+        (unit,) = upload_of(asked, recording, room, listens=False, **settings).units
+        assert (unit.file, unit.transcript, unit.transcript_from, unit.start) == ("a.wav", "one voice", "text", None)
+        with pytest.raises(RefusedError, match=r"^a\.wav: cannot be decoded") as problem:
+            upload_of(asked, recording, room, listens=True, **settings)
+        assert problem.value.status == 422
