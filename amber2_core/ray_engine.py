@@ -136,6 +136,10 @@ class Cluster:
             what = f"GPUs for workers with {self.gpus_per_worker:g}" if device == "cuda" else "processors"
             raise SettingError(f"The Ray cluster has no {what}: see `ray status`, or use another --device")
         self._check_software({place.node: place.host for place in found})
+        wanted = {"GPU": sum(place.gpus for place in found), "CPU": float(sum(place.threads for place in found))}
+        kind = "GPU" if wanted["GPU"] else "CPU"
+        if (free := ray.available_resources().get(kind, 0.0)) < wanted[kind]:
+            _log.warning("%g of %g %ss of the Ray cluster are free: some workers wait", free, wanted[kind], kind)
         return found
 
     def workers(self, entries: Sequence[tuple[Place, Any]], work: tuple[Any, Any, Any]) -> Sequence[_Actor]:
@@ -265,7 +269,8 @@ class _Actor:
 
         place = self._place
         kind = ray.remote(_Seat).options(
-            num_cpus=place.threads,
+            # who has a GPU needs little else, and there may be fewer processors than shares of GPUs
+            num_cpus=0 if place.gpus else place.threads,
             num_gpus=place.gpus,
             max_restarts=0,
             max_concurrency=1,

@@ -203,3 +203,16 @@ def test_a_sweep_has_the_same_digits(joined: str, tmp_path: Path) -> None:
     assert not list(tmp_path.glob("*.unfinished"))
     again = CliRunner().invoke(train_heads, ["--again", str(tmp_path / "there"), "--output", str(tmp_path / "again")])
     assert again.exit_code == 0, again.output
+
+
+def test_a_busy_cluster_is_told_and_waited_for(cluster: Cluster, caplog: pytest.LogCaptureFixture) -> None:
+    import ray
+
+    holder = ray.remote(num_cpus=1)(lambda: time.sleep(3.0)).remote()
+    while ray.available_resources().get("CPU", 0.0) == ray.cluster_resources()["CPU"]:
+        time.sleep(0.05)
+    places = cluster.places("cpu")
+    assert "CPUs of the Ray cluster are free: some workers wait" in caplog.text
+    tasks = deal(engine_tasks.same, [1], setup=engine_tasks.state, workers=[(places[0], 0)], engine=cluster)
+    assert list(tasks) == [(1, 1)]
+    ray.get(holder)
