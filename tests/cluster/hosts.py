@@ -30,6 +30,21 @@ _STORE_BYTES = 80 * 2**20
 _RAY = (sys.executable, "-m", "ray.scripts.scripts")
 # Folders given as arguments become empty ones, for this process and what it starts.
 _HIDE = 'while [ "$1" != -- ]; do mount -t tmpfs none "$1" || exit 90; shift; done; shift; exec "$@"'
+# address, count: until so many nodes are alive
+_WAIT = """
+import sys, time
+from ray._raylet import GcsClient
+end = time.monotonic() + 60
+while time.monotonic() < end:
+    try:
+        nodes = GcsClient(address=sys.argv[1]).get_all_node_info().values()
+    except Exception:  # the head is not there yet
+        nodes = []
+    if sum(node.state == 0 for node in nodes) == int(sys.argv[2]):
+        sys.exit()
+    time.sleep(0.2)
+sys.exit(f"{sys.argv[2]} nodes are not alive after a minute")
+"""
 
 
 def why_not() -> str:
@@ -135,17 +150,7 @@ class Cluster:
 
     def wait_for_nodes(self, count: int) -> None:
         """Until so many nodes are known to be alive."""
-        code = (
-            "import sys, time; from ray._raylet import GcsClient\n"
-            "end = time.monotonic() + 60\n"
-            "while time.monotonic() < end:\n"
-            "    try: alive = [n for n in GcsClient(address=sys.argv[1]).get_all_node_info().values() if n.state == 0]\n"
-            "    except Exception: alive = []\n"
-            "    if len(alive) == int(sys.argv[2]): sys.exit()\n"
-            "    time.sleep(.2)\n"
-            "sys.exit('so many nodes are not alive')"
-        )
-        done = self.head.run(sys.executable, "-c", code, self.address, str(count))
+        done = self.head.run(sys.executable, "-c", _WAIT, self.address, str(count))
         assert done.returncode == 0, done.stderr + self.head.log() + self.worker.log()
 
 
