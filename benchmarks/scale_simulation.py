@@ -1,6 +1,6 @@
 """Stage 1 on a cluster, simulated event by event: a million hours over 64 workers, with nodes that die and stragglers.
 
-    python benchmarks/scale_simulation.py [--hours 1e6] [--workers 64] [--rows driver|shared] [--shards 8] …
+    python benchmarks/scale_simulation.py [--hours 1e6] [--workers 64] [--rows driver|shared] [--parts 64] …
 
 Batches and portions are those that `extract-features` would plan: batches of a sample of utterances, each standing for
 as many as it must, and all portions of the real number of batches. The driver hands each worker two portions ahead,
@@ -33,7 +33,10 @@ class Plan:
 
     hours: float = 1e6
     workers: int = 64
-    # commands that share the corpus and the workers, each with a driver of its own
+    # manifests that the corpus is cut into, each a corpus to a command of its own; they share the workers, and where
+    # there are more of them than workers, each has one, and they follow one another
+    parts: int = 1
+    # tasks of an array that share a part: each reads all of it and keeps its whole table, and encodes its share
     shards: int = 1
     # of an encoder of base size on one H200 in fp32, in multiples of real time: RESULTS.md measured 1,389 to 1,483. One
     # of large size computes 3.3 times as much: 420
@@ -53,6 +56,8 @@ class Plan:
     deaths_per_day: float = 8.0
     # the driver is on the first of its nodes and dies with it, as in a batch job, or on a host of its own that lives
     driver: str = "first"
+    # a node that was lost is gone until the command is started again, as the engine has it, or comes back to it
+    lost: str = "gone"
     # until a node is back, with its encoder loaded: the boot of a machine
     restart_seconds: float = 600.0
     # until a dead node's portions are dealt again: two nodes joined by a cable took 11
@@ -72,6 +77,8 @@ class Plan:
     audio_bytes: float = 32_000.0
     # bytes per second that one host reads or writes of shared storage: Ethernet of 25 Gbit/s, two thirds of it
     host_bytes: float = 2e9
+    # and all hosts together: a parallel file system of some racks
+    storage_bytes: float = 20e9
     # to look at a row, read it and write it into the cache: measured, on one core
     merge_row_seconds: float = 60e-6
     # of the driver, per utterance: MSP-Podcast of 207,136 turns took 0.44 GiB
@@ -81,15 +88,40 @@ class Plan:
     seed: int = 0
 
     @property
-    def shard(self) -> Plan:
-        """What one of the commands has to do."""
-        return replace(
+    def commands(self) -> int:
+        """Each has a driver of its own."""
+        return self.parts * self.shards
+
+    @property
+    def at_once(self) -> int:
+        """So many of them run at the same time."""
+        return min(self.commands, self.workers)
+
+    @property
+    def scan_seconds(self) -> float:
+        """To read the recordings of a part, while all other commands do."""
+        on_a_host = max(1.0, self.per_node * self.at_once / self.workers)
+        rate = min(self.host_bytes / on_a_host, self.storage_bytes / self.at_once)
+        return self.hours / self.parts * HOUR * self.audio_bytes / rate
+
+    @property
+    def command(self) -> Command:
+        """What each of the commands has to do."""
+        mine = replace(
             self,
-            hours=self.hours / self.shards,
-            workers=self.workers // self.shards,
-            deaths_per_day=self.deaths_per_day / self.shards,
-            shards=1,
+            hours=self.hours / self.commands,
+            workers=self.workers // self.at_once,
+            deaths_per_day=self.deaths_per_day / self.at_once,
         )
+        return Command(mine, self.scan_seconds)
+
+
+@dataclass(frozen=True)
+class Command:
+    """A driver with its workers: what is the driver's alone of a plan, and how long it reads before it begins."""
+
+    plan: Plan
+    scan_seconds: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -153,8 +185,9 @@ class Outcome:
 class Cluster:
     """Workers, a driver, and what happens to them, in order of time."""
 
-    def __init__(self, plan: Plan, work: Work) -> None:
-        self.plan, self.work = plan, work
+    def __init__(self, command: Command, work: Work) -> None:
+        plan = command.plan
+        self.command, self.plan, self.work = command, plan, work
         self._random = np.random.default_rng([plan.seed, 1])
         self._fresh: Iterator[int] = iter(range(len(work.seconds)))
         self._again: deque[int] = deque()
@@ -243,25 +276,29 @@ class Cluster:
 
     def _scan(self, now: float) -> None:
         """The driver starts, and reads all recordings for their digests."""
-        scan = self.plan.hours * HOUR * self.plan.audio_bytes / self.plan.host_bytes
-        self._scans += scan
-        self._ready = now + scan
+        self._scans += self.command.scan_seconds
+        self._ready = now + self.command.scan_seconds
 
     def _die(self, now: float, _: None) -> None:
-        """A node goes with its workers, and all work under way with the driver's."""
+        """A node goes with its workers, and all work under way with the driver's or with the last node."""
         self._expect_death(now)
-        self._deaths_met += 1
-        plan, back = self.plan, now + self.plan.restart_seconds
+        plan, everyone = self.plan, range(self.plan.workers)
         node = int(self._random.integers(math.ceil(plan.workers / plan.per_node)))
-        struck = range(node * plan.per_node, min((node + 1) * plan.per_node, plan.workers))
-        if node == 0 and plan.driver == "first":
-            struck = range(plan.workers)
-            self._scan(back)
-            self._deaths = [0] * len(self._deaths)
-        back = max(back, self._ready)
-        for worker in struck:
+        struck = everyone[node * plan.per_node : (node + 1) * plan.per_node]
+        has_driver = node == 0 and plan.driver == "first"
+        # Who is lost before the driver has joined the cluster is back by then, or soon.
+        for_good = plan.lost == "gone" and now >= self._ready
+        if for_good and not has_driver and all(self._gone[worker] for worker in struck):
+            return  # it is dead already
+        self._deaths_met += 1
+        for worker in everyone if has_driver else struck:
             self._strike(now, worker)
-        self._at(back, "come_back", [(worker, self._life[worker]) for worker in struck])
+        back = now + plan.restart_seconds
+        if has_driver or (for_good and all(self._gone)):  # the command is started again
+            self._scan(back)
+            self._deaths, struck, for_good = [0] * len(self._deaths), everyone, False
+        if not for_good:
+            self._at(max(back, self._ready), "come_back", [(worker, self._life[worker]) for worker in struck])
 
     def _strike(self, now: float, worker: int) -> None:
         """A worker dies; what it had is dealt again when that is noticed."""
@@ -290,19 +327,26 @@ class Cluster:
 
 def report(plan: Plan) -> list[tuple[str, str]]:
     """What a plan comes to, in words and figures."""
-    shard = plan.shard
-    work = planned(shard)
-    outcomes = [Cluster(replace(shard, seed=1000 * plan.seed + number), work).run() for number in range(plan.shards)]
-    makespan, encoding = max(one.makespan for one in outcomes), work.total / (shard.workers * shard.speed)
+    command = plan.command
+    work, mine = planned(command.plan), command.plan
+    outcomes = [
+        Cluster(replace(command, plan=replace(mine, seed=1000 * plan.seed + number)), work).run()
+        for number in range(plan.commands)
+    ]
+    # One after the other where there are more of them than workers.
+    slots = [outcomes[first :: plan.at_once] for first in range(plan.at_once)]
+    rounds, makespan = len(slots[0]), max(sum(one.makespan for one in slot) for slot in slots)
+    encoding = rounds * work.total / (mine.workers * mine.speed)
+    scan, scans = rounds * command.scan_seconds, max(sum(one.scans for one in slot) for slot in slots)
     computed, lost = sum(one.computed for one in outcomes), sum(one.lost for one in outcomes)
     deaths, again, twice = (sum(getattr(one, name) for one in outcomes) for name in ("deaths", "again", "twice"))
     utterances = plan.hours * HOUR / plan.utterance_seconds
     audio, rows = plan.hours * HOUR * plan.audio_bytes, utterances * plan.row_bytes
-    memory = plan.utterance_bytes * utterances / plan.shards
-    scan, scans = audio / plan.shards / plan.host_bytes, max(one.scans for one in outcomes)
+    memory = plan.utterance_bytes * utterances / plan.parts
     # Each row is looked at, read, and written; from several shards once more, into the merged cache.
-    into_cache = utterances / plan.shards * plan.merge_row_seconds + 3 * rows / plan.shards / plan.host_bytes
-    merge = 0.0 if plan.shards == 1 else 2 * rows / plan.host_bytes
+    own = rows / plan.commands
+    into_cache = rounds * (own / plan.row_bytes * plan.merge_row_seconds + 3 * own / plan.host_bytes)
+    merge = 0.0 if plan.shards == 1 else 2 * rows / plan.parts / plan.host_bytes
     portion = work.total / len(work.seconds)
     return [
         ("utterances", f"{utterances:,.0f}"),
@@ -311,10 +355,11 @@ def report(plan: Plan) -> list[tuple[str, str]]:
             f"{len(work.seconds):,} of {portion / HOUR:.1f} h, {portion / plan.speed:.1f} s each",
         ),
         ("padding", f"{work.padding:.2%}"),
-        ("scan of a command", f"{scan / HOUR:,.2f} h for {audio / plan.shards / 1e12:,.1f} TB"),
+        ("commands", f"{plan.commands}, {plan.at_once} at once"),
+        ("scan of a command", f"{command.scan_seconds / HOUR:,.2f} h for {audio / plan.parts / 1e12:,.2f} TB"),
         ("makespan", f"{makespan / HOUR:,.2f} h, {makespan / (scan + encoding):.3f} of scan and ideal encoding"),
         ("ideal encoding", f"{encoding / HOUR:,.2f} h"),
-        ("scans at most", f"{scans / HOUR:,.2f} h"),
+        ("scans, the longest", f"{scans / HOUR:,.2f} h"),
         ("GPU-hours", f"{plan.workers * makespan / HOUR:,.0f} held, {computed / HOUR:,.0f} computed"),
         ("deaths of nodes", f"{deaths}; {again} portions dealt again, {twice} of them hit twice"),
         ("work lost", f"{lost:,.0f} s of workers, {lost / computed:.4%}"),
@@ -331,12 +376,12 @@ def main() -> None:
     """Simulate, and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for field in fields(Plan):
-        choices = {"rows": ("driver", "shared"), "driver": ("first", "own")}.get(field.name)
+        choices = {"rows": ("driver", "shared"), "driver": ("first", "own"), "lost": ("gone", "back")}.get(field.name)
         kind = type(field.default)
         parser.add_argument(f"--{field.name.replace('_', '-')}", type=kind, default=field.default, choices=choices)
     plan = Plan(**vars(parser.parse_args()))
-    if plan.workers % plan.shards:
-        parser.error(f"{plan.workers} workers cannot be shared by {plan.shards} commands alike")
+    if plan.workers % plan.at_once:
+        parser.error(f"{plan.workers} workers cannot be shared by {plan.commands} commands alike")
     for what, figures in report(plan):
         print(f"{what:<22}{figures}")
 

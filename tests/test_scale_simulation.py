@@ -9,7 +9,7 @@ import pytest
 from house import ROOT
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
-from scale_simulation import HOUR, Cluster, Plan, Work, planned, report
+from scale_simulation import HOUR, Cluster, Command, Outcome, Plan, Work, planned, report
 
 # nothing but computing takes time, and nothing happens
 QUIET = Plan(
@@ -28,36 +28,61 @@ def plan(**changes: object) -> Plan:
     return Plan(**{**vars(QUIET), **changes})  # type: ignore[arg-type]
 
 
+def run(plan: Plan, work: Work, scan_seconds: float = 0.0) -> Outcome:
+    return Cluster(Command(plan, scan_seconds), work).run()
+
+
 def alike(count: int, seconds: float = 7000.0) -> Work:
     return Work([seconds] * count, [1000.0] * count)
 
 
 @pytest.mark.parametrize("count", [80, 81, 87, 5])
 def test_equal_portions_without_failures_take_what_arithmetic_says(count: int) -> None:
-    outcome = Cluster(QUIET, alike(count)).run()
+    outcome = run(QUIET, alike(count))
     assert outcome.makespan == pytest.approx(math.ceil(count / 8) * 7000 / QUIET.speed)
     assert outcome.computed == pytest.approx(count * 7000 / QUIET.speed)
     assert (outcome.lost, outcome.deaths, outcome.again, outcome.driver) == (0, 0, 0, 0)
 
 
 def test_a_driver_that_is_slower_than_its_workers_sets_the_pace() -> None:
-    outcome = Cluster(plan(call_seconds=1.0, rows="shared"), alike(200)).run()  # eight workers make 1.6 a second
+    outcome = run(plan(call_seconds=1.0, rows="shared"), alike(200))  # eight workers make 1.6 a second
     assert outcome.makespan == pytest.approx(7000 / QUIET.speed + 200 * 1.0)
     assert outcome.driver == pytest.approx(200)
 
 
 def test_work_begins_when_all_recordings_have_been_read() -> None:
-    outcome = Cluster(plan(hours=2, audio_bytes=1000.0, host_bytes=1000.0, rows="shared"), alike(8)).run()
-    assert outcome.scans == pytest.approx(2 * HOUR)
-    assert outcome.makespan == pytest.approx(2 * HOUR + 7000 / QUIET.speed)
+    outcome = run(QUIET, alike(8), scan_seconds=7200.0)
+    assert outcome.scans == pytest.approx(7200)
+    assert outcome.makespan == pytest.approx(7200 + 7000 / QUIET.speed)
+
+
+@pytest.mark.parametrize(
+    ("parts", "shards", "per_node", "hours"),
+    [
+        (1, 1, 8, 16.0),
+        (8, 1, 8, 2.0),
+        (64, 1, 8, 2.0),
+        (64, 1, 1, 1.6),
+        (1, 8, 8, 16.0),
+        (1, 64, 8, 128.0),
+        (128, 1, 8, 1.0),
+    ],
+)
+def test_a_part_is_read_once_by_each_command_as_fast_as_hosts_and_storage_let_all_of_them(
+    parts: int, shards: int, per_node: int, hours: float
+) -> None:
+    # 115.2 TB at 2 GB/s of a host, and 20 of storage
+    asked = Plan(parts=parts, shards=shards, per_node=per_node)
+    assert asked.scan_seconds / HOUR == pytest.approx(hours)
 
 
 @pytest.mark.parametrize("seed", range(5))
 @pytest.mark.parametrize("driver", ["first", "own"])
-def test_what_is_lost_is_at_most_what_was_under_way_at_each_death(seed: int, driver: str) -> None:
+@pytest.mark.parametrize("lost", ["gone", "back"])
+def test_what_is_lost_is_at_most_what_was_under_way_at_each_death(seed: int, driver: str, lost: str) -> None:
     work = alike(2000)
-    failing = plan(deaths_per_day=400, per_node=2, restart_seconds=60.0, driver=driver, seed=seed)
-    outcome = Cluster(failing, work).run()
+    failing = plan(deaths_per_day=400, per_node=2, restart_seconds=60.0, driver=driver, lost=lost, seed=seed)
+    outcome = run(failing, work)
     longest = 7000 / failing.speed
     assert outcome.deaths > 0
     assert 0 < outcome.lost <= outcome.hit * longest

@@ -4,8 +4,8 @@
 
 runs a command on the first of them, with the cluster's address in RAY_ADDRESS; its exit status is that of the command.
 
-A host is a network namespace, a home and a folder for temporary files of its own; they share the file system, from
-which a host can be kept. Nothing outlives the two: who they are is known by their namespaces.
+A host is a network namespace, a home and a folder for temporary files of its own; they share the file system, folders
+of which can be hidden from one. Nothing outlives the two: what runs on a host is known by its namespace.
 """
 
 from __future__ import annotations
@@ -25,11 +25,26 @@ from pathlib import Path
 from typing import Any
 
 _PORT = 6379
+# either end of the cable
+_END = "cable"
 # the least that Ray takes
 _STORE_BYTES = 80 * 2**20
 _RAY = (sys.executable, "-m", "ray.scripts.scripts")
-# Folders given as arguments become empty ones, for this process and what it starts.
-_HIDE = 'while [ "$1" != -- ]; do mount -t tmpfs none "$1" || exit 90; shift; done; shift; exec "$@"'
+# folder, namespaces: when whoever holds the other end of its input closes it, or ends in whatever way, nothing is left
+_SWEEP = """
+read _
+folder=$1
+shift
+for name; do
+    for _ in $(seq 100); do
+        pids=$(ip netns pids "$name") && [ -n "$pids" ] || break
+        kill -9 $pids
+        sleep 0.05
+    done
+    ip netns delete "$name"
+done
+rm -rf "$folder"
+"""
 # address, count: until so many nodes are alive
 _WAIT = """
 import sys, time
@@ -51,8 +66,8 @@ def why_not() -> str:
     """Why there can be no hosts here; "" where there can."""
     if sys.platform != "linux" or os.geteuid() != 0:
         return "network namespaces take Linux and root"
-    if not all(map(shutil.which, ("ip", "unshare"))):
-        return "there is no ip or no unshare (iproute2, util-linux)"
+    if not all(map(shutil.which, ("ip", "nsenter"))):
+        return "there is no ip or no nsenter (iproute2, util-linux)"
     if find_spec("ray") is None:
         return "Ray is not installed: pip install 'amber2[ray]'"
     name = f"probe{os.getpid()}"
@@ -71,17 +86,10 @@ class Host:
         self._environment = {**os.environ, **told, "HOME": str(folder), "TMPDIR": str(folder / "t")}
         (folder / "t").mkdir(parents=True)
 
-    def start(self, *command: str, hidden: Sequence[Path] = (), **options: Any) -> subprocess.Popen[str]:
-        """A command, begun on this host.
-
-        Args:
-            command: with its arguments.
-            hidden: folders that are empty to it.
-            options: of `subprocess.Popen`; `env` is added to what the host has.
-        """
+    def start(self, *command: str, **options: Any) -> subprocess.Popen[str]:
+        """A command, begun on this host; options are `subprocess.Popen`'s, `env` is added to what the host has."""
         environment = {**self._environment, **options.pop("env", {})}
-        hide = ("unshare", "--mount", "sh", "-c", _HIDE, "sh", *map(str, hidden), "--") if hidden else ()
-        whole = ["ip", "netns", "exec", self.name, *hide, *command]
+        whole = ["ip", "netns", "exec", self.name, *command]
         return subprocess.Popen(whole, env=environment, text=True, start_new_session=True, **options)
 
     def run(self, *command: str, seconds: float = 120, **options: Any) -> subprocess.CompletedProcess[str]:
@@ -103,28 +111,39 @@ class Host:
                 found[pid] = Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ").strip()
         return {pid: line for pid, line in found.items() if line}
 
+    @contextmanager
+    def hidden(self, folder: Path) -> Iterator[None]:
+        """Within, the folder is empty for the Ray node of this host and whatever that starts."""
+        node = next(pid for pid, line in self.processes().items() if "raylet" in line.split()[0])
+        enter = ("nsenter", f"--target={node}", "--mount")
+        subprocess.run([*enter, "mount", "-t", "tmpfs", "none", str(folder)], check=True)
+        try:
+            yield
+        finally:
+            subprocess.run([*enter, "umount", "--lazy", str(folder)], check=True)
+
     def power_off(self) -> None:
-        """Kill whatever runs on this host."""
+        """The cable first, so that nobody says farewell; then whatever runs on this host is killed."""
+        self._cable("down")
         while running := self.processes():
             for pid in running:
                 with suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
             time.sleep(0.05)
 
-    def start_ray(self, head: str, *options: str, hidden: Sequence[Path] = (), **told: str) -> None:
-        """A Ray node, of the cluster whose head has this address."""
-        first = ("--head", f"--port={_PORT}", "--include-dashboard=false") if head == self.address else ()
-        where = first or (f"--address={head}:{_PORT}",)
+    def _cable(self, state: str) -> None:
+        subprocess.run(["ip", "-n", self.name, "link", "set", _END, state], capture_output=True, check=False)
+
+    def start_ray(self, head: str, *options: str, **told: str) -> None:
+        """A Ray node, of the cluster whose head has this address; it is told more in its environment."""
+        self._cable("up")
+        first = ("--head", f"--port={_PORT}", "--include-dashboard=false")
+        where = first if head == self.address else (f"--address={head}:{_PORT}",)
         temporary = f"--temp-dir={self.folder / 't'}"
         more = ("--disable-usage-stats", f"--object-store-memory={_STORE_BYTES}", f"--node-ip-address={self.address}")
         with (self.folder / "ray.log").open("a") as log:
-            self.start(
-                *(*_RAY, "start", "--block", *where, temporary, *more, *options),
-                hidden=hidden,
-                env=told,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-            )
+            command = (*_RAY, "start", "--block", *where, temporary, *more, *options)
+            self.start(*command, env=told, stdout=log, stderr=subprocess.STDOUT)
 
     def log(self) -> str:
         """What its Ray node said."""
@@ -143,9 +162,9 @@ class Cluster:
         self.head.start_ray(self.head.address, "--num-cpus=1")
         self.wait_for_nodes(1)
 
-    def start_worker(self, *, hidden: Sequence[Path] = (), **told: str) -> None:
-        """The other host's Ray node, with one place for an actor, which some folders may be kept from."""
-        self.worker.start_ray(self.head.address, "--num-cpus=1", hidden=hidden, **told)
+    def start_worker(self, **told: str) -> None:
+        """The other host's Ray node, with one place for an actor."""
+        self.worker.start_ray(self.head.address, "--num-cpus=1", **told)
         self.wait_for_nodes(2)
 
     def wait_for_nodes(self, count: int) -> None:
@@ -156,27 +175,24 @@ class Cluster:
 
 @contextmanager
 def two_hosts() -> Iterator[tuple[Host, Host]]:
-    """Two hosts, joined; in the end whatever runs there is killed."""
+    """Two hosts, joined; in the end, of this process too, whatever runs there is killed."""
     mark = f"amber2-{os.getpid()}"
-    cable = [f"am{os.getpid()}{end}" for end in "ab"]
     token = secrets.token_hex(32)
     told = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token, "RAY_USAGE_STATS_ENABLED": "0"}
     folder = Path(tempfile.mkdtemp(prefix="am", dir="/tmp"))  # sockets have paths of at most 107 bytes
     hosts = [Host(f"{mark}-{end}", f"10.77.0.{place}", folder / end, told) for place, end in enumerate("ab", 1)]
-    try:
+    command = ["sh", "-c", _SWEEP, "sh", str(folder), *(host.name for host in hosts)]
+    sweeper = subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.DEVNULL, start_new_session=True)
+    with sweeper:  # closes its input, and waits
         for host in hosts:
             _ip("netns", "add", host.name)
-        _ip("link", "add", cable[0], "netns", hosts[0].name, "type", "veth", "peer", cable[1], "netns", hosts[1].name)
-        for host, end in zip(hosts, cable, strict=True):
-            _ip("-n", host.name, "address", "add", f"{host.address}/24", "dev", end)
-            for device in ("lo", end):
+        first, second = (("name", _END, "netns", host.name) for host in hosts)
+        _ip("link", "add", *first, "type", "veth", "peer", *second)
+        for host in hosts:
+            _ip("-n", host.name, "address", "add", f"{host.address}/24", "dev", _END)
+            for device in ("lo", _END):
                 _ip("-n", host.name, "link", "set", device, "up")
         yield hosts[0], hosts[1]
-    finally:
-        for host in hosts:
-            host.power_off()
-            subprocess.run(["ip", "netns", "delete", host.name], capture_output=True, check=False)
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _ip(*arguments: str) -> None:
