@@ -60,8 +60,9 @@ class Plan:
     lost: str = "gone"
     # until a node is back, with its encoder loaded: the boot of a machine
     restart_seconds: float = 600.0
-    # until a dead node's portions are dealt again: two nodes joined by a cable took 11
-    notice_seconds: float = 11.0
+    # until a dead node's portions are dealt again: Ray asks five times in 65 s; where the system lives on and says that
+    # processes have ended, two nodes took 11
+    notice_seconds: float = 65.0
     # one portion in a hundred takes three times as long, as where storage stalls; all others vary by a tenth
     stragglers: float = 0.01
     straggling: float = 3.0

@@ -232,7 +232,7 @@ def refusal(desk: Desk, *command: str) -> str:
     done = desk.cluster.head.run(*command, seconds=60)
     assert time.monotonic() - began < 30
     assert done.returncode == 1, done.stderr
-    lines = [line for line in done.stderr.splitlines() if line.startswith("Error")]
+    lines = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert "Traceback" not in done.stderr, done.stderr
     assert len(lines) == 1, done.stderr
     return lines[0]
@@ -250,6 +250,7 @@ def test_a_host_that_lacks_encoder_or_recordings_is_one_line(desk: Desk, tmp_pat
     with desk.cluster.worker.hidden(desk.folder / lacks):
         line = refusal(desk, *desk.extraction(tmp_path / "cache.h5", *desk.by_ray, slow=lacks == "corpus"))
     assert str(desk.folder / lacks) in line
+    assert desk.cluster.worker.name in line
     assert not (tmp_path / "cache.h5").exists()
 
 

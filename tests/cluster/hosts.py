@@ -4,8 +4,8 @@
 
 runs a command on the first of them, with the cluster's address in RAY_ADDRESS; its exit status is that of the command.
 
-A host is a network namespace, a home and a folder for temporary files of its own; they share the file system, folders
-of which can be hidden from one. Nothing outlives the two: what runs on a host is known by its namespace.
+A host is a network namespace with a name, a home and a folder for temporary files of its own; they share the file
+system, folders of which can be hidden from one. Nothing outlives them: what runs on a host is known by its namespace.
 """
 
 from __future__ import annotations
@@ -29,6 +29,8 @@ _PORT = 6379
 _END = "cable"
 # the least that Ray takes
 _STORE_BYTES = 80 * 2**20
+# A host that falls silent is lost after five checks, each of so much time and a second; as Ray has it that is a minute.
+_CHECK = {"RAY_health_check_timeout_ms": "2000", "RAY_health_check_period_ms": "1000"}
 _RAY = (sys.executable, "-m", "ray.scripts.scripts")
 # folder, namespaces: when whoever holds the other end of its input closes it, or ends in whatever way, nothing is left
 _SWEEP = """
@@ -66,8 +68,8 @@ def why_not() -> str:
     """Why there can be no hosts here; "" where there can."""
     if sys.platform != "linux" or os.geteuid() != 0:
         return "network namespaces take Linux and root"
-    if not all(map(shutil.which, ("ip", "nsenter"))):
-        return "there is no ip or no nsenter (iproute2, util-linux)"
+    if not all(map(shutil.which, ("ip", "nsenter", "unshare"))):
+        return "ip, nsenter or unshare is missing (iproute2, util-linux)"
     if find_spec("ray") is None:
         return "Ray is not installed: pip install 'amber2[ray]'"
     name = f"probe{os.getpid()}"
@@ -89,7 +91,8 @@ class Host:
     def start(self, *command: str, **options: Any) -> subprocess.Popen[str]:
         """A command, begun on this host; options are `subprocess.Popen`'s, `env` is added to what the host has."""
         environment = {**self._environment, **options.pop("env", {})}
-        whole = ["ip", "netns", "exec", self.name, *command]
+        named = ("unshare", "--uts", "sh", "-c", 'hostname "$0" && exec "$@"', self.name)
+        whole = ["ip", "netns", "exec", self.name, *named, *command]
         return subprocess.Popen(whole, env=environment, text=True, start_new_session=True, **options)
 
     def run(self, *command: str, seconds: float = 120, **options: Any) -> subprocess.CompletedProcess[str]:
@@ -178,7 +181,7 @@ def two_hosts() -> Iterator[tuple[Host, Host]]:
     """Two hosts, joined; in the end, of this process too, whatever runs there is killed."""
     mark = f"amber2-{os.getpid()}"
     token = secrets.token_hex(32)
-    told = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token, "RAY_USAGE_STATS_ENABLED": "0"}
+    told = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token, "RAY_USAGE_STATS_ENABLED": "0", **_CHECK}
     folder = Path(tempfile.mkdtemp(prefix="am", dir="/tmp"))  # sockets have paths of at most 107 bytes
     hosts = [Host(f"{mark}-{end}", f"10.77.0.{place}", folder / end, told) for place, end in enumerate("ab", 1)]
     command = ["sh", "-c", _SWEEP, "sh", str(folder), *(host.name for host in hosts)]
