@@ -89,11 +89,11 @@ class Host:
         (folder / "t").mkdir(parents=True)
 
     def start(self, *command: str, **options: Any) -> subprocess.Popen[str]:
-        """A command, begun on this host; options are `subprocess.Popen`'s, `env` is added to what the host has."""
+        """A command, begun on this host, in its home; options are `subprocess.Popen`'s, `env` adds to what there is."""
         environment = {**self._environment, **options.pop("env", {})}
         named = ("unshare", "--uts", "sh", "-c", 'hostname "$0" && exec "$@"', self.name)
         whole = ["ip", "netns", "exec", self.name, *named, *command]
-        return subprocess.Popen(whole, env=environment, text=True, start_new_session=True, **options)
+        return subprocess.Popen(whole, env=environment, cwd=self.folder, text=True, start_new_session=True, **options)
 
     def run(self, *command: str, seconds: float = 120, **options: Any) -> subprocess.CompletedProcess[str]:
         """A command on this host, to its end; one that takes longer is killed."""
