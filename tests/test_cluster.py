@@ -103,6 +103,10 @@ class Desk:
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stderr
 
+    def started(self, *command: str) -> subprocess.Popen[str]:
+        """A command, begun on the first host."""
+        return self.cluster.head.start(*command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
     def encoded(self) -> dict[str, list[str]]:
         """Where each recording was encoded, as the slow encoder wrote it down."""
         known, places = {}, collections.defaultdict(list)
@@ -170,10 +174,21 @@ def test_two_hosts_encode_what_one_machine_does(desk: Desk, plain: Path, tmp_pat
     until(lambda: not desk.actors(), "end of all workers")
 
 
-def test_two_hosts_train_what_one_machine_does(desk: Desk, plain: Path, tmp_path: Path) -> None:
-    train = (sys.executable, "-c", TRAIN, f"--cache={plain}", "--epochs=2", "--seeds=2", "--kappa=2,8")
+def test_what_two_hosts_train_and_one_of_them_to_its_end_is_what_one_machine_does(
+    desk: Desk, plain: Path, tmp_path: Path
+) -> None:
+    grid = ("--kappa=2,8", "--seeds=6", "--epochs=40")
+    train = (sys.executable, "-c", TRAIN, f"--cache={plain}", *grid)
     desk.run(*train, f"--output={tmp_path / 'plain'}", "--device=cpu")
-    desk.run(*train, f"--output={tmp_path / 'ray'}", *desk.by_ray)
+    unfinished = tmp_path / "ray.unfinished"
+    with desk.started(*train, f"--output={tmp_path / 'ray'}", *desk.by_ray) as process:
+        # of eight tasks
+        until(lambda: len([*unfinished.glob("fold*-task*.json")]) >= 3 or process.poll() is not None, "three tasks")
+        desk.cluster.worker.power_off()
+        _, complained = process.communicate(timeout=180)
+    desk.start_worker()
+    assert process.returncode == 0, complained
+    assert f"{desk.cluster.worker.name} of the Ray cluster was lost" in complained
     one, other = numbers(tmp_path / "ray"), numbers(tmp_path / "plain")
     assert [row.keys() for row in one] == [row.keys() for row in other]
     for a, b in zip(one, other, strict=True):
@@ -182,13 +197,13 @@ def test_two_hosts_train_what_one_machine_does(desk: Desk, plain: Path, tmp_path
 
 
 def test_a_host_that_is_lost_half_way_costs_its_portions_alone(desk: Desk, slow_plain: Path, tmp_path: Path) -> None:
-    output, pipe = tmp_path / "cache.h5", subprocess.PIPE
-    process = desk.cluster.head.start(*desk.extraction(output, *desk.by_ray, slow=True), stdout=pipe, stderr=pipe)
-    # Both have worked, and half of it is done.
-    until(lambda: len(desk.encoded()) >= COUNT // 2 or process.poll() is not None, "half of the work")
-    assert {place for places in desk.encoded().values() for place in places} == {"a", "b"}
-    desk.cluster.worker.power_off()
-    _, complained = process.communicate(timeout=180)
+    output = tmp_path / "cache.h5"
+    with desk.started(*desk.extraction(output, *desk.by_ray, slow=True)) as process:
+        # Both have worked, and half of it is done.
+        until(lambda: len(desk.encoded()) >= COUNT // 2 or process.poll() is not None, "half of the work")
+        assert {place for places in desk.encoded().values() for place in places} == {"a", "b"}
+        desk.cluster.worker.power_off()
+        _, complained = process.communicate(timeout=180)
     desk.start_worker()
     assert process.returncode == 0, complained
     assert_alike(output, slow_plain)
@@ -203,13 +218,13 @@ def test_a_host_that_is_lost_half_way_costs_its_portions_alone(desk: Desk, slow_
 def test_after_ctrl_c_no_worker_is_left_the_cluster_lives_and_the_same_command_goes_on(
     desk: Desk, slow_plain: Path, tmp_path: Path
 ) -> None:
-    output, pipe = tmp_path / "cache.h5", subprocess.PIPE
+    output = tmp_path / "cache.h5"
     command = desk.extraction(output, *desk.by_ray, "--rows=shared", slow=True)
-    process = desk.cluster.head.start(*command, stdout=pipe, stderr=pipe)
-    until(lambda: len(desk.encoded()) >= COUNT // 2 or process.poll() is not None, "half of the work")
-    assert desk.actors()
-    process.send_signal(signal.SIGINT)
-    _, complained = process.communicate(timeout=30)
+    with desk.started(*command) as process:
+        until(lambda: len(desk.encoded()) >= COUNT // 2 or process.poll() is not None, "half of the work")
+        assert desk.actors()
+        process.send_signal(signal.SIGINT)
+        _, complained = process.communicate(timeout=60)
     assert process.returncode not in (0, None), complained
     assert "Traceback" not in complained
     until(lambda: not desk.actors(), "end of all workers", seconds=30)
