@@ -33,6 +33,33 @@ class Command(click.Command):
         return super().main(*args, **options)
 
 
+def ray_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Decorate a command with the options that say on which machines its workers run."""
+    for option in (
+        click.option(
+            "--gpus-per-worker",
+            type=click.FloatRange(min=0, min_open=True),
+            default=1.0,
+            show_default=True,
+            help="Of --engine ray: GPUs that a worker has to itself; below 1 several share one.",
+        ),
+        click.option(
+            "--ray-address",
+            metavar="HOST:PORT",
+            help="Of --engine ray: the cluster's head, or auto. [default: RAY_ADDRESS, else Ray starts here]",
+        ),
+        click.option(
+            "--engine",
+            type=click.Choice(["local", "ray"]),
+            default="local",
+            show_default=True,
+            help="Where workers run: processes of this machine, or a Ray cluster (extra ray).",
+        ),
+    ):
+        command = option(command)
+    return command
+
+
 def command_body(callback: Callable[..., int | None]) -> Callable[..., None]:
     """Decorate the function under ``@click.command(cls=Command)`` and its options.
 

@@ -1,4 +1,4 @@
-"""Worker processes: tasks dealt to them, results as they finish, and no worker left whatever happens.
+"""Workers: tasks dealt to them, results as they finish, and no worker left whatever happens.
 
 The conductor, the process that the user started, reads, plans and writes; workers compute. They come from a fork
 server that has loaded torch, where the platform has one, or start afresh. A worker handles no signal: Ctrl-C is the
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import atexit
 import logging
+import math
 import multiprocessing
 import os
 import pickle
@@ -18,6 +19,7 @@ import signal
 import sys
 import tempfile
 import threading
+import time
 import traceback
 import types
 import warnings
@@ -29,17 +31,21 @@ from dataclasses import dataclass
 from logging.handlers import QueueHandler
 from multiprocessing.connection import Connection, wait
 from queue import SimpleQueue
-from typing import Any, TypeVar
+from typing import Any, ClassVar, Protocol, TypeVar
 
 from .devices import has_limit, is_out_of_memory, memory_in_words
-from .errors import Amber2Error, SettingError, WorkerError, bad_choice
+from .errors import Amber2Error, WorkerError
 
 State = TypeVar("State")
 Shared = TypeVar("Shared")
 Task = TypeVar("Task")
 Result = TypeVar("Result")
 
-ENGINES = ("local",)
+OnDeath = Callable[[Task, int, str], Iterable[Task] | None]
+
+ENGINES = ("local", "ray")
+# Seconds between looks at what takes long, and how many times as long as the longest finished task that is.
+_WATCH, _STRAGGLES = 1.0, 2.0
 # How long a worker that was killed may take to vanish, in seconds.
 _PATIENCE = 5.0
 # macOS has fork, but its libraries do not survive it. The server's socket needs a path of at most 107 bytes.
@@ -52,7 +58,7 @@ _context: Any = multiprocessing.get_context("forkserver" if _HAS_SERVER else "sp
 # What a thread brings on itself, what the fork server waits for, and Ctrl-Z, which no handler of ours meets.
 _UNBLOCKED = ("ABRT", "BUS", "FPE", "ILL", "SEGV", "TRAP", "CHLD", "CONT", "TSTP", "TTIN", "TTOU")
 _starting = threading.RLock()
-_alive: set[_Worker] = set()
+_alive: set[_Process] = set()
 _log = logging.getLogger(__name__)
 
 
@@ -81,7 +87,8 @@ def deal(
     workers: Sequence[Any],
     shared: Shared = None,  # type: ignore[assignment]
     queued: int = 2,
-    engine: str = "local",
+    on_death: OnDeath[Task] | None = None,
+    engine: Engine | None = None,
 ) -> Generator[tuple[Task, Result]]:
     """Results with their tasks, as they finish.
 
@@ -94,21 +101,21 @@ def deal(
         workers: one entry for each worker that may be started: its device, its number of threads, …
         shared: what all workers need, sent to each once.
         queued: how many tasks a worker has at most, one to compute and others to go on with.
+        on_death: asked with a task that a worker died of, how many did, and how: gives the tasks to deal instead of it,
+            or None for the same once more; it may raise. Where there is none, a task is dealt twice.
+        engine: where workers run; None: in processes of this machine.
 
     Raises:
-        SettingError: no such engine.
-        WorkerError: a task killed two workers, or a worker ran out of memory.
+        WorkerError: a task killed two workers, a worker ran out of memory, or no worker is left.
         Exception: what `function` or `setup` raised, with the worker's traceback as its cause.
     """
-    if engine not in ENGINES:
-        raise SettingError(bad_choice("engine", engine, ENGINES))
-    work = pickle.dumps((function, setup, shared), pickle.HIGHEST_PROTOCOL)
-    return _results(iter(tasks), [_Worker(entry, work) for entry in workers], queued)
+    engine = engine or _Here()
+    return _results(engine, iter(tasks), engine.workers(workers, (function, setup, shared)), queued, on_death)
 
 
-def call(function: Callable[..., Result], *args: Any) -> Result:
+def call(function: Callable[..., Result], *args: Any, worker: Any = None, engine: Engine | None = None) -> Result:
     """What a function gives when a fresh worker calls it once."""
-    ((_, result),) = deal(_apply, [args], setup=_callee, workers=[None], shared=function)
+    ((_, result),) = deal(_apply, [args], setup=_callee, workers=[worker], shared=function, engine=engine)
     return result
 
 
@@ -120,64 +127,146 @@ def _apply(function: Callable[..., Result], args: Sequence[Any]) -> Result:
     return function(*args)
 
 
+class Engine(Protocol):
+    """Where workers run, and how the conductor hears of them."""
+
+    # a task that takes far longer than any other is dealt to an idle worker, too
+    has_stragglers: ClassVar[bool]
+
+    def workers(self, entries: Sequence[Any], work: tuple[Any, Any, Any]) -> Sequence[Worker]:
+        """One for each entry; `work` is the function, its setup, and what all share."""
+
+    def ready(self, busy: Sequence[Any], timeout: float | None) -> Sequence[Worker]:
+        """Those of which there is something to receive, after so many seconds at most."""
+
+
+class Worker(Protocol):
+    """The conductor's side of one worker, which is started with its first task."""
+
+    # what it is computing, and what it is to go on with
+    dealt: deque[Dealt]
+    # its machine was lost, and it does not start again
+    is_gone: bool
+
+    def give(self, dealt: Dealt) -> None:
+        """Deal it a task."""
+
+    def receive(self) -> tuple[Any, ...] | None:
+        """Its next message, made, logged or raised and what belongs to it; None if it died."""
+
+    def kill(self) -> None:
+        """End it, and do not wait."""
+
+    def bury(self) -> str:
+        """How it died; a next task starts it anew."""
+
+
 # ── in the conductor ──────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-@dataclass(slots=True)
-class _Dealt:
-    """A task, and how many workers died of it."""
+@dataclass(slots=True, eq=False)
+class Dealt:
+    """A task, and what became of it."""
 
     task: Any
+    # how many workers died of it
     deaths: int = 0
+    # on the clock, when it came to be the next of a worker
+    begun: float = math.inf
+    is_done: bool = False
+    is_copied: bool = False
 
 
-def _results(tasks: Iterator[Any], workers: Sequence[_Worker], queued: int) -> Generator[tuple[Any, Any]]:
-    again: deque[_Dealt] = deque()
+def _results(
+    engine: Engine, tasks: Iterator[Any], workers: Sequence[Worker], queued: int, on_death: OnDeath[Any] | None
+) -> Generator[tuple[Any, Any]]:
+    again: deque[Dealt] = deque()
     heard: dict[tuple[str, int, str], object] = {}
+    longest = 0.0
     try:
         while True:
             took = _deal_one(again, tasks, workers, queued)
-            busy = [worker for worker in workers if worker.dealt]
+            busy = [worker for worker in workers if any(not dealt.is_done for dealt in worker.dealt)]
             if not busy:
                 return
-            ready = wait([worker.connection for worker in busy], timeout=0 if took else None)
-            for worker in [worker for worker in busy if worker.connection in ready]:
+            watches = not took and engine.has_stragglers and _copy_straggler(busy, workers, longest)
+            for worker in engine.ready(busy, 0 if took else _WATCH if watches else None):
                 match worker.receive():
                     case "made", result:
-                        yield worker.dealt.popleft().task, result
+                        dealt = worker.dealt.popleft()
+                        longest = max(longest, time.monotonic() - dealt.begun)
+                        _begin(worker)
+                        if not dealt.is_done:
+                            dealt.is_done = True
+                            yield dealt.task, result
                     case "logged", record:
-                        _handle_once(record, worker.process, heard)
+                        _handle_once(record, record.process, heard)
                     case "raised", problem, where:
                         raise problem from RuntimeError(f"in a worker:\n{where}")
                     case _:
-                        again.extend(_of_the_dead(worker))
+                        again.extend(_of_the_dead(worker, on_death))
     finally:
         _end(workers)
 
 
-def _deal_one(again: deque[_Dealt], tasks: Iterator[Any], workers: Sequence[_Worker], queued: int) -> bool:
+def _deal_one(again: deque[Dealt], tasks: Iterator[Any], workers: Sequence[Worker], queued: int) -> bool:
     """Give a task to the worker that has fewest, if it has room and there is one."""
-    worker = min(workers, key=lambda worker: len(worker.dealt))
+    left = [worker for worker in workers if not worker.is_gone]
+    if not left:
+        raise WorkerError("no machine of the cluster is left: what is finished is kept, and the same command goes on")
+    worker = min(left, key=lambda worker: len(worker.dealt))
     if len(worker.dealt) >= queued:
         return False
     if again:
-        worker.give(again.popleft())
-        return True
-    for task in tasks:
-        worker.give(_Dealt(task))
-        return True
-    return False
+        dealt = again.popleft()
+    else:
+        for task in tasks:
+            dealt = Dealt(task)
+            break
+        else:
+            return False
+    dealt.begun = math.inf
+    worker.give(dealt)
+    _begin(worker)
+    return True
 
 
-def _of_the_dead(worker: _Worker) -> list[_Dealt]:
-    """The tasks of a worker that died, to be dealt again; the first of them was its death."""
-    tasks = list(worker.dealt)
+def _begin(worker: Worker) -> None:
+    """Note when the next task of a worker came to be that."""
+    if worker.dealt and worker.dealt[0].begun == math.inf:
+        worker.dealt[0].begun = time.monotonic()
+
+
+def _copy_straggler(busy: Sequence[Worker], workers: Sequence[Worker], longest: float) -> bool:
+    """Deal what has taken far longer than any finished task to an idle worker, too; whether there may be more."""
+    idle = next((worker for worker in workers if not worker.dealt and not worker.is_gone), None)
+    running = [worker.dealt[0] for worker in busy if not (worker.dealt[0].is_copied or worker.dealt[0].is_done)]
+    if idle is None or not running:
+        return False
+    oldest = min(running, key=lambda dealt: dealt.begun)
+    if longest and time.monotonic() - oldest.begun > _STRAGGLES * longest:
+        oldest.is_copied = True
+        idle.give(oldest)
+    return True
+
+
+def _of_the_dead(worker: Worker, on_death: OnDeath[Any] | None) -> list[Dealt]:
+    """The tasks of a worker that died, to be dealt again; the first of them was its death, if its machine lives."""
+    first, *others = worker.dealt
     how = worker.bury()
-    tasks[0].deaths += 1
-    if tasks[0].deaths > 1:
-        raise WorkerError(f"a worker died twice on the same task ({how})")
-    _log.warning("a worker died (%s): its task is dealt again", how)
-    return tasks
+    instead: Iterable[Dealt] = [first]
+    if worker.is_gone:
+        _log.warning("%s: its tasks are dealt to others", how)
+    else:
+        first.deaths += 1
+        parts = None if on_death is None else on_death(first.task, first.deaths, how)
+        if on_death is None and first.deaths > 1:
+            raise WorkerError(f"a worker died twice on the same task ({how})")
+        if parts is None:
+            _log.warning("a worker died (%s): its task is dealt again", how)
+        else:
+            instead = [Dealt(part, first.deaths) for part in parts]
+    return [dealt for dealt in (*instead, *others) if not dealt.is_done]
 
 
 def _handle_once(record: logging.LogRecord, source: object, heard: dict[tuple[str, int, str], object]) -> None:
@@ -188,23 +277,38 @@ def _handle_once(record: logging.LogRecord, source: object, heard: dict[tuple[st
         logger.handle(record)
 
 
-class _Worker:
-    """The conductor's side of one worker, which is started with its first task."""
+class _Here:
+    """Processes of this machine."""
+
+    has_stragglers: ClassVar[bool] = False
+
+    def workers(self, entries: Sequence[Any], work: tuple[Any, Any, Any]) -> Sequence[_Process]:
+        pickled = pickle.dumps(work, pickle.HIGHEST_PROTOCOL)
+        return [_Process(entry, pickled) for entry in entries]
+
+    def ready(self, busy: Sequence[_Process], timeout: float | None) -> Sequence[_Process]:
+        connections = wait([worker.connection for worker in busy], timeout=timeout)
+        return [worker for worker in busy if worker.connection in connections]
+
+
+class _Process:
+    """A worker that is a process of this machine."""
+
+    is_gone = False
 
     def __init__(self, entry: Any, work: bytes) -> None:
-        self.dealt: deque[_Dealt] = deque()
+        self.dealt: deque[Dealt] = deque()
         self.process: Any = None
         self.connection: Any = None
         self._entry, self._work = entry, work
 
-    def give(self, dealt: _Dealt) -> None:
+    def give(self, dealt: Dealt) -> None:
         if self.process is None:
             self._start()
         self.dealt.append(dealt)
         self._send(pickle.dumps(dealt.task, pickle.HIGHEST_PROTOCOL))
 
     def receive(self) -> Any:
-        """Its next message; None if it died."""
         try:
             pickled = self.connection.recv_bytes()
         except (EOFError, OSError):
@@ -218,7 +322,6 @@ class _Worker:
             self.process.kill()
 
     def bury(self) -> str:
-        """How it died."""
         self.kill()
         code = None
         if self.process is not None:
@@ -234,7 +337,8 @@ class _Worker:
         _alive.add(self)
         # Where this is interrupted, the worker that comes all the same finds its pipe closed, and ends.
         self.process = _start(theirs)
-        self._send(pickle.dumps((self._entry, *_surroundings()), pickle.HIGHEST_PROTOCOL))
+        told = (self._entry, dict(os.environ), *surroundings())
+        self._send(pickle.dumps(told, pickle.HIGHEST_PROTOCOL))
         self._send(self._work)
 
     def _send(self, pickled: bytes) -> None:
@@ -300,12 +404,12 @@ def _bare_main() -> Iterator[None]:
         sys.modules["__main__"] = main
 
 
-def _surroundings() -> tuple[dict[str, str], dict[str, int], list[Any]]:
-    """The environment, the levels of loggers that have one, the root as "", and what becomes of Python's warnings."""
+def surroundings() -> tuple[dict[str, int], list[Any]]:
+    """The levels of loggers that have one, the root as "", and what becomes of Python's warnings."""
     loggers = logging.root.manager.loggerDict.items()
     levels = {name: logger.level for name, logger in loggers if isinstance(logger, logging.Logger) and logger.level}
     filters = [one for one in warnings.filters if one[2].__module__ == "builtins"]
-    return dict(os.environ), {"": logging.root.level, **levels}, filters
+    return {"": logging.root.level, **levels}, filters
 
 
 def _in_words(code: int | None) -> str:
@@ -332,7 +436,7 @@ def _end_all() -> None:
                 os.kill(server, signal.SIGKILL)
 
 
-def _end(workers: Sequence[_Worker]) -> None:
+def _end(workers: Sequence[Worker]) -> None:
     for worker in workers:
         worker.kill()
     for worker in workers:
@@ -350,8 +454,11 @@ def _work(connection: Connection) -> None:
     threading.Thread(target=_listen, args=(connection, inbox), daemon=True).start()
     outbox = _Outbox(connection)
     try:
-        entry, *surroundings = pickle.loads(inbox.get())
-        _settle(outbox, *surroundings)
+        entry, environment, levels, filters = pickle.loads(inbox.get())
+        # what the conductor has now, which the fork server may never have had
+        os.environ.clear()
+        os.environ.update(environment)
+        settle(outbox, levels, filters)
         from . import preload  # where there is no fork server, it does its work here
 
         preload.check()
@@ -361,7 +468,7 @@ def _work(connection: Connection) -> None:
         while True:
             outbox.send("made", function(state, pickle.loads(inbox.get())))
     except BaseException as problem:
-        outbox.send("raised", _portable(problem), traceback.format_exc())
+        outbox.send(*raised(problem))
 
 
 def _listen(connection: Connection, inbox: SimpleQueue[bytes]) -> None:
@@ -392,15 +499,18 @@ class _Outbox(QueueHandler):
             os._exit(1)
 
 
-def _settle(outbox: _Outbox, environment: dict[str, str], levels: dict[str, int], filters: list[Any]) -> None:
-    """Take over what the conductor has now, which the fork server may never have had."""
-    os.environ.clear()
-    os.environ.update(environment)
+def settle(outbox: logging.Handler, levels: dict[str, int], filters: list[Any]) -> None:
+    """Let a worker log and warn as its conductor does, to a way to it."""
     for name, level in levels.items():
         logging.getLogger(name).setLevel(level)
     logging.root.handlers = [outbox]
     logging.captureWarnings(True)
     warnings.filters[:] = filters  # type: ignore[index]
+
+
+def raised(problem: BaseException) -> tuple[str, BaseException, str]:
+    """The message of what was raised, with where."""
+    return "raised", _portable(problem), traceback.format_exc()
 
 
 def _portable(problem: BaseException) -> BaseException:

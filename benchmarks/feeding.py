@@ -30,7 +30,7 @@ from amber2_extract.plan import Job, plan_jobs
 from amber2_extract.recordings import Batch, Work, scan_recordings
 from amber2_extract.rows import Row
 from amber2_extract.stand_ins import save_speech_encoder
-from amber2_extract.worker import _DECODERS, Seat, Station, encode
+from amber2_extract.worker import _DECODERS, Orders, Seat, Station, encode
 
 SIZE = 768
 
@@ -64,7 +64,7 @@ def measured(job: Job, works: Sequence[Work], seconds: float, folder: Path, fed:
     plan = plan_batches(sizes, budget=120)
     batches = [Batch(tuple(works[place] for place in places), 1.0) for places in plan]
     with mock.patch.object(SpeechEncoder, "encode", lambda *arguments: device.run(*arguments)):
-        station = Station(Seat(0, "cpu", _DECODERS), (job, folder))
+        station = Station(Seat(0, "cpu", _DECODERS), Orders(job, folder))
         station.encodes_in_threads = False
         encode(station, batches[:1])
         device.busy = 0.0

@@ -11,13 +11,15 @@ from typing import TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from amber2_core.errors import SettingError
+from amber2_core.engine import ENGINES
+from amber2_core.errors import SettingError, bad_choice
 
 from .recipe import Modality
 
 Batch = TypeVar("Batch")
 Sizes = npt.NDArray[np.float64]
 
+ROWS = ("driver", "shared")
 # Of all that is computed, so much may be padding: more batches cost less, until an accelerator waits for its kernels
 # to be sent.
 MOST_PADDING = 0.01
@@ -48,8 +50,19 @@ class Effort:
     # seconds of audio, and tokens, per batch, padding included; 0: one at a time; None: as suits the device
     batch_seconds: float | None = None
     batch_tokens: int | None = None
+    # local: on this machine; ray: on the cluster at an address, see `amber2_core.ray_engine.machines`
+    engine: str = "local"
+    ray_address: str | None = None
+    gpus_per_worker: float = 1.0
+    # who writes what workers on a cluster make: driver, this process; shared, they themselves, to a folder that all see
+    rows: str = "driver"
 
     def __post_init__(self) -> None:
+        for name, known in (("engine", ENGINES), ("rows", ROWS)):
+            if getattr(self, name) not in known:
+                raise SettingError(bad_choice(name, getattr(self, name), known))
+        if not 0 < self.gpus_per_worker < math.inf:
+            raise SettingError(f"Bad gpus_per_worker {self.gpus_per_worker}, expected more than 0")
         for name in ("batch_seconds", "batch_tokens"):
             value = getattr(self, name)
             if value is not None and not 0 <= value < math.inf:

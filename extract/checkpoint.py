@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import importlib.util
 import json
 import logging
 import re
 import stat
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,6 +52,8 @@ _BESIDE: dict[Modality, tuple[str, ...]] = {
 _NOT_TELLING = re.compile(
     r"model|models|encoder|checkpoint|checkpoint-\d+|final|best|last|output|0_Transformer|snapshots|[0-9a-f]{40}"
 )
+# of a class in a file of the user's
+_WANTED = "sampling_rate (Hz), size (of its frames) and encode(waveforms) → frames, lengths; see docs/encoders.md"
 
 _log = logging.getLogger(__name__)
 
@@ -72,6 +76,13 @@ class Checkpoint:
     def short_name(self) -> str:
         """``wav2vec2-base`` for ``facebook/wav2vec2-base``."""
         return self.name.rsplit("/", 1)[-1]
+
+    @property
+    def place(self) -> str:
+        """What `find_checkpoint` finds it by, on any machine that has it."""
+        if self.is_own:
+            return f"{self.weights[0]}:{self.name}"
+        return f"{self.name}@{self.revision}" if self.revision else str(self.folder)
 
     def identity(self) -> dict[str, Any]:
         """What a recipe holds of any encoder: name, revision, and sha256 of its weights and of ``config.json``.
@@ -194,6 +205,40 @@ def find_checkpoint(name: str, *, modality: Modality) -> Checkpoint:
     return _checkpoint(model, folder, folder.name, modality)
 
 
+def own_class(checkpoint: Checkpoint) -> Any:
+    """The class that a file holds. What it imports, torch most likely, is imported here: for workers alone.
+
+    Raises:
+        ModelError: the file cannot be imported, or its class is no encoder.
+    """
+    path, name = checkpoint.weights[0], checkpoint.name
+    spec = importlib.util.spec_from_file_location(f"amber2_own_{path.stem}", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses and pickle look for it there
+    try:
+        spec.loader.exec_module(module)
+    except Exception as problem:  # a user's file may raise anything
+        raise ModelError(f"Cannot import {path}: {type(problem).__name__}: {_first_line(problem)}") from problem
+    kind = getattr(module, name, None)
+    if kind is None:
+        raise ModelError(f"Cannot load {name!r}: {path} holds no such class")
+    wrong = [one for one in ("sampling_rate", "size") if not _is_count(getattr(kind, one, None))]
+    if wrong or not callable(getattr(kind, "encode", None)):
+        raise ModelError(f"Cannot use {name!r} of {path}: it lacks {(wrong or ['encode'])[0]}; wanted are {_WANTED}")
+    return kind
+
+
+def own_sampling_rate(checkpoint: Checkpoint) -> int:
+    """Hz of the waveforms that it wants.
+
+    Raises:
+        ModelError: as `own_class`.
+    """
+    return int(own_class(checkpoint).sampling_rate)
+
+
 def sha256_of(path: Path) -> str:
     """sha256 of a file's bytes, in hex.
 
@@ -281,3 +326,11 @@ def _read_json(path: Path) -> dict[str, Any]:
     if not isinstance(record, dict):
         raise ModelError(f"Cannot read {path}: expected a JSON object")
     return record
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and value > 0
+
+
+def _first_line(problem: Exception) -> str:
+    return (str(problem).strip().splitlines() or [""])[0]

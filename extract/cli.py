@@ -9,13 +9,13 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
-from amber2_core.command import INCOMPLETE, Command, command_body
+from amber2_core.command import INCOMPLETE, Command, command_body, ray_options
 from amber2_data.cli import table_options
 
 from .encoders import AUDIO_POOLINGS, TEXT_POOLINGS
@@ -137,6 +137,14 @@ _log = logging.getLogger(__name__)
     help="The cache folder. [default: AMBER2_CACHE_DIR, else ./cache]",
 )
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, mps, cuda, cuda:N, or cuda:0,cuda:1.")
+@ray_options
+@click.option(
+    "--rows",
+    type=click.Choice(["driver", "shared"]),
+    default="driver",
+    show_default=True,
+    help="Of --engine ray: rows come back to this process, or workers write them to a folder that all machines share.",
+)
 @click.option(
     "--batch-seconds",
     type=click.FloatRange(min=0),
@@ -161,9 +169,6 @@ def extract_features(
     repair_text: Literal["none", "cp1252"],
     output: Path | None,
     cache_dir: Path | None,
-    device: str,
-    batch_seconds: float | None,
-    batch_tokens: int | None,
     **settings: Any,
 ) -> int | None:
     """Encode a corpus with frozen speech and text encoders into one feature cache (stage 1).
@@ -176,7 +181,7 @@ def extract_features(
     from . import pipeline
     from .batches import Effort
 
-    effort = Effort(device=device, batch_seconds=batch_seconds, batch_tokens=batch_tokens)
+    effort = Effort(**{field.name: settings.pop(field.name) for field in fields(Effort)})
     folder = cache_dir or Path(os.environ.get("AMBER2_CACHE_DIR") or "cache")
     with _progress_shown() as on_progress:
         summary = pipeline.extract_features(

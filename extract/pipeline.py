@@ -23,7 +23,8 @@ from amber2_core.utterance import Corpus
 from amber2_data.transcripts import Repair, transcript_problems
 
 from . import worker
-from .batches import Effort, one_at_a_time, padding_waste, plan_batches, portions
+from .batches import Effort, padding_waste, plan_batches
+from .crew import Crew, crew_of
 from .evidence import Evidence, evidence_of, read_evidence, sample, write_evidence
 from .inspection import without_content
 from .plan import Job, plan_jobs
@@ -176,10 +177,11 @@ def extract_features(
             for job in jobs:
                 _refuse(scan.failures(job, {}), output)
         stores, done = [folder / job.recipe.fingerprint[:16] for job in jobs], []
-        for job, store in zip(jobs, stores, strict=True):
-            done.append(_complete(job, scan, store, effort or Effort(), force, on_progress))
-            if strict:
-                _refuse(done[-1].failures, output)
+        with crew_of(effort or Effort(), corpus.root) as crew:
+            for job, store in zip(jobs, stores, strict=True):
+                done.append(_complete(job, scan, store, crew, force, on_progress))
+                if strict:
+                    _refuse(done[-1].failures, output)
         after, sets = _assembled(blank, scan, done)
         written = force or before is None or not is_same(before, after, sets)
         if written:
@@ -240,9 +242,7 @@ def _scan(
     return _Scan(with_recordings(table, inputs.get("audio"), earlier), inputs, before, corpus)
 
 
-def _complete(
-    job: Job, scan: _Scan, folder: Path, effort: Effort, force: bool, on_progress: OnProgress | None
-) -> _Done:
+def _complete(job: Job, scan: _Scan, folder: Path, crew: Crew, force: bool, on_progress: OnProgress | None) -> _Done:
     """Have what is missing of one feature set encoded.
 
     Raises:
@@ -266,15 +266,15 @@ def _complete(
     if fresh:
         earlier = _evidence_before(scan, job) if reusable else Evidence()
         if earlier.singly:
-            effort = one_at_a_time(effort)
-        summary, problems = _encode(job, works, fresh, folder, effort, on_progress)
+            crew = crew.one_at_a_time()
+        summary, problems = _encode(job, works, fresh, folder, crew, on_progress)
         if summary.evidence.is_against(job.recipe.precision):
             against = replace(summary.evidence, singly=True)
             _log.warning("%s: %s; what was encoded is encoded again", job.stage, against.words)
             shutil.rmtree(folder, ignore_errors=True)
             write_evidence(folder, against)
             fresh = {work.digest for work in works}
-            summary, problems = _encode(job, works, fresh, folder, effort, on_progress)
+            summary, problems = _encode(job, works, fresh, folder, crew, on_progress)
         summary = replace(summary, evidence=earlier | summary.evidence)
         failed = {**failed, **problems}
         store = RowStore(folder)
@@ -296,7 +296,7 @@ def _evidence_before(scan: _Scan, job: Job) -> Evidence:
 
 
 def _encode(
-    job: Job, works: Sequence[Work], fresh: set[str], folder: Path, effort: Effort, on_progress: OnProgress | None
+    job: Job, works: Sequence[Work], fresh: set[str], folder: Path, crew: Crew, on_progress: OnProgress | None
 ) -> tuple[FeatureSummary, dict[str, str]]:
     """Deal to workers what is fresh among the works; with the reasons, by digest, why some of it failed.
 
@@ -305,38 +305,31 @@ def _encode(
     began, modality = time.monotonic(), job.recipe.modality
     evidence = read_evidence(folder)
     if evidence.singly:
-        effort = one_at_a_time(effort)
-    known = engine.call(worker.survey, job, effort.device, works if modality in OF_TRANSCRIPTS else ())
-    batches, padding = _planned(job, works, fresh, known, effort)
+        crew = crew.one_at_a_time()
+    known = crew.survey(job, works)
+    batches, padding = _planned(job, works, fresh, known, crew.effort)
     summary = FeatureSummary(
         modality,
         job.name,
         truncated=sum(work.digest in fresh for work in compress(works, known.cut)),
         padding=padding,
-        device=",".join(known.devices),
+        device=",".join(dict.fromkeys(seat.device for seat in known.seats)),
     )
     seconds = sum(work.seconds for batch in batches for work in batch.works)
     total, spent, started = sum(batch.cost for batch in batches), 0.0, math.inf
     failures: dict[str, str] = {}
-    results = engine.deal(
-        worker.encode,
-        portions(batches, workers=len(known.devices), threads=known.threads),
-        setup=worker.Station,
-        workers=[worker.Seat(number, device, known.threads) for number, device in enumerate(known.devices)],
-        shared=(job, folder),
-    )
-    with closing(results):
-        for portion, (problems, found, took) in results:
+    with closing(crew.encode(job, batches, known, folder)) as results:
+        for portion, outcome in results:
             # The clock of the progress begins with the first batch, not with the loading of the encoder.
-            started = min(started, time.monotonic() - took)
+            started = min(started, time.monotonic() - outcome.seconds)
             spent += sum(batch.cost for batch in portion)
-            failures |= problems
-            if found != Evidence():
-                evidence |= found
+            failures |= outcome.failures
+            if outcome.evidence != Evidence():
+                evidence |= outcome.evidence
                 write_evidence(folder, evidence)
             if evidence.is_against(job.recipe.precision):
                 break
-            good = [work.seconds for batch in portion for work in batch.works if work.digest not in problems]
+            good = [work.seconds for batch in portion for work in batch.works if work.digest not in failures]
             summary = replace(summary, distinct=summary.distinct + len(good), seconds=summary.seconds + sum(good))
             if on_progress is not None:
                 done, elapsed = summary.distinct + len(failures), time.monotonic() - started
@@ -356,7 +349,7 @@ def _planned(
     sizes: Sequence[float] = known.tokens
     if isinstance(job.recipe, AudioRecipe):
         sizes = [job.seconds_computed(work.seconds) for work in works]
-    planned = plan_batches(sizes, budget=effort.budget(job.recipe.modality, known.devices[0]))
+    planned = plan_batches(sizes, budget=effort.budget(job.recipe.modality, known.seats[0].device))
     checked = sample(works[place].digest for places in planned if len(places) > 1 for place in places)
     batches = []
     for places in planned:

@@ -12,9 +12,8 @@ from amber2_core.errors import ModelError, SettingError, bad_choice
 from amber2_core.tables import is_storable_name
 from amber2_data.transcripts import REPAIRS, Repair
 
-from .checkpoint import Checkpoint, find_checkpoint
+from .checkpoint import Checkpoint, find_checkpoint, own_sampling_rate
 from .encoders import AUDIO_LANGUAGE, AUDIO_POOLINGS, TEXT_POOLINGS, WINDOWS
-from .own import own_sampling_rate
 from .recipe import (
     ATTENTIONS,
     PRECISIONS,

@@ -34,6 +34,7 @@ from amber2_core.files import behind_links, lock, sync
 
 Floats = npt.NDArray[np.float32]
 
+LOCK = "lock"
 _ENTRY = struct.Struct("<32sQIIII")
 # How far a row may be from another: infinity and NaN are no numbers to JSON.
 _FAR = 1e30
@@ -102,7 +103,7 @@ def work_folder(output: Path) -> Iterator[Path]:
         try:
             file = behind_links(output)
             folder = file.with_name(f"{file.name}.parts")
-            stack.enter_context(lock(folder / "lock"))
+            stack.enter_context(lock(folder / LOCK))
         except BlockingIOError as problem:
             raise CacheError(f"{output} is {problem.strerror}: wait for it, or choose another --output") from None
         except OSError as problem:

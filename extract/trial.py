@@ -9,9 +9,10 @@ from typing import Any
 from amber2_core import engine
 from amber2_core.errors import ModelError
 
+from .crew import survey
 from .inspection import Record
 from .plan import Job, plan_jobs
-from .worker import load_encoder, survey
+from .worker import load_encoder
 
 # The speed is that of so many utterances, one at a time, each of so many seconds of noise, or so many tokens.
 _TIMES, _SECONDS, _TOKENS = 3, 5.0, 100
@@ -67,7 +68,7 @@ def describe_trial(record: Record) -> str:
 def tried(job: Job, device: str) -> Record:
     """As `check_encoder`, in this process, of one feature set that is asked for."""
     recipe = job.recipe
-    place = survey(job, device, ()).devices[0]
+    place = survey(job, device, ()).seats[0].device
     encoder = load_encoder(job, place)
     inputs = _inputs(encoder)
     rows = encoder.encode(inputs)

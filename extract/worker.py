@@ -12,27 +12,27 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import partial
 from importlib import import_module
 from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 
-from amber2_core.errors import Amber2Error, AudioError, ModelError
+from amber2_core.errors import Amber2Error, AudioError, CacheError, CorpusError, ModelError
 from amber2_data.sound import Excerpt
 
 from .audio import read_waveform
-from .checkpoint import Checkpoint
+from .checkpoint import Checkpoint, find_checkpoint
 from .encoders import ENCODERS
 from .evidence import Evidence
 from .plan import Job
 from .recipe import AudioRecipe, Modality
 from .recordings import Batch, Work, check_reach
-from .rows import Row, RowWriter, difference
+from .rows import LOCK, Row, RowWriter, difference
 
 Given = TypeVar("Given")
 Made = TypeVar("Made")
@@ -62,66 +62,86 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Seat:
-    """What one worker has to itself: its number, its device, and its threads."""
+    """What one worker has to itself: its number, its device, and the threads that encode, or decode for a GPU."""
 
     number: int
     device: str
     threads: int
 
 
+def threads_of(device: str, cores: int) -> int:
+    """How many threads a worker has on a device, of so many cores."""
+    return max(1, cores if device == "cpu" else min(_DECODERS, cores))
+
+
 @dataclass(frozen=True)
-class Survey:
-    """What must be known before batches can be planned."""
+class Orders:
+    """What all workers of a job are told."""
 
-    devices: tuple[str, ...]
-    # of each worker: those that encode on a processor, those that decode for an accelerator
-    threads: int
-    # tokens of each transcript, and which had to be cut to the model's limit; nothing of recordings
-    tokens: tuple[int, ...] = ()
-    cut: tuple[bool, ...] = ()
+    job: Job
+    # the row store that they write to; None: rows go back with the results
+    store: Path | None
+    # on machines where the encoder, and the folder of the recordings, if any are read, may not be what they are here
+    is_afar: bool = False
+    recordings: Path | None = None
 
 
-def survey(job: Job, device: str, works: Sequence[Work]) -> Survey:
-    """Choose devices, and count the tokens of transcripts.
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a portion."""
+
+    # digest → reason of what could not be encoded
+    failures: Mapping[str, str]
+    # how far the rows of batches that were encoded alone again were from that
+    evidence: Evidence = field(default_factory=Evidence)
+    # that all took
+    seconds: float = 0.0
+    # by digest, where the row store is not the worker's to write
+    rows: Mapping[str, Row] = field(default_factory=dict)
+
+
+def found_here(orders: Orders) -> Job:
+    """The job, its encoder as it lies on this machine.
 
     Raises:
-        SettingError: there is no such device.
-        ModelError: the tokenizer cannot be loaded.
+        ModelError: there is none, or another one.
+        CorpusError: the recordings are not to be seen.
+        CacheError: the row store is not to be seen.
     """
-    import torch
-
-    from amber2_core.devices import choose_devices
-
-    devices = choose_devices(device)
-    threads = torch.get_num_threads()
-    if devices[0].type != "cpu":
-        threads = min(_DECODERS, max(1, threads // len(devices)))
-    names = tuple(map(str, devices))
-    if isinstance(job.recipe, AudioRecipe):
-        return Survey(names, threads)
-    from .encoders.text import load_tokenizer
-
-    tokens, cut = load_tokenizer(job.checkpoint).tokens([str(work.source) for work in works])
-    return Survey(names, threads, tuple(map(len, tokens)), tuple(cut))
+    job, there = orders.job, orders.recordings
+    found = find_checkpoint(job.checkpoint.place, modality=job.recipe.modality)
+    inputs = "preprocessor_digest" if isinstance(job.recipe, AudioRecipe) else "tokenizer_digest"
+    for name, value in {**found.identity(), inputs: found.input_digest()}.items():
+        if getattr(job.recipe, name) != value:
+            raise ModelError(f"Another {job.checkpoint.name!r} lies at {found.folder}: its {name} differs")
+    if there is not None and not (there.is_dir() and any(there.iterdir())):
+        raise CorpusError(f"No recordings in {there}: every machine must see them under the same path")
+    if orders.store is not None and not (orders.store.parent / LOCK).exists():
+        raise CacheError(
+            f"{orders.store.parent} is not to be seen: --rows shared needs a folder that all machines share, "
+            "--rows driver does not"
+        )
+    return replace(job, checkpoint=found)
 
 
 class Station:
     """An encoder on its device, the threads that work for it, and the files that take its rows."""
 
-    def __init__(self, seat: Seat, shared: tuple[Job, Path]) -> None:
-        """Load the encoder of a job, whose rows go to the store in a folder.
+    def __init__(self, seat: Seat, orders: Orders) -> None:
+        """Load the encoder of a job.
 
         Raises:
             ModelError: the encoder cannot be loaded.
             CacheError: the row store cannot be written.
+            CorpusError: the recordings are not to be seen.
         """
         import torch
 
-        job, folder = shared
+        job = found_here(orders) if orders.is_afar else orders.job
         self.recipe = job.recipe
         self.encoder = load_encoder(job, seat.device)
         self.encode = Halving(self.encoder)
-        self.writer = RowWriter(folder, seat.number)
+        self.writer = None if orders.store is None else RowWriter(orders.store, seat.number)
         self._threads = seat.threads
         self._rested = time.monotonic()
         # Each thread of a processor encodes a batch of its own: that needs less waiting for one another than all of
@@ -145,7 +165,8 @@ class Station:
     def rest(self) -> None:
         """From time to time, bring rows to the disk, and memory back to the system."""
         if time.monotonic() - self._rested >= REST_SECONDS:
-            self.writer.sync()
+            if self.writer is not None:
+                self.writer.sync()
             give_back()
             self._rested = time.monotonic()
 
@@ -166,12 +187,8 @@ def _ahead(
             future.cancel()
 
 
-def encode(station: Station, portion: Sequence[Batch]) -> tuple[dict[str, str], Evidence, float]:
-    """Make batches into rows of the store.
-
-    Returns:
-        Digest → reason of what could not be encoded, how far the rows of batches that were encoded alone again were
-        from that, and the seconds that all took.
+def encode(station: Station, portion: Sequence[Batch]) -> Outcome:
+    """Make batches into rows.
 
     Raises:
         ModelError: the device has too little memory for a single utterance.
@@ -194,13 +211,17 @@ def encode(station: Station, portion: Sequence[Batch]) -> tuple[dict[str, str], 
         inputs = station.ahead(read, works, most=2 * max(len(batch.works) for batch in portion))
         made = station.fed(lambda one: _rows(station.encode, one[0], _read(one[1])), _gathered(portion, inputs))
     failures: dict[str, str] = {}
-    evidence = Evidence()
+    kept: dict[str, Row] = {}
+    evidence = Evidence(singly=station.encoder.is_one_at_a_time)
     for rows, problems, found in made:
-        station.writer.add(rows)
+        if station.writer is None:
+            kept |= rows
+        else:
+            station.writer.add(rows)
         failures |= problems
         evidence |= found
     station.rest()
-    return failures, evidence | Evidence(singly=station.encoder.is_one_at_a_time), time.monotonic() - began
+    return Outcome(failures, evidence, time.monotonic() - began, kept)
 
 
 def _gathered(portion: Sequence[Batch], inputs: Iterator[Any]) -> Iterator[tuple[Batch, list[Any] | Amber2Error]]:

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 from amber2_core import engine
 from amber2_core.errors import RunFolderError, SettingError
+from amber2_extract.crew import survey as devices_of
 from amber2_extract.plan import Job
 from amber2_extract.worker import PRELOADED as ENCODERS
 from amber2_extract.worker import REST_SECONDS, Seat, give_back
-from amber2_extract.worker import survey as devices_of
 
 from .table import Format, Row, Unfinished, check_output, finish, keys_of, unfinished
 from .units import Unit, Windows, batched
@@ -182,8 +182,7 @@ def survey(request: Request) -> Survey:
 
     found = find_heads(request.heads, **request.choice)
     jobs = plan_encodings(found.config["features"], audio_models=request.audio_models, text_models=request.text_models)
-    machine = devices_of(next(iter(jobs.values())), request.device, ())
-    seats = tuple(Seat(number, device, machine.threads) for number, device in enumerate(machine.devices))
+    seats = devices_of(next(iter(jobs.values())), request.device, ()).seats
     return Survey(found.heads, found.emotions, digest_of(found), jobs, seats)
 
 

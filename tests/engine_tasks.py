@@ -156,3 +156,42 @@ def torch_sum(state: State, count: int) -> float:
     import torch
 
     return float(torch.ones(count).sum())
+
+
+# longer than any test waits
+FOREVER = 100.0
+
+
+def straggle(state: State, task: int) -> int:
+    """The first worker to meet task 2 is held up for ever."""
+    begun, again = state[1] / "begun", state[1] / "again"
+    if task != 2:
+        time.sleep(0.1)
+    elif begun.exists():
+        again.touch()
+    else:
+        begun.touch()
+        time.sleep(FOREVER)
+    return task
+
+
+# an encoder of one's own that a recording of 3.25 s kills
+DEADLY = """
+import os
+
+import numpy as np
+
+class Loudness:
+    sampling_rate = 8_000
+    size = 2
+
+    def encode(self, waveforms):
+        if any(len(one) == 26_000 for one in waveforms):
+            os._exit(11)
+        lengths = [len(one) // 80 for one in waveforms]
+        frames = np.zeros((len(waveforms), max(lengths), 2), np.float32)
+        for row, (one, length) in enumerate(zip(waveforms, lengths)):
+            level = np.abs(one[: 80 * length]).reshape(length, 80).mean(1)
+            frames[row, :length] = np.stack([level, level**2], axis=1)
+        return frames, lengths
+"""

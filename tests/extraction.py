@@ -71,7 +71,9 @@ def after(recordings: int, event: Callable[[], object]) -> Callable[[Progress], 
 def work_here(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let workers be in this process, one after the other, so that a test can reach into them."""
 
-    def deal(function: Any, tasks: Any, *, setup: Any, workers: Sequence[Any], shared: Any = None) -> Iterator[Any]:
+    def deal(
+        function: Any, tasks: Any, *, setup: Any, workers: Sequence[Any], shared: Any = None, **_: Any
+    ) -> Iterator[Any]:
         states = [setup(worker, shared) for worker in workers]
         for number, task in enumerate(tasks):
             yield task, function(states[number % len(states)], task)
@@ -83,4 +85,4 @@ def work_here(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def deal_singly(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let every batch be a portion."""
-    monkeypatch.setattr("amber2_extract.pipeline.portions", lambda batches, **settings: [[batch] for batch in batches])
+    monkeypatch.setattr("amber2_extract.crew.portions", lambda batches, **settings: [[batch] for batch in batches])

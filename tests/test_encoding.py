@@ -20,12 +20,13 @@ from small_models import save_speech, save_text
 
 from amber2_core.errors import CorpusError, ModelError, SettingError
 from amber2_data.sound import Excerpt
+from amber2_extract.crew import survey
 from amber2_extract.encoders.text import Tokenizer
 from amber2_extract.encoders.waveform import SpeechEncoder
 from amber2_extract.plan import plan_jobs
 from amber2_extract.recordings import Batch, scan_recordings, transcript_inputs
 from amber2_extract.rows import Row, RowStore, RowWriter
-from amber2_extract.worker import Halving, Seat, Station, encode, give_back, survey
+from amber2_extract.worker import Halving, Orders, Seat, Station, encode, give_back
 
 
 class Bench:
@@ -43,11 +44,12 @@ class Bench:
     def encoded(self, *, on_accelerator: bool = False) -> dict[str, Row]:
         """Rows by digest, in batches of four."""
         store = self.folder / f"store-{on_accelerator}"
-        station = Station(Seat(0, "cpu", 2), (self.job, store))
+        station = Station(Seat(0, "cpu", 2), Orders(self.job, store))
         station.encodes_in_threads = not on_accelerator
         batches = [Batch(tuple(self.works[first : first + 4]), 1.0) for first in range(0, len(self.works), 4)]
-        self.failures, self.evidence, seconds = encode(station, batches)
-        assert seconds > 0
+        outcome = encode(station, batches)
+        self.failures, self.evidence = outcome.failures, outcome.evidence
+        assert outcome.seconds > 0
         kept = RowStore(store)
         return {work.digest: kept.read(work.digest) for work in self.works if work.digest in kept}
 
@@ -145,7 +147,8 @@ def test_a_survey_counts_tokens_and_chooses_devices_without_the_weights(tmp_path
     (tmp_path / "bert" / "model.safetensors").unlink()
     (tmp_path / "bert" / "model.safetensors").write_bytes(b"not weights")
     found = survey(bench.job, "cpu", bench.works)
-    assert (found.devices, found.threads, set(found.cut)) == (("cpu",), torch.get_num_threads(), {False})
+    assert found.seats == (Seat(0, "cpu", torch.get_num_threads()),)
+    assert set(found.cut) == {False}
     # "[CLS] one voice [SEP]"
     assert dict(zip((work.source for work in bench.works), found.tokens, strict=True))["one voice"] == 4
     with pytest.raises(SettingError, match="Bad device 'tpu'"):

@@ -20,7 +20,7 @@ import pytest
 
 from amber2_core import engine
 from amber2_core.engine import call, deal
-from amber2_core.errors import ModelError, SettingError, WorkerError
+from amber2_core.errors import ModelError, WorkerError
 
 TESTS = Path(__file__).parent
 posix = pytest.mark.skipif(os.name != "posix", reason="signals and /proc of other systems")
@@ -81,11 +81,6 @@ def test_tasks_are_taken_two_for_each_worker_ahead_of_who_takes_the_results() ->
         next(results)
     assert len(taken) <= 11 + 4
     results.close()
-
-
-def test_an_engine_is_one_of_those_there_are() -> None:
-    with pytest.raises(SettingError, match=r"Bad engine 'ray', expected one of \['local'\]"):
-        deal(engine_tasks.with_state, [], setup=engine_tasks.state, workers=[0], engine="ray")
 
 
 def test_a_users_error_is_raised_as_it_is_and_says_on_demand_where_it_came_from() -> None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
-from amber2_core.command import DONE, INCOMPLETE, Command, command_body, fail
+from amber2_core.command import DONE, INCOMPLETE, Command, command_body, fail, ray_options
 from amber2_core.errors import Amber2Error, SettingError
 
 if TYPE_CHECKING:
@@ -23,8 +23,10 @@ _WORDS = "amber2.words"
 # what may stand beside --again: all that changes no number but by the way it is computed
 _BESIDE_AGAIN = (
     "again", "cache", "cache_dir", "output", "name", "only_plan", "device", "track", "as_json", "quiet", "verbose",
+    "engine", "ray_address", "gpus_per_worker",
 )  # fmt: skip
-_PLACES = ("--cache", "--cache-dir", "--output", "--name", "--track")
+_MACHINES = ("--engine", "--ray-address", "--gpus-per-worker")
+_PLACES = ("--cache", "--cache-dir", "--output", "--name", "--track", *_MACHINES)
 _log = logging.getLogger(__name__)
 
 
@@ -169,6 +171,7 @@ def _list(text: str) -> list[str]:
 @click.option("--text", metavar="LIST", help="Text feature sets likewise; none. [default: the only one, if any]")
 @click.option("--video", metavar="LIST", help="Video feature sets, as a further modality. [default: none]")
 @click.option("--device", default="auto", help="auto, cpu, cuda, cuda:0, …")
+@ray_options
 @click.option(
     "--track",
     metavar="LIST",
@@ -184,6 +187,9 @@ def train_heads(
     name: str | None,
     again: Path | None,
     only_plan: bool,
+    engine: str,
+    ray_address: str | None,
+    gpus_per_worker: float,
     track: str | None,
     as_json: bool,
     **options: Any,
@@ -204,11 +210,12 @@ def train_heads(
     A sweep can be stopped: what was finished lies in NAME.unfinished beside the run folder, and the same command goes
     on from there.
     """
-    from amber2_core import engine
+    from amber2_core.engine import prepare
+    from amber2_core.ray_engine import machines
 
     from . import PRELOADED
 
-    engine.prepare(*PRELOADED)  # while all else is imported and read
+    prepare(*PRELOADED)  # while all else is imported and read
 
     from . import run, tracking
     from .again import differences
@@ -222,10 +229,12 @@ def train_heads(
     source = find_cache(cache, cache_dir)
     wanted = _options(options, words)
     if only_plan:
+        if engine != "local":
+            raise SettingError("--plan is measured on this machine: leave --engine out")
         print_plan(run.plan(source, wanted), as_json=as_json)
         return DONE
-    with progress() as on_progress:
-        report = run.train(source, output, wanted, name=name, on_progress=on_progress)
+    with machines(engine, ray_address, gpus_per_worker=gpus_per_worker) as found_there, progress() as on_progress:
+        report = run.train(source, output, wanted, name=name, on_progress=on_progress, machines=found_there)
     found, besides = differences(again, report.folder) if again is not None else ([], [])
     if as_json:
         shown: dict[str, Any] = {"table": report.table, "selected": report.selected, "weights": report.weights}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -307,7 +308,10 @@ def _taken(x: Tensor, rows: Tensor) -> Tensor:
 
 def _tensor(values: object) -> Tensor:
     """Features that lie in memory or on the disk, without a copy."""
-    return torch.from_numpy(values if isinstance(values, np.ndarray) else values.open())  # type: ignore[attr-defined]
+    with warnings.catch_warnings():
+        # What workers of a cluster share cannot be written to, and nobody does.
+        warnings.filterwarnings("ignore", "The given NumPy array is not writable")
+        return torch.from_numpy(values if isinstance(values, np.ndarray) else values.open())  # type: ignore[attr-defined]
 
 
 def _sequences_of(frames: Sequences, rows: Tensor, device: str) -> Sequences:

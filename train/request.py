@@ -22,6 +22,7 @@ from amber2_core.cache import Features, MappedFeatures, read_feature_headers
 from amber2_core.errors import Amber2Error, CacheError, SettingError
 from amber2_core.features import IMPORTED, Side
 from amber2_core.metrics import metrics_of_kinds
+from amber2_core.ray_engine import Cluster, Place
 from amber2_core.run_folder import SYNTHETIC_VOTES, version_of
 from amber2_core.tables import RatingTable, take, texts
 from amber2_core.votes import LabelPolicy, all_ticks
@@ -49,6 +50,9 @@ class Request:
     folds: tuple[Fold, ...]
     # of all systems that were asked for, which the cache cannot feed, and why
     left_out: Mapping[str, str] = field(default_factory=dict)
+    # a cluster, and where on it there is room for workers
+    machines: Cluster | None = None
+    places: Sequence[Place] = ()
 
     @property
     def shapes(self) -> list[Hashable]:
@@ -62,7 +66,7 @@ class Request:
 
     def sweep(self, folder: Path) -> Sweep:
         """What workers are told; they keep finished tasks in `folder`."""
-        material = self.material
+        material, is_afar = self.material, self.machines is not None
         origin = {
             "emotions": list(material.data.emotions),
             "policy": json.loads(json.dumps(asdict(material.policy))),
@@ -74,8 +78,10 @@ class Request:
         folds = {fold.number: fold for fold in self.folds}
         standardise = self.options.inputs == "standardized"
         # digests of what was encoded are large, and no worker's business
-        inputs = {m: replace(some, inputs=some.inputs[:0]) for m, some in material.data.inputs.items()}
-        sides = {key: replace(some, inputs=some.inputs[:0]) for key, some in material.data.sides.items()}
+        inputs, sides = (
+            {name: _carried(some, is_afar=is_afar) for name, some in sets.items()}
+            for sets in (material.data.inputs, material.data.sides)
+        )
         return Sweep(
             replace(material.data, inputs=inputs, sides=sides, columns={}),
             folds,
@@ -106,19 +112,23 @@ class Request:
         return heard_before(texts([sha256 and f"{sha256} {start:g}" for sha256, start in stretches]), self.folds)
 
     @property
-    def workers(self) -> list[int]:
+    def workers(self) -> Sequence[Any]:
         """The threads of each worker: one worker for each core, as far as there are tasks; one for a GPU.
+
+        On a cluster, where each is besides.
 
         How many tasks were finished earlier plays no part: the threads of a task are in its last digits.
         """
+        if self.machines is not None:
+            return [(place, place.threads) for place in self.places]
         if self.device != "cpu":
             return [cores()]
         count = min(cores(), len(self.tasks))
         return [max(1, cores() // count)] * count
 
 
-def prepared(cache_path: Path, options: TrainOptions) -> Request:
-    """Check what is asked for, read its data and divide it.
+def prepared(cache_path: Path, options: TrainOptions, machines: Cluster | None = None) -> Request:
+    """Check what is asked for, read its data and divide it, to be trained here or on the machines of a cluster.
 
     Raises:
         Amber2Error: anything of it cannot be had.
@@ -128,7 +138,12 @@ def prepared(cache_path: Path, options: TrainOptions) -> Request:
     if ALL in options.grid.systems:
         options, left_out = _of_all_systems(cache_path, options)
     settings = options.settings()
-    device, has_bfloat16 = engine.call(look_at, options.device)
+    if machines is None:
+        places, (device, has_bfloat16) = list[Place](), engine.call(look_at, options.device)
+    else:
+        places = machines.places(options.device, threads=1)
+        at = places[0].device
+        device, has_bfloat16 = engine.call(look_at, at, worker=(places[0], None), engine=machines)
     if options.precision == "tf32" and device == "cpu":
         raise SettingError("Bad precision 'tf32' on a CPU: only GPUs have it; use --precision fp32 or --device cuda")
     sides = {Side(*side) for setting in settings for side in setting.system.sides(setting.values)}
@@ -139,7 +154,18 @@ def prepared(cache_path: Path, options: TrainOptions) -> Request:
     folds = tuple(map(material.data.learnable, make_folds(protocol, material.data)))
     check_deciders(material.data, folds, settings)
     _check_reads(material.data, settings)
-    return Request(options, settings, device, has_bfloat16, material, protocol, folds, left_out)
+    return Request(options, settings, device, has_bfloat16, material, protocol, folds, left_out, machines, places)
+
+
+def _carried(some: Features | MappedFeatures, *, is_afar: bool) -> Features | MappedFeatures:
+    """A feature set as workers are told of it: of other machines, which may not see the file, with its values."""
+    some = replace(some, inputs=some.inputs[:0])
+    if not is_afar:
+        return some
+    frames = some.frames
+    if frames is not None:
+        frames = replace(frames, values=np.asarray(frames.values[:]))  # type: ignore[arg-type]
+    return replace(some, values=np.asarray(some.values[:]), frames=frames)  # type: ignore[arg-type]
 
 
 def _material(cache_path: Path, options: TrainOptions, sides: Collection[Side] = ()) -> Material:

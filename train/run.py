@@ -20,6 +20,7 @@ import numpy as np
 from amber2_core import engine
 from amber2_core.distributions import Agreement, agreed
 from amber2_core.errors import RunFolderError, SettingError
+from amber2_core.ray_engine import Cluster
 from amber2_core.run_folder import (
     AGAINST_SYNTHETIC,
     new_run_folder,
@@ -53,12 +54,14 @@ def train(
     *,
     name: str | None = None,
     on_progress: OnProgress = lambda done, total: None,
+    machines: Cluster | None = None,
 ) -> Report:
     """Train a sweep from a cache and write its run folder.
 
     Args:
         output: the run folder; None: the one that an interrupted call of the same sweep was to write, else a new one
             in ./runs, called for the time and `name` (the cache's own where that is None).
+        machines: a Ray cluster whose workers train; None: those of this machine do.
 
     Raises:
         Amber2Error: anything that the user asked for cannot be had; no run folder is left then.
@@ -68,7 +71,7 @@ def train(
         check_free(output)
     if name is not None and (name in ("", ".", "..") or any(mark in name for mark in "/\\\0")):
         raise SettingError(f"Bad name {name!r}, expected a word for a folder in ./runs; a place is --output's")
-    request = prepared(cache_path, options)
+    request = prepared(cache_path, options, machines)
     this = identity(request)
     if output is None:
         name = cache_path.stem if name is None else name
@@ -123,13 +126,22 @@ def _trained(request: Request, finished: FinishedTasks, on_progress: OnProgress)
         else:
             take(runs)
     if missing:
-        workers = request.workers[: len(missing)]
-        sweep = request.sweep(finished.folder)
-        with closing(
-            engine.deal(worker.train, missing, setup=worker.Worker, workers=workers, shared=sweep, queued=1)
-        ) as results:
-            for _, runs in results:
-                take(runs)
+        function: Any = worker.train if request.machines is None else worker.train_afar
+        results = engine.deal(
+            function,
+            missing,
+            setup=worker.Worker,
+            workers=request.workers[: len(missing)],
+            shared=request.sweep(finished.folder),
+            queued=1,
+            engine=request.machines,
+        )
+        with closing(results):
+            for task, made in results:
+                if request.machines is not None:
+                    made, files = made
+                    finished.take(task, files)
+                take(made)
     return selection
 
 

@@ -107,6 +107,20 @@ class FinishedTasks:
         except OSError as problem:
             raise RunFolderError(f"Cannot write {self.folder}: {problem.strerror or problem}") from None
 
+    def take(self, task: Task, files: Mapping[str, bytes]) -> None:
+        """Keep a task that was finished elsewhere, from its files by name.
+
+        Raises:
+            RunFolderError: the place cannot be written, or is full.
+        """
+        last = self._path(task).name
+        try:
+            for name in sorted(files, key=lambda name: name == last):
+                with written_whole(self.folder / name) as path:
+                    path.write_bytes(files[name])
+        except OSError as problem:
+            raise RunFolderError(f"Cannot write {self.folder}: {problem.strerror or problem}") from None
+
     def read(self, task: Task) -> list[Run] | None:
         """The runs of a finished task; None where it is not there yet.
 

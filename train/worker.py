@@ -5,8 +5,9 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -97,6 +98,14 @@ def train(worker: Worker, task: Task) -> list[Run]:
         )
     keep(sweep, task, found)
     return [run for run, _, _ in found]
+
+
+def train_afar(worker: Worker, task: Task) -> tuple[list[Run], dict[str, bytes]]:
+    """The same on a machine that may not see the sweep's folder: what it would write there goes back, by its name."""
+    with TemporaryDirectory(prefix="amber2-") as folder:
+        worker.sweep = replace(worker.sweep, folder=Path(folder))
+        runs = train(worker, task)
+        return runs, {path.name: path.read_bytes() for path in Path(folder).iterdir()}
 
 
 def scored(sweep: Sweep, fold: FoldData, place: int, one: Fitted) -> tuple[Run, Fitted, Predicted]:

@@ -12,8 +12,7 @@ from amber2_core.devices import is_out_of_memory
 from amber2_core.errors import ModelError
 from amber2_data.sound import Waveform, check_samples
 
-from ..checkpoint import Checkpoint
-from ..own import own_class
+from ..checkpoint import Checkpoint, own_class
 from ..recipe import Precision
 from ..rows import Row
 from .encoder import Encoder
