@@ -23,6 +23,9 @@ OF_COMMANDS = [page for page in PAGES if page != OF_EXAMPLES]
 NAMES = [*sorted(console_scripts()), *(f"python -m {name}" for name in help_texts.MODULES)]
 # options of other people's programs that the pages mention
 FOREIGN = {"--constraint", "--editable", "--strict", "--extra", "--logdir"}
+# those of Ray and of sbatch
+FOREIGN |= {"--address", "--disable-usage-stats", "--generate", "--head", "--min-nodes", "--port"}
+FOREIGN |= {"--exclusive", "--gpus-per-node", "--nodes", "--ntasks-per-node", "--time"}
 
 
 @cache
@@ -80,7 +83,8 @@ def test_no_page_mentions_an_option_that_does_not_exist(page: Path) -> None:
 def test_every_command_line_on_a_page_can_be_parsed(page: Path) -> None:
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
     for line in shell_lines(page):
-        program, *arguments = shlex.split(line)
+        # what another program is told to run
+        program, *arguments = shlex.split(line.partition(" -- ")[2] or line)
         if arguments[:1] == ["-m"]:
             program, arguments = f"python -m {arguments[1]}", arguments[2:]
         if program in commands():
