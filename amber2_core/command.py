@@ -1,4 +1,7 @@
-"""What all commands share: --quiet and --verbose, the log, a user's error in one line, the exit code, any terminal."""
+"""What all commands share: --quiet and --verbose, the log, a user's error in one line, the exit code, any terminal.
+
+And how `--shard` is read, which both stages have.
+"""
 
 from __future__ import annotations
 
@@ -6,16 +9,19 @@ import functools
 import io
 import logging
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import click
 
 from .devices import is_out_of_memory, memory_in_words, watch_loading
-from .errors import Amber2Error
+from .errors import Amber2Error, SettingError
+from .shards import Shard, shard_named
 
 # exit codes; click itself exits with 2 on bad usage
 DONE, FAILED, INCOMPLETE = 0, 1, 3
+# Failures are listed up to here.
+_SHOWN = 20
 
 _log = logging.getLogger(__name__)
 
@@ -60,6 +66,14 @@ def ray_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
 
+def chosen_shard(ctx: click.Context, param: click.Parameter, value: str | None) -> Shard | None:
+    """The callback of ``--shard``: what is meant by 3/16, or by auto; another word ends the command."""
+    try:
+        return None if value is None else shard_named(value)
+    except SettingError as problem:
+        raise click.BadParameter(str(problem), ctx, param) from None
+
+
 def command_body(callback: Callable[..., int | None]) -> Callable[..., None]:
     """Decorate the function under ``@click.command(cls=Command)`` and its options.
 
@@ -98,6 +112,14 @@ def command_body(callback: Callable[..., int | None]) -> Callable[..., None]:
         click.get_current_context().exit(code or DONE)
 
     return body
+
+
+def list_failures(failures: Sequence[object], more: str) -> None:
+    """Print what failed on standard error, as far as that is not too long; `more` says where the rest is."""
+    for failure in failures[:_SHOWN]:
+        click.echo(f"failed: {failure}", err=True)
+    if len(failures) > _SHOWN:
+        click.echo(f"failed: {len(failures) - _SHOWN} more, {more}", err=True)
 
 
 def fail(line: str) -> None:

@@ -140,6 +140,9 @@ class Failure:
     stage: str  # the feature set that lacks it: audio/wav2vec2-base
     reason: str
 
+    def __str__(self) -> str:
+        return f"{self.utterance} ({self.stage}): {self.reason}"
+
 
 @dataclass(frozen=True, eq=False)
 class FeatureCache:

@@ -1,7 +1,7 @@
 """Emo_ent's rule: where the audio's distribution is spread, and evenly so, the text decides.
 
 After Chua et al., "Speech Emotion Recognition via Entropy-Aware Score Selection" (arXiv 2508.20796), and their code.
-numpy, float64; nothing here loads torch.
+numpy, float64; nothing here loads torch, save `Rule.of_tensors`, of which graphs are made.
 """
 
 from __future__ import annotations
@@ -9,13 +9,16 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from .distributions import FloatArray, entropy, label, varentropy
 from .errors import SettingError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Decider = Literal["sentiment", "text"]
 # what a sentiment decides for; negative is the likelier of angry and sad
@@ -78,6 +81,37 @@ class Rule:
         there = ~np.isnan(audio).any(-1)
         found = np.where(decides[:, None], other, np.where(there[:, None], audio, text))
         return found, np.where(there, decides.astype(np.float64), np.nan)
+
+    def of_tensors(self, probs: Mapping[str, Tensor], sentiment: Tensor | None = None) -> Tensor:
+        """The distributions of `applied`, of tensors and in what a graph can hold; they differ by rounding alone."""
+        import torch
+
+        audio = probs["audio"].double()
+        text = probs["text"].double() if "text" in probs else torch.full_like(audio, torch.nan)
+        ln_p, predicted = torch.where(audio == 0, 1.0, audio).log(), audio.argmax(-1, keepdim=True)
+        h = -(audio * ln_p).sum(-1, keepdim=True)
+        v = (audio * (ln_p + h) ** 2).sum(-1, keepdim=True)
+        least, most = (
+            audio.new_tensor([never if x is None else x for x in limits])[predicted]
+            for limits, never in ((self.entropy, math.inf), (self.varentropy, -math.inf))
+        )
+        other = text if sentiment is None else self._exchanged(audio, predicted, sentiment)
+        decides = (h >= least) & (v <= most) & ~other.isnan().any(-1, keepdim=True)
+        found = torch.where(decides, other, torch.where(audio.isnan().any(-1, keepdim=True), text, audio))
+        return found.to(probs["audio"])
+
+    def _exchanged(self, audio: Tensor, predicted: Tensor, sentiment: Tensor) -> Tensor:
+        """`exchanged` for the `sentiment_classes`, of tensors."""
+        import torch
+
+        happy, neutral, angry, sad = (self.emotions.index(emotion) for emotion in EMOTIONS_OF_SENTIMENT)
+        said = sentiment.argmax(-1, keepdim=True)
+        negative = torch.where(audio[:, angry, None] >= audio[:, sad, None], angry, sad)
+        classes = torch.where(said == 0, negative, torch.where(said == 1, neutral, happy))
+        places = torch.arange(audio.shape[-1], device=audio.device)
+        of_class, largest = audio.gather(-1, classes), audio.gather(-1, predicted)
+        found = torch.where(places == classes, largest, torch.where(places == predicted, of_class, audio))
+        return found.masked_fill(sentiment.isnan().any(-1, keepdim=True), torch.nan)
 
 
 def check_emotions(emotions: Sequence[str]) -> None:

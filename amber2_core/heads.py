@@ -12,11 +12,12 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, get_args
 
 from amber2_core.errors import SettingError, bad_choice
 from amber2_core.fusion import FUSIONS, Fusion, Layer, joined, linear, only_present
 from amber2_core.inputs import AS_CACHED, LAYER_NORMS, MEAN, POOLINGS, InputStage
+from amber2_core.kinds import DISTRIBUTION, Kind
 
 if TYPE_CHECKING:
     from torch import Generator, Tensor
@@ -40,6 +41,7 @@ class Mixing(NamedTuple):
 class Architecture:
     """The shape of a model's heads: runs of equal architecture can be stacked. SettingError for one without meaning."""
 
+    kind: ClassVar[Kind] = DISTRIBUTION
     # name and size of each modality's cached numbers; the order is that of heads and of concatenation
     inputs: tuple[tuple[str, int], ...]
     # number of emotions
@@ -107,6 +109,11 @@ class Architecture:
         made = [kind(prefix, size, layers) for prefix, (_, size), layers in own]
         return dict(zip([source for _, source in places], made, strict=True))
 
+    @property
+    def needs(self) -> dict[str, str]:
+        """Modality → what is read of it: "vector", "layers" or "frames"."""
+        return {name: self.stages[name].reads if self.stages else "vector" for name in self.modalities}
+
     def fusion_source(self, modality: str) -> str:
         """The source of the vectors that the fusion reads of a modality: its own where heads learn what to read."""
         return modality if not self.layer_counts and self.pooling == MEAN else f"fusion/{modality}"
@@ -151,10 +158,10 @@ class Architecture:
         """What stands for each modality where none of the utterances of `like` (N, …) has it."""
         found: dict[str, Any] = {}
         for place, (name, size) in enumerate(self.inputs):
-            reads = self.stages[name].reads if self.stages else "vector"
-            middle = {"vector": (), "layers": self.layer_counts[place : place + 1], "frames": (1,)}[reads]
+            need = self.needs[name]
+            middle = {"vector": (), "layers": self.layer_counts[place : place + 1], "frames": (1,)}[need]
             zeros = like.new_zeros(len(like), *middle, size)
-            found[name] = (zeros, zeros[..., 0] == 0) if reads == "frames" else zeros
+            found[name] = (zeros, zeros[..., 0] == 0) if need == "frames" else zeros
         return found
 
     def _head(self, name: str, inputs: int, reads: tuple[str, ...]) -> tuple[Layer, Layer]:

@@ -9,11 +9,12 @@ The metadata entry `amber2` is a JSON object with `format_version` and
     versions           of amber2, torch and numpy
 
 and with whatever else a system records: `model` is the module whose parameters they are, where that is not
-`amber2_core.heads`, and `threshold` of a multi-label model is what a probability must exceed for its class to be
-present. `train-heads` adds `architecture`, `outputs` (of `amber2_core.outputs`, or the function of a system of its own
-that makes log-probabilities of them), `reads` (see `TrainedHeads.probs`), `fold`, `seed`, `epochs` (head → epoch kept;
-0: none, the head is as it began), `targets` (whose votes were learnt: human, synthetic or combined), `missing`
-(modality → how many train utterances lacked it, where some did) and `untrained` (the modalities that all lacked).
+`amber2_core.heads`; `threshold` of a multi-label model is what a probability must exceed for its class to be present;
+`rule` is an `amber2_core.handover.Rule`, and `sentiment` the recipe of the classifier's feature set that it reads.
+`train-heads` adds `architecture`, `outputs` (of `amber2_core.outputs`, or the function of a system of its own that
+makes log-probabilities of them), `reads` (see `TrainedHeads.probs`), `fold`, `seed`, `epochs` (head → epoch kept; 0:
+none, the head is as it began), `targets` (whose votes were learnt: human, synthetic or combined), `missing` (modality →
+how many train utterances lacked it, where some did) and `untrained` (the modalities that all lacked).
 
 Tensors are a system's parameters, those of heads as `amber2_core.heads` names them, plus `inputs.<modality>.mean` and
 `.sd` (D_m,) where it was trained on standardised features. Version 1 had neither policy nor recipes nor versions:
@@ -27,6 +28,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -39,11 +41,14 @@ from .errors import RunFolderError, SettingError
 from .files import written_whole
 from .handover import Rule
 from .heads import FUSION_HEAD, Architecture, Heads
+from .lddu import Lddu, LdduHeads
 from .outputs import OUTPUTS, SOFTMAX
 
 FORMAT_VERSION = 2
 HEADS = "amber2_core.heads"  # what a file is a model of where `model` does not tell
+LDDU = "amber2_core.lddu"
 HANDOVER = "amber2_core.handover.Rule"  # the outputs of heads of which a rule makes the fusion
+SENTIMENT = "sentiment"  # what such a rule may read beside the modalities
 NEEDED = ("system", "setting", "emotions", "policy", "features")
 NEEDED_OF_FEATURES = ("name", "fingerprint", "recipe")
 Record = dict[str, Any]
@@ -53,12 +58,28 @@ Record = dict[str, Any]
 class TrainedHeads:
     """A trained model and where it comes from."""
 
-    model: Heads
+    model: Heads | LdduHeads
     emotions: tuple[str, ...]
     # modality → (mean, sd), each (D_m,); empty where features are used as they are
     standardisation: Mapping[str, tuple[Tensor, Tensor]]
     # all else that the file tells: system, setting, policy, features, …
     origin: Mapping[str, Any]
+
+    @cached_property
+    def rule(self) -> Rule | None:
+        """What makes the fusion of the other heads, where a rule does."""
+        return Rule.of_record(self.origin["rule"]) if self.origin.get("outputs") == HANDOVER else None
+
+    @property
+    def reads_sentiment(self) -> bool:
+        """Whether its rule reads a transcript's sentiment."""
+        return self.rule is not None and self.rule.decider == SENTIMENT
+
+    @property
+    def heads(self) -> tuple[str, ...]:
+        """What it predicts: the modalities, then the fusion of several, or of a rule."""
+        own = self.model.architecture.heads
+        return own if self.rule is None or FUSION_HEAD in own else (*own, FUSION_HEAD)
 
     @torch.no_grad()
     def probs(self, features: Mapping[str, Any], present: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
@@ -72,18 +93,18 @@ class TrainedHeads:
         fusion where there is none at all, and all of a head of which training kept no epoch. `origin["missing"]` tells
         whether the heads met such utterances in training.
 
+        A rule may read "sentiment", probabilities of negative, neutral and positive (N, 3), which may be missing, too.
+
         Raises:
-            RunFolderError: the system makes distributions of its outputs in a way of its own, which it alone knows, or
-                reads what is no modality, as the rule that leaves to a sentiment what the audio is unsure of.
+            RunFolderError: the system makes distributions of its outputs in a way of its own, which it alone knows.
         """
-        outputs, rule = self.origin.get("outputs", SOFTMAX), None
-        if outputs == HANDOVER and self.origin["rule"]["decider"] == "text":
-            outputs, rule = SOFTMAX, Rule.of_record(self.origin["rule"])
+        outputs = SOFTMAX if self.rule is not None else self.origin.get("outputs", SOFTMAX)
         if outputs not in OUTPUTS:
             raise RunFolderError(f"These heads of {self.origin['system']} predict through {outputs} alone")
         inputs = {name: _standardised_input(x, self.standardisation.get(name)) for name, x in features.items()}
         masks, some = dict(present or {}), next(iter(features.values()))
         first, shape = some[0] if isinstance(some, tuple) else some, self.model.architecture
+        sentiment = self._sentiment(inputs, masks, first)
         for name, nothing in shape.nothing(first).items():
             inputs.setdefault(name, nothing)
             if name not in features or name in self.origin.get("untrained", ()):
@@ -93,14 +114,21 @@ class TrainedHeads:
         )
         if FUSION_HEAD in probs and masks.keys() >= set(shape.modalities):
             masks[FUSION_HEAD] = torch.stack([masks[name] for name in shape.modalities]).any(0)
-        for name, mask in masks.items():
-            probs[name] = probs[name].masked_fill(~mask.unsqueeze(-1), torch.nan)
+        for name in probs.keys() & masks.keys():
+            probs[name] = probs[name].masked_fill(~masks[name].unsqueeze(-1), torch.nan)
         never = {name for name, epoch in self.origin.get("epochs", {}).items() if epoch == 0}
         probs = {name: torch.full_like(own, torch.nan) if name in never else own for name, own in probs.items()}
-        if rule is not None:
-            fusion, _ = rule.applied({name: own.cpu().numpy() for name, own in probs.items()})
-            probs[FUSION_HEAD] = torch.from_numpy(fusion).to(first)
+        if self.rule is not None:
+            probs[FUSION_HEAD] = self.rule.of_tensors(probs, sentiment)
         return probs
+
+    def _sentiment(self, inputs: dict[str, Any], masks: dict[str, Tensor], like: Tensor) -> Tensor | None:
+        """What the rule reads of inputs and masks (N, 3), NaN where there is none; it is taken from them."""
+        if not self.reads_sentiment:
+            return None
+        mask = masks.pop(SENTIMENT, None)
+        sentiment: Tensor = inputs.pop(SENTIMENT, like.new_full((len(like), 3), torch.nan))
+        return sentiment if mask is None else sentiment.masked_fill(~mask.unsqueeze(-1), torch.nan)
 
     def write(self, path: Path) -> None:
         """Write the model, as `write_heads` does."""
@@ -165,7 +193,7 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], Record]:
 
 
 def read_heads(path: Path) -> TrainedHeads:
-    """Read one model of `amber2_core.heads`.
+    """Read one model of `amber2_core.heads` or `amber2_core.lddu`.
 
     Raises:
         RunFolderError: as `read_tensors`, or the file is of a system with parameters of its own.
@@ -174,24 +202,26 @@ def read_heads(path: Path) -> TrainedHeads:
 
 
 def heads_of_record(path: Path, tensors: dict[str, Tensor], record: Record) -> TrainedHeads:
-    """What `read_tensors` read of a file as a model of `amber2_core.heads`; both are used up.
+    """What `read_tensors` read of a file as a model, as `read_heads`; both are used up.
 
     Raises:
         RunFolderError: as `read_heads`.
     """
     with _understood(path):
-        if (model := record.get("model", HEADS)) != HEADS:
-            raise ValueError(f"it is a model of {model}, which alone reads it")
+        if (kind := record.get("model", HEADS)) not in (HEADS, LDDU):
+            raise ValueError(f"it is a model of {kind}, which alone reads it")
         shape = record.pop("architecture")
         inputs = tuple((name, size) for name, size in shape.pop("inputs"))
         counts = tuple(shape.pop("layer_counts", ()))
-        architecture, emotions = Architecture(inputs, **shape, layer_counts=counts), tuple(record.pop("emotions"))
+        emotions = tuple(record.pop("emotions"))
+        architecture = Lddu(inputs, **shape) if kind == LDDU else Architecture(inputs, **shape, layer_counts=counts)
         own = [name for name in tensors if name.startswith("inputs.") and name.endswith(".mean")]
         means = sorted(name.removeprefix("inputs.").removesuffix(".mean") for name in own)
         statistics = {m: (tensors.pop(f"inputs.{m}.mean"), tensors.pop(f"inputs.{m}.sd")) for m in means}
         if {name: tuple(x.shape) for name, x in tensors.items()} != architecture.shapes:
             raise ValueError("its tensors are not those of its architecture")
-    return TrainedHeads(Heads(architecture, tensors), emotions, statistics, record)
+    model = LdduHeads(architecture, tensors) if isinstance(architecture, Lddu) else Heads(architecture, tensors)
+    return TrainedHeads(model, emotions, statistics, record)
 
 
 @contextmanager

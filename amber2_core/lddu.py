@@ -22,14 +22,16 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import torch
 from torch import Generator, Tensor
 from torch.nn.functional import gelu, layer_norm, logsigmoid, normalize
 
 from .divergences import js
+from .errors import SettingError
 from .fusion import linear, without_score
+from .heads import heads_of
 from .kinds import DISTRIBUTION, MULTI_LABEL, Kind
 
 Parameters = Mapping[str, Tensor]
@@ -39,7 +41,7 @@ ABSENT = -1  # in place of the prototype of a feature that is not there
 
 @dataclass(frozen=True)
 class Lddu:
-    """The shape of a model; the width is a multiple of 4 and of the attention heads."""
+    """The shape of a model; the width is a multiple of 4 and of the attention heads. SettingError: it is none."""
 
     # name and size of each modality's frames
     inputs: tuple[tuple[str, int], ...]
@@ -51,9 +53,38 @@ class Lddu:
     feed_forward: int = 256
     latent: int = 128
 
+    def __post_init__(self) -> None:
+        sizes = (self.layers + 1, self.attention_heads, self.feed_forward, self.latent, self.classes - 1)
+        if not self.inputs or len(set(self.modalities)) < len(self.inputs) or self.kind not in get_args(Kind):
+            raise SettingError(f"Bad modalities or kind in {self}, expected different ones, and {get_args(Kind)}")
+        if min(*sizes, *(size for _, size in self.inputs)) < 1:
+            raise SettingError(f"Bad sizes in {self}, expected each to be 1 or more, classes 2 or more")
+        if self.width < 4 or self.width % 4 or self.width % self.attention_heads:
+            raise SettingError(f"Bad width {self.width}, expected a multiple of 4 and of {self.attention_heads} heads")
+
     @property
     def modalities(self) -> tuple[str, ...]:
         return tuple(name for name, _ in self.inputs)
+
+    @property
+    def heads(self) -> tuple[str, ...]:
+        """Its one prediction, of all modalities together."""
+        return heads_of(self.modalities)[-1:]
+
+    @property
+    def needs(self) -> dict[str, str]:
+        """As of `amber2_core.heads.Architecture`."""
+        return dict.fromkeys(self.modalities, "frames")
+
+    @property
+    def layer_counts(self) -> tuple[int, ...]:
+        """As of `amber2_core.heads.Architecture`: no layers are read."""
+        return ()
+
+    def nothing(self, like: Tensor) -> dict[str, Any]:
+        """What stands for each modality where none of the utterances of `like` (N, …) has it."""
+        zeros = {name: like.new_zeros(len(like), 1, size) for name, size in self.inputs}
+        return {name: (x, x[..., 0] != 0) for name, x in zeros.items()}
 
     @cached_property
     def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -153,6 +184,29 @@ def outputs(
 def probs(shape: Lddu, parameters: Parameters, frames: Mapping[str, tuple[Tensor, Tensor]]) -> Tensor:
     """Probabilities (*runs, batch, C) of frames as in `outputs`: a distribution, or of each class's presence."""
     return outputs(shape, parameters, frames).log_probs.exp()
+
+
+class LdduHeads:
+    """A trained model, read and asked as `amber2_core.heads.Heads` are."""
+
+    def __init__(self, architecture: Lddu, parameters: Parameters) -> None:
+        self.architecture, self.parameters = architecture, parameters
+
+    def probs(
+        self,
+        inputs: Mapping[str, tuple[Tensor, Tensor]],
+        *,
+        present: Mapping[str, Tensor] | None = None,
+        log_probs: Callable[[Tensor], Tensor] | None = None,
+    ) -> dict[str, Tensor]:
+        """Probabilities (batch, C) of its head, as `probs`; `present` has booleans (batch,) of what some lack.
+
+        There is no choice of what outputs mean: `log_probs` is not asked.
+        """
+        there = {name: valid.new_ones(valid.shape[:-1]) for name, (_, valid) in inputs.items()} | dict(present or {})
+        frames = {name: (x, valid & there[name].unsqueeze(-1)) for name, (x, valid) in inputs.items()}
+        (head,) = self.architecture.heads
+        return {head: probs(self.architecture, self.parameters, frames)}
 
 
 def label_features(

@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from amber2_core.engine import ENGINES
 from amber2_core.errors import SettingError, bad_choice
+from amber2_core.ray_engine import Place
 
 from .recipe import Modality
 
@@ -72,6 +73,27 @@ class Effort:
         """Most seconds of audio, or tokens, in a batch for a device."""
         given = self.batch_seconds if modality == "audio" else self.batch_tokens
         return _BUDGETS[modality][device != "cpu"] if given is None else given
+
+
+@dataclass(frozen=True)
+class Seat:
+    """What one worker has to itself: its number, its device, and the threads that encode, or decode for a GPU."""
+
+    number: int
+    device: str
+    threads: int
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What must be known before batches can be planned."""
+
+    # one for each worker, and where in a cluster it is; none: on this machine
+    seats: tuple[Seat, ...]
+    places: tuple[Place, ...] = ()
+    # tokens of each transcript, and which had to be cut to the model's limit; nothing of recordings
+    tokens: tuple[int, ...] = ()
+    cut: tuple[bool, ...] = ()
 
 
 def one_at_a_time(effort: Effort) -> Effort:

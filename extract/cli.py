@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
-from amber2_core.command import INCOMPLETE, Command, command_body, ray_options
+from amber2_core.command import INCOMPLETE, Command, chosen_shard, command_body, list_failures, ray_options
 from amber2_data.cli import table_options
 
 from .encoders import AUDIO_POOLINGS, TEXT_POOLINGS
@@ -154,6 +154,13 @@ _log = logging.getLogger(__name__)
     "--batch-tokens",
     type=click.IntRange(min=0),
     help="Tokens per batch, padding included. [default: 16384 on a GPU, 1024 on a CPU]",
+)
+@click.option(
+    "--shard",
+    callback=chosen_shard,
+    metavar="K/N",
+    help="Encode this part into a cache of its own, for merge-shards: 3/16, or auto under SLURM or torchrun. "
+    "[default: everything]",
 )
 @click.option("--force", is_flag=True, help="Encode again what is up to date; replace a cache that cannot be read.")
 @click.option("--strict", is_flag=True, help="Take failures for an error: exit with 1, and write no cache.")
@@ -396,11 +403,7 @@ def _print_summary(summary: Summary) -> None:
             speed = f"; {hours} of audio in {features.elapsed:.0f} s, {rate:.0f} times real time"
         cut = f"; {features.truncated} cut to the model's limit" if features.truncated else ""
         click.echo(f"{features.modality}/{features.name}: {counts}{speed}{cut}")
-    for failure in summary.failures[:_SHOWN]:
-        click.echo(f"failed: {failure.utterance} ({failure.stage}): {failure.reason}", err=True)
-    if len(summary.failures) > _SHOWN:
-        more = len(summary.failures) - _SHOWN
-        click.echo(f"failed: {more} more, see inspect-cache {summary.output}", err=True)
+    list_failures(summary.failures, f"see inspect-cache {summary.output}")
     click.echo(f"{summary.output}" if summary.written else f"{summary.output} was up to date")
 
 

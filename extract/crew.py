@@ -12,33 +12,21 @@ from pathlib import Path
 
 from amber2_core import engine
 from amber2_core.errors import WorkerError
-from amber2_core.ray_engine import Cluster, Place, machines
+from amber2_core.ray_engine import Cluster, machines
 
 from . import worker
-from .batches import Effort, one_at_a_time, portions
+from .batches import Effort, Seat, Survey, one_at_a_time, portions
 from .plan import Job
 from .recipe import OF_TRANSCRIPTS, AudioRecipe
 from .recordings import Batch, Work
 from .rows import RowWriter
-from .worker import Orders, Outcome, Seat, threads_of
+from .worker import Orders, Outcome, threads_of
 
 # Workers that may die of one utterance, and utterances of which they may: beyond that the machine or the encoder is to
 # blame.
 _DEATHS, _MOST_DEADLY = 3, 3
 
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Survey:
-    """What must be known before batches can be planned."""
-
-    # one for each worker, and where in a cluster it is; none: on this machine
-    seats: tuple[Seat, ...]
-    places: tuple[Place, ...] = ()
-    # tokens of each transcript, and which had to be cut to the model's limit; nothing of recordings
-    tokens: tuple[int, ...] = ()
-    cut: tuple[bool, ...] = ()
 
 
 @contextmanager

@@ -24,6 +24,7 @@ import numpy.typing as npt
 from amber2_core.cache import FeatureCache, Features, Frames, read_cache, write_cache
 from amber2_core.errors import CacheError
 from amber2_core.features import IMPORTED, check_fit, repeated_rows
+from amber2_core.shards import warn_of_part
 from amber2_core.tables import Texts, is_storable_name, texts
 from amber2_core.utterance import STIMULI, Corpus, LabelDefaults, Rating, Stimulus, Utterance
 from amber2_data.arrays import Array, ArrayFile, open_arrays
@@ -110,6 +111,7 @@ def import_features(
     with work_folder(output):
         if cache is not None:
             before = read_cache(cache)
+            warn_of_part(cache, before.summary)
         elif output.exists() and not force:
             raise CacheError(f"{output} exists: add to it with --cache, choose another --output, or --force")
         else:

@@ -21,6 +21,7 @@ import numpy as np
 
 from amber2_core.cache import read_cache, read_feature_headers, stored_features, write_cache
 from amber2_core.errors import CacheError, CorpusError, SettingError, bad_choice, parse_problem
+from amber2_core.shards import warn_of_part
 from amber2_core.tables import RatingTable, Texts, take, texts, with_ratings
 from amber2_core.utterance import SOURCES, STIMULI, Rating, Source, Stimulus
 from amber2_data.corpora.manifest import JSON_LINES, TABLES
@@ -79,6 +80,7 @@ def import_ratings(
     read_feature_headers(cache)  # before a folder is made for the lock
     with work_folder(cache):
         before = read_cache(cache, only=())
+        warn_of_part(cache, before.summary)
         found = _Found(before.utterances.id)
         for row in _table(path).rows:
             found.add(row, source, stimulus or before.defaults.stimulus)

@@ -19,6 +19,7 @@ from amber2_core.cache import (
     stored_features,
 )
 from amber2_core.errors import LabelError
+from amber2_core.shards import shard_of
 from amber2_core.tables import Texts
 from amber2_core.votes import LabelPolicy, label_distributions
 
@@ -52,6 +53,8 @@ def read_description(path: Path, *, verify: bool = False) -> Record:
         "corpus_version": cache.corpus_version,
         "created": cache.created,
         "versions": dict(cache.versions),
+        # of which this is one; None: all of the corpus
+        "shard": cache.summary.get("shard"),
         "utterances": len(table),
         "hours": round(float(np.nansum(table.duration)) / 3600, 4),
         "speakers": len(set(table.speaker) - {""}),
@@ -77,6 +80,8 @@ def describe(record: Record) -> str:
         f"utterances  {record['utterances']:,}, {record['hours']:.2f} h, {record['speakers']} speakers, "
         f"{record['sessions']} sessions",
     ]
+    if (shard := shard_of(record)) is not None:
+        lines.append(f"shard       {shard.number} of {shard.count}: features of this part; merge-shards makes them one")
     for stimulus, ratings in record["ratings"].items():
         words = ", ".join(f"{word} {count:,}" for word, count in list(ratings["words"].items())[:12])
         lines.append(

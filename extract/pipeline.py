@@ -7,7 +7,7 @@ import math
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from itertools import compress
@@ -18,14 +18,15 @@ from amber2_core import engine
 from amber2_core.cache import Failure, FeatureCache, write_cache
 from amber2_core.errors import AudioError, CacheError, ModelError
 from amber2_core.features import StoredFeatures, repeated_rows
+from amber2_core.shards import Shard
 from amber2_core.tables import UtteranceTable
 from amber2_core.utterance import Corpus
 from amber2_data.transcripts import Repair, transcript_problems
 
 from . import worker
-from .batches import Effort, padding_waste, plan_batches
+from .batches import Effort
 from .crew import Crew, crew_of
-from .evidence import Evidence, evidence_of, read_evidence, sample, write_evidence
+from .evidence import Evidence, evidence_of, read_evidence, write_evidence
 from .inspection import without_content
 from .plan import Job, plan_jobs
 from .previous import (
@@ -42,9 +43,10 @@ from .previous import (
     with_recordings,
     with_synthetic_ratings,
 )
-from .recipe import OF_TRANSCRIPTS, AudioRecipe
-from .recordings import Batch, Inputs, Work, blank_cache, scan_recordings, transcript_inputs
+from .recipe import OF_TRANSCRIPTS
+from .recordings import Inputs, Work, blank_cache, scan_recordings, transcript_inputs
 from .rows import RowStore, work_folder
+from .shares import batches_of, share_of
 
 AUDIO_MODEL = "facebook/wav2vec2-base"
 TEXT_MODEL = "bert-base-uncased"
@@ -128,6 +130,7 @@ def extract_features(
     effort: Effort | None = None,
     force: bool = False,
     strict: bool = False,
+    shard: Shard | None = None,
     on_progress: OnProgress | None = None,
     **settings: Any,
 ) -> Summary:
@@ -146,6 +149,8 @@ def extract_features(
         effort: device and size of batches; they do not change the numbers.
         force: encode again what stands at `output` already; a cache that cannot be read is replaced.
         strict: write nothing under `output` if an utterance fails; what is encoded is kept beside it.
+        shard: encode only this part of what `output` does not hold, into a cache of its own beside it (`Shard.file`):
+            that holds all utterances, and features of this part.
         on_progress: called after each portion of the work.
         settings: how is encoded, and what the cache calls the features, see `plan_jobs`.
 
@@ -166,13 +171,22 @@ def extract_features(
     if text_model is not None or sentiment_model is not None:
         for problem in transcript_problems(corpus.utterances, repair):
             _log.warning("%s: %s", problem.file, problem.what)
-    with _told(output), work_folder(output) as folder, read_previous(output, corpus.name, force=force) as before:
+    all_shards = output
+    if shard is not None:
+        output = shard.file(output)
+        _log.info("%s: %s", output, shard.words)
+    with (
+        _told(output),
+        work_folder(output) as folder,
+        read_previous(output, corpus.name, force=force) as before,
+        read_previous(all_shards, corpus.name, force=force) if shard is not None else nullcontext() as whole,
+    ):
         if before is None:
             # There will be something to encode: while the corpus is scanned, workers' libraries are loaded.
             engine.prepare(*worker.PRELOADED)
-        else:
-            blank = with_synthetic_ratings(blank, before.cache)
-        scan = _scan(corpus, blank.utterances, before, repair, audio=audio_model is not None)
+        if (earlier := whole or before) is not None:
+            blank = with_synthetic_ratings(blank, earlier.cache)
+        scan = _scan(corpus, blank.utterances, before, repair, audio=audio_model is not None, shard=shard, whole=whole)
         if strict:
             for job in jobs:
                 _refuse(scan.failures(job, {}), output)
@@ -187,7 +201,7 @@ def extract_features(
         if written:
             write_cache(output, after, sets)
         for one in done:
-            if counts := repeated_rows(one.features.values):
+            if one.features is not None and (counts := repeated_rows(one.features.values)):
                 why = without_content(one.summary.modality, counts, scan.table.transcript)
                 _log.warning("%s: %s", one.summary.stage, why)
         for store in stores:
@@ -206,12 +220,26 @@ class _Scan:
     inputs: Mapping[str, Inputs]
     before: Previous | None
     corpus: Corpus
+    # where only a part is encoded: which, and what stands where all of them go
+    shard: Shard | None
+    whole: Previous | None
 
     def inputs_of(self, features: StoredFeatures) -> Inputs | None:
         """What a feature set of before would be encoded from now, under its own recipe."""
         if features.modality in OF_TRANSCRIPTS:
             return transcript_inputs(self.corpus, features.recipe.get("repair"))
         return self.inputs.get(features.modality)
+
+    def held(
+        self, before: Previous | None, job: Job, *, force: bool
+    ) -> tuple[StoredFeatures | None, Mapping[str, int], Mapping[str, str]]:
+        """Of an earlier cache: a job's feature set, its rows that can be used again, and what failed, by digest."""
+        features = None if before is None else find_features(before.features, job.recipe.modality, job.name)
+        if force:
+            return features, {}, {}
+        inputs = self.inputs[job.recipe.modality]
+        known = known_failures(before, self.table, inputs, recipe=job.recipe, name=job.name)
+        return features, reusable_rows(features, job.recipe), known
 
     def failures(self, job: Job, failed: Mapping[str, str]) -> list[Failure]:
         """Of reading what a job encodes, and, by digest, of encoding it."""
@@ -225,21 +253,30 @@ class _Scan:
 class _Done:
     """One feature set that is complete."""
 
-    features: StoredFeatures
+    # None: nothing of it is this shard's
+    features: StoredFeatures | None
     failures: list[Failure]
     summary: FeatureSummary
 
 
 def _scan(
-    corpus: Corpus, table: UtteranceTable, before: Previous | None, repair: Repair | None, *, audio: bool
+    corpus: Corpus,
+    table: UtteranceTable,
+    before: Previous | None,
+    repair: Repair | None,
+    *,
+    audio: bool,
+    shard: Shard | None,
+    whole: Previous | None,
 ) -> _Scan:
     transcripts = transcript_inputs(corpus, repair)
     inputs: dict[str, Inputs] = dict.fromkeys(OF_TRANSCRIPTS, transcripts)
     if audio:
         _log.info("reading %d recordings of %s", sum(path != "" for path in table.audio), corpus.name)
-        inputs["audio"] = scan_recordings(corpus, known=known_lengths(before))
-    earlier = None if before is None else before.cache.utterances
-    return _Scan(with_recordings(table, inputs.get("audio"), earlier), inputs, before, corpus)
+        inputs["audio"] = scan_recordings(corpus, known=known_lengths(before) | known_lengths(whole))
+    earlier = whole or before
+    table = with_recordings(table, inputs.get("audio"), None if earlier is None else earlier.cache.utterances)
+    return _Scan(table, inputs, before, corpus, shard, whole)
 
 
 def _complete(job: Job, scan: _Scan, folder: Path, crew: Crew, force: bool, on_progress: OnProgress | None) -> _Done:
@@ -250,53 +287,65 @@ def _complete(job: Job, scan: _Scan, folder: Path, crew: Crew, force: bool, on_p
     """
     modality = job.recipe.modality
     inputs = scan.inputs[modality]
-    before = None if scan.before is None else find_features(scan.before.features, modality, job.name)
-    reusable: Mapping[str, int] = {}
-    failed: Mapping[str, str] = {}
+    before, reusable, failed = scan.held(scan.before, job, force=force)
     if force:
         shutil.rmtree(folder, ignore_errors=True)
-    else:
-        reusable = reusable_rows(before, job.recipe)
-        failed = known_failures(scan.before, scan.table, inputs, recipe=job.recipe, name=job.name)
-    works = [work for work in inputs.works.values() if work.digest not in reusable and work.digest not in failed]
+    elsewhere, lost = reusable, failed
+    if scan.shard is not None:
+        _, elsewhere, lost = scan.held(scan.whole, job, force=force)
+    works = [work for work in inputs.works.values() if work.digest not in elsewhere and work.digest not in lost]
+    part = {work.digest for work in works}
+    if scan.shard is not None:
+        part = share_of(scan.shard, job, works, crew.survey(job, works), crew.effort) if works else set()
+        inputs = inputs.only(part | elsewhere.keys())
+        failed = {**lost, **failed}
+    missing = part - reusable.keys() - failed.keys()
     store = RowStore(folder)
-    fresh = {work.digest for work in works if work.digest not in store}
-    _announce(job.stage, inputs, missing=len(works), fresh=len(fresh), known=len(failed))
+    fresh = {digest for digest in missing if digest not in store}
+    _announce(job.stage, inputs, missing=len(missing), fresh=len(fresh), known=len(failed))
     summary = FeatureSummary(modality, job.name)
     if fresh:
-        earlier = _evidence_before(scan, job) if reusable else Evidence()
+        earlier = _evidence_before(scan.before, job) if reusable else Evidence()
+        if scan.shard is not None and elsewhere:
+            earlier |= Evidence(singly=_evidence_before(scan.whole, job).singly)
         if earlier.singly:
             crew = crew.one_at_a_time()
-        summary, problems = _encode(job, works, fresh, folder, crew, on_progress)
+        summary, problems = _encode(job, works, part, fresh, folder, crew, on_progress)
         if summary.evidence.is_against(job.recipe.precision):
             against = replace(summary.evidence, singly=True)
             _log.warning("%s: %s; what was encoded is encoded again", job.stage, against.words)
             shutil.rmtree(folder, ignore_errors=True)
             write_evidence(folder, against)
-            fresh = {work.digest for work in works}
-            summary, problems = _encode(job, works, fresh, folder, crew, on_progress)
+            fresh = missing
+            summary, problems = _encode(job, works, part, fresh, folder, crew, on_progress)
         summary = replace(summary, evidence=earlier | summary.evidence)
         failed = {**failed, **problems}
         store = RowStore(folder)
     failures = scan.failures(job, failed)
     features = new_features(job.name, job.recipe, inputs, before, reusable, store)
-    if features is None:
+    if features is None and scan.shard is None:
         first = f"{failures[0].utterance}: {failures[0].reason}" if failures else "there is none"
         error = AudioError if modality == "audio" else ModelError
         raise error(f"Not one of {len(scan.table)} utterances can be encoded as {job.stage} ({first})")
-    encoded = sum(digest in fresh for digest in features.inputs)
-    held = int(features.encoded.sum())
+    encoded = 0 if features is None else sum(digest in fresh for digest in features.inputs)
+    held = 0 if features is None else int(features.encoded.sum())
     return _Done(features, failures, replace(summary, encoded=encoded, up_to_date=held - encoded, failed=len(failures)))
 
 
-def _evidence_before(scan: _Scan, job: Job) -> Evidence:
-    """Of the rows that the earlier cache holds."""
-    work = {} if scan.before is None else scan.before.cache.summary.get("features", {})
+def _evidence_before(before: Previous | None, job: Job) -> Evidence:
+    """Of the rows that an earlier cache holds."""
+    work = {} if before is None else before.cache.summary.get("features", {})
     return evidence_of(work.get(job.stage, {}).get("evidence", {}))
 
 
 def _encode(
-    job: Job, works: Sequence[Work], fresh: set[str], folder: Path, crew: Crew, on_progress: OnProgress | None
+    job: Job,
+    works: Sequence[Work],
+    part: set[str],
+    fresh: set[str],
+    folder: Path,
+    crew: Crew,
+    on_progress: OnProgress | None,
 ) -> tuple[FeatureSummary, dict[str, str]]:
     """Deal to workers what is fresh among the works; with the reasons, by digest, why some of it failed.
 
@@ -307,7 +356,7 @@ def _encode(
     if evidence.singly:
         crew = crew.one_at_a_time()
     known = crew.survey(job, works)
-    batches, padding = _planned(job, works, fresh, known, crew.effort)
+    batches, padding = batches_of(job, works, part, fresh, known, crew.effort)
     summary = FeatureSummary(
         modality,
         job.name,
@@ -338,33 +387,10 @@ def _encode(
     return replace(summary, elapsed=time.monotonic() - began, evidence=evidence), failures
 
 
-def _planned(
-    job: Job, works: Sequence[Work], fresh: set[str], known: worker.Survey, effort: Effort
-) -> tuple[list[Batch], float]:
-    """The batches without what is held already, and the share of padding in all of them.
-
-    They are planned over all works, held or not: an interrupted extraction meets the same batches again, and so ends
-    with the same values to the last bit.
-    """
-    sizes: Sequence[float] = known.tokens
-    if isinstance(job.recipe, AudioRecipe):
-        sizes = [job.seconds_computed(work.seconds) for work in works]
-    planned = plan_batches(sizes, budget=effort.budget(job.recipe.modality, known.seats[0].device))
-    checked = sample(works[place].digest for places in planned if len(places) > 1 for place in places)
-    batches = []
-    for places in planned:
-        missing = [place for place in places if works[place].digest in fresh]
-        if missing:
-            cost = len(missing) * max(sizes[place] for place in missing)
-            some = tuple(works[place] for place in missing)
-            batches.append(Batch(some, cost, checked.intersection(work.digest for work in some)))
-    return batches, padding_waste(sizes, planned)
-
-
 def _assembled(blank: FeatureCache, scan: _Scan, done: Sequence[_Done]) -> tuple[FeatureCache, list[StoredFeatures]]:
     """The new cache and its feature sets: those that are done, and those of before that were not asked for."""
     stages = {one.summary.stage for one in done}
-    sets = [one.features for one in done]
+    sets = [one.features for one in done if one.features is not None]
     failures = [failure for one in done for failure in one.failures]
     work: dict[str, Any] = {}
     if scan.before is not None:
@@ -383,7 +409,7 @@ def _assembled(blank: FeatureCache, scan: _Scan, done: Sequence[_Done]) -> tuple
         utterances=scan.table,
         failures=tuple(sorted(failures, key=lambda failure: (failure.stage, failure.utterance))),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
-        summary={"features": work},
+        summary={"features": work} | ({} if scan.shard is None else {"shard": scan.shard.record}),
     )
     return after, sorted(sets, key=lambda features: (features.modality, features.name))
 

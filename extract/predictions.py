@@ -23,6 +23,7 @@ from amber2_core.errors import CacheError, CorpusError, parse_problem
 from amber2_core.features import IMPORTED
 from amber2_core.files import written_whole
 from amber2_core.label_spaces import policy_of
+from amber2_core.shards import warn_of_part
 from amber2_core.tables import texts
 from amber2_core.votes import LabelPolicy
 from amber2_data.release import read_table, refuse_constant, text_lines, unique_keys
@@ -101,6 +102,7 @@ def import_predictions(
         raise CacheError(f"{output} exists: choose another --output, or --force")
     with work_folder(output):
         held = read_cache(cache)
+        warn_of_part(cache, held.summary)
         reader = AnswerReader(answer_policy(held, labels))
         sums, counts = _summed(path, held, reader)
         answered = np.array([one is not None for one in sums], dtype=bool)

@@ -205,7 +205,8 @@ def is_same(before: Previous, after: FeatureCache, sets: Sequence[StoredFeatures
     plain = ("corpus", "corpus_version", "defaults", "failures")
     cache = before.cache
     return (
-        all(getattr(cache, name) == getattr(after, name) for name in plain)
+        cache.summary.get("shard") == after.summary.get("shard")
+        and all(getattr(cache, name) == getattr(after, name) for name in plain)
         and _same_tables(cache.utterances, after.utterances)
         and _same_tables(cache.ratings, after.ratings)
         and cache.attributes.keys() == after.attributes.keys()
@@ -236,7 +237,7 @@ def _kept_rows(before: StoredFeatures, ids_before: Texts, ids_now: Texts, inputs
 
 def _gathered(
     before: StoredFeatures | None, source: Sources, digests: Sequence[str], store: RowStore | None, *, with_frames: bool
-) -> tuple[_Gathered, StoredFrames | None]:
+) -> tuple[Gathered, StoredFrames | None]:
     """Values and frames of rows of an earlier feature set, or else, by digest, of the store."""
     stored = [digest if store is not None and row < 0 else "" for digest, row in zip(digests, source, strict=True)]
     # What lies together in the earlier cache is read together.
@@ -252,7 +253,7 @@ def _gathered(
             return before.values[source[one] : source[one] + stop - one]
         return store.read(stored[one]).values[None] if store is not None and stored[one] else None
 
-    gathered = _Gathered(shape, dtype, np.arange(len(source) + 1), values, follows)
+    gathered = Gathered(shape, dtype, np.arange(len(source) + 1), values, follows)
     if not with_frames:
         return gathered, None
     earlier = None if before is None else before.frames
@@ -267,11 +268,11 @@ def _gathered(
         lengths = np.where(source >= 0, np.diff(earlier.offsets)[source], lengths)
         shape, dtype = earlier.values.shape[1:], earlier.values.dtype
     offsets = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
-    return gathered, StoredFrames(_Gathered(shape[-1:], dtype, offsets, sequences, follows), offsets)
+    return gathered, StoredFrames(Gathered(shape[-1:], dtype, offsets, sequences, follows), offsets)
 
 
-class _Gathered:
-    """A matrix of rows that lie elsewhere, in the row store or in an earlier cache, read when they are asked for.
+class Gathered:
+    """A matrix of rows that lie elsewhere, in the row store or in other caches, read when they are asked for.
 
     It need not fit into memory, and is written down nowhere but in the cache that is made of it.
     """

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields, replace
 from importlib.metadata import PackageNotFoundError, version
@@ -85,6 +85,10 @@ class Inputs:
     # of recordings, per utterance: sha256 of the whole file, "" where it cannot be read, and the utterance's seconds
     sha256: tuple[str, ...] = ()
     seconds: tuple[float | None, ...] = ()
+
+    def only(self, digests: Collection[str]) -> Inputs:
+        """The same, where only some is encoded."""
+        return replace(self, digests=tuple(digest if digest in digests else "" for digest in self.digests))
 
 
 def scan_recordings(corpus: Corpus, *, known: Mapping[str, float] = MappingProxyType({})) -> Inputs:

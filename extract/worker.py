@@ -26,6 +26,7 @@ from amber2_core.errors import Amber2Error, AudioError, CacheError, CorpusError,
 from amber2_data.sound import Excerpt
 
 from .audio import read_waveform
+from .batches import Seat
 from .checkpoint import Checkpoint, find_checkpoint
 from .encoders import ENCODERS
 from .evidence import Evidence
@@ -58,15 +59,6 @@ REST_SECONDS = 20.0
 _NOT_FINITE = "the encoder gives values that are not finite"
 
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Seat:
-    """What one worker has to itself: its number, its device, and the threads that encode, or decode for a GPU."""
-
-    number: int
-    device: str
-    threads: int
 
 
 def threads_of(device: str, cores: int) -> int:

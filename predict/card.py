@@ -9,9 +9,13 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from amber2_core.heads import FUSION_HEAD
-from amber2_core.metrics import METRICS
+from amber2_core.kinds import DISTRIBUTION, MULTI_LABEL, Kind
+from amber2_core.metrics import METRICS_OF, MULTI_LABEL_METRICS
 
-SHOWN = ("js", "bc", "r2", "accuracy", "uar", "macro_f1", "ece")
+SHOWN = {
+    DISTRIBUTION: ("js", "bc", "r2", "accuracy", "uar", "macro_f1", "ece"),
+    MULTI_LABEL: tuple(MULTI_LABEL_METRICS),
+}
 LONGEST = 300  # letters of anything that others wrote
 USE = """\
 Research on how people perceive emotion in speech, with the spread of raters as part of the answer: the prediction is a
@@ -82,9 +86,12 @@ def _opening(config: Mapping[str, Any], *, graph: bool) -> str:
     count = len(config["members"])
     what = "One model" if count == 1 else f"An ensemble of {count} models, whose prediction is the mean of theirs"
     emotions = ", ".join(text(emotion) for emotion in config["emotions"])
+    given = f"a distribution over {emotions}: which shares of raters would hear what"
+    if _kind(config) == MULTI_LABEL:
+        given = f"the probability that any rater would hear each of {emotions}"
     lines = [
         f"{what}, of the system {text(config['system'])} of amber2. It reads features of frozen encoders and gives, "
-        f"for each utterance, a distribution over {emotions}: which shares of raters would hear what.",
+        f"for each utterance, {given}.",
         "",
         "```sh",
         "predict-emotion --heads THIS_FOLDER recording.wav",
@@ -135,19 +142,17 @@ def _features(config: Mapping[str, Any]) -> Iterator[str]:
 
 def _results(config: Mapping[str, Any]) -> Iterator[str]:
     """Tables: the system over folds and seeds, each member on its own test fold, and seeds averaged."""
-    metrics = config["metrics"]
+    metrics, kind = config["metrics"], _kind(config)
     for split, of_heads in metrics["system"].items():
         yield f"\nThe system on {split}, mean ± sd over seeds of the means over folds:\n"
-        yield from _table((text(head), [_with_sd(own.get(name)) for name in SHOWN]) for head, own in of_heads.items())
+        yield from _table(kind, ((head, [_with_sd(own.get(m)) for m in SHOWN[kind]]) for head, own in of_heads.items()))
     for member in metrics["members"] if len(metrics["members"]) == 1 else ():
         for split in ("dev", "test"):
             yield f"\nThis model on the {split} part of its fold:\n"
-            own = member[split].items()
-            yield from _table((text(head), [_number(scores.get(name)) for name in SHOWN]) for head, scores in own)
+            yield from _table(kind, _numbers(member[split], kind))
     if metrics["ensemble"]:
         yield "\nOn test, each fold by the mean of its own seeds:\n"
-        own = metrics["ensemble"].items()
-        yield from _table((text(head), [_number(scores.get(name)) for name in SHOWN]) for head, scores in own)
+        yield from _table(kind, _numbers(metrics["ensemble"], kind))
     if len({member["fold"] for member in metrics["members"]}) > 1:
         yield (
             "\nThe members were trained on different folds: each utterance of the corpus was learnt by some of them. "
@@ -156,11 +161,21 @@ def _results(config: Mapping[str, Any]) -> Iterator[str]:
     yield f"\nThe main head of several modalities is the student's, in general {FUSION_HEAD}."
 
 
-def _table(rows: Iterable[tuple[str, Sequence[str]]]) -> Iterator[str]:
-    yield "| head | " + " | ".join(f"{METRICS[name].title} {METRICS[name].arrow}" for name in SHOWN) + " |"
-    yield "|---|" + "---:|" * len(SHOWN)
+def _kind(config: Mapping[str, Any]) -> Kind:
+    return MULTI_LABEL if config.get("kind") == MULTI_LABEL else DISTRIBUTION
+
+
+def _numbers(of_heads: Mapping[str, Any], kind: Kind) -> Iterator[tuple[str, Sequence[str]]]:
+    for head, scores in of_heads.items():
+        yield head, [_number(scores.get(name)) for name in SHOWN[kind]]
+
+
+def _table(kind: Kind, rows: Iterable[tuple[str, Sequence[str]]]) -> Iterator[str]:
+    metrics = [METRICS_OF[kind][name] for name in SHOWN[kind]]
+    yield "| head | " + " | ".join(f"{metric.title} {metric.arrow}" for metric in metrics) + " |"
+    yield "|---|" + "---:|" * len(metrics)
     for head, cells in rows:
-        yield f"| {head} | " + " | ".join(cells) + " |"
+        yield f"| {text(head)} | " + " | ".join(cells) + " |"
 
 
 def _with_sd(score: Mapping[str, float | None] | None) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 
 from amber2_core.errors import RunFolderError, SettingError, bad_choice
-from amber2_core.heads_folder import read_tensors
-from amber2_core.metrics import METRICS, evaluate
+from amber2_core.heads_folder import TrainedHeads, read_tensors
+from amber2_core.kinds import DISTRIBUTION, MULTI_LABEL
+from amber2_core.metrics import METRICS_OF, evaluate
 from amber2_core.run_folder import Predictions, Row, read_predictions, read_results, read_settings, summarise
 
 from .folder import FORMAT, FORMAT_VERSION, HeadsFolder, check_alike, facts_of
@@ -33,7 +34,8 @@ class Model:
     fold: int
     seed: int
     path: Path
-    dev_js: float = math.inf  # of the head that decides; infinite where dev has no such head
+    # JS on dev of the head that decides, of presence −macro F1; infinite where dev has no such head
+    dev_loss: float = math.inf
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,7 +58,7 @@ def choose(
 
     Args:
         system: None: of those that predict new speech the one with the lowest dev JS of the head that decides, averaged
-            over folds and seeds.
+            over folds and seeds; of presence, where no other is there, the highest macro F1.
         fold: None: any.
         seed: None: any.
         ensemble: all models of these folds and seeds, each of the setting that dev chose in its fold; else the one of
@@ -68,8 +70,9 @@ def choose(
             whose members read or tell different things.
     """
     rows = read_results(run)
+    kinds = read_settings(run).get("kinds", {})
     models = _saved(run, rows)
-    name = _system(models, system)
+    name = _system(models, system, kinds)
     own = [model for model in models if model.system == name]
     for what, value in (("fold", fold), ("seed", seed)):
         known = sorted({getattr(model, what) for model in own})
@@ -77,17 +80,17 @@ def choose(
             raise SettingError(bad_choice(what, value, known))
     own = [model for model in own if fold in (None, model.fold) and seed in (None, model.seed)]
     if not ensemble:
-        own = [min(own, key=lambda model: (model.dev_js, model.fold, model.seed))]
-        _log.info("%s of fold %d, seed %d: dev js %.4f", name, own[0].fold, own[0].seed, own[0].dev_js)
+        own = [min(own, key=lambda model: (model.dev_loss, model.fold, model.seed))]
+        _log.info("%s of fold %d, seed %d: dev %s", name, own[0].fold, own[0].seed, _told(own[0].dev_loss, kinds, name))
     members = [read_member(model.path, within=run) for model in own]
-    config = _config(run, rows, own, facts_of(members[0]))
+    config = _config(run, rows, own, members)
     with refused(run):
         check_alike(members, config)
     return Chosen(tuple(own), HeadsFolder(tuple(members), config))
 
 
 def _saved(run: Path, rows: Sequence[Row]) -> list[Model]:
-    """The models in heads/, by system, fold and seed, with the dev JS that results.csv has of them."""
+    """The models in heads/, by system, fold and seed, with the dev score that results.csv has of them."""
     folder, found = run / "heads", []
     dev = {_key(row): row for row in rows if row["split"] == "dev" and row["selected"]}
     for path in sorted(folder.iterdir()) if folder.is_dir() else ():
@@ -105,15 +108,20 @@ def _key(row: Row) -> tuple[Any, ...]:
 
 
 def _decisive(heads: Mapping[str, Row]) -> float:
-    """The dev JS of the student, else the fusion, else the only head, of rows by head; infinite where there is none."""
+    """`Model.dev_loss` of the student, else the fusion, else the only head, of rows by head."""
     student = str(next(iter(heads.values()), {}).get("student"))
     row = next((heads[name] for name in (student, "fusion") if name in heads), next(iter(heads.values()), {}))
-    js = row.get("js")
-    return float(js) if isinstance(js, int | float) and math.isfinite(js) else math.inf
+    losses = _finite(row.get("js")), _finite(row.get("ml_macro_f1"))
+    return losses[0] if losses[0] is not None else math.inf if losses[1] is None else -losses[1]
 
 
-def _system(models: Sequence[Model], wanted: str | None) -> str:
-    """The system asked for, or the best of those whose models predict."""
+def _told(loss: float, kinds: Mapping[str, str], system: str) -> str:
+    """A `Model.dev_loss` as it is called."""
+    return f"ml_macro_f1 {-loss:.4f}" if kinds.get(system) == MULTI_LABEL else f"js {loss:.4f}"
+
+
+def _system(models: Sequence[Model], wanted: str | None, kinds: Mapping[str, str]) -> str:
+    """The system asked for, or the best of those whose models predict; one of presence where there is no other."""
     names = list(dict.fromkeys(model.system for model in models))
     if wanted is not None and wanted not in names:
         raise SettingError(bad_choice("system", wanted, names))
@@ -122,19 +130,20 @@ def _system(models: Sequence[Model], wanted: str | None) -> str:
         if why[wanted]:
             raise SettingError(f"Cannot export {wanted}: its heads {why[wanted]}")
         return wanted
-    able = {name: [m.dev_js for m in models if m.system == name] for name in names if not why[name]}
+    able = {name: float(np.mean([m.dev_loss for m in models if m.system == name])) for name in names if not why[name]}
     if not able:
         name = names[0]
         raise SettingError(f"Cannot export {name}: its heads {why[name]}")
-    best = min(able, key=lambda name: float(np.mean(able[name])))
+    best = min(able, key=lambda name: (kinds.get(name) == MULTI_LABEL, able[name]))
     if len(names) > 1:
-        _log.info("%s: dev js %.4f, the lowest of %s", best, float(np.mean(able[best])), ", ".join(able))
+        _log.info("%s: dev %s, the best of %s", best, _told(able[best], kinds, best), ", ".join(able))
     return best
 
 
-def _config(run: Path, rows: Sequence[Row], models: Sequence[Model], facts: Mapping[str, Any]) -> dict[str, Any]:
+def _config(run: Path, rows: Sequence[Row], models: Sequence[Model], members: Sequence[TrainedHeads]) -> dict[str, Any]:
     """config.json of these models, which have facts in common; nothing tells where things lie on this machine."""
-    settings = read_settings(run)
+    settings, facts = read_settings(run), facts_of(members[0])
+    metrics = METRICS_OF[facts["kind"]]
     names, system = [f"heads-{number}.safetensors" for number in range(1, len(models) + 1)], models[0].system
     said = {"dropped": {}, "missing": {}, **settings.get("utterances", {})}
     return {
@@ -147,34 +156,34 @@ def _config(run: Path, rows: Sequence[Row], models: Sequence[Model], facts: Mapp
         },
         "protocol": dict(settings.get("folds", {})),
         "metrics": {
-            "system": {split: _summary(rows, system, split) for split in SPLITS},
+            "system": {
+                split: dict(summarise(rows, split=split, kinds={system: facts["kind"]}).get(system, {}))
+                for split in SPLITS
+            },
             "members": [
-                {"file": name, "fold": model.fold, "seed": model.seed, **_scores(rows, model)}
+                {"file": name, "fold": model.fold, "seed": model.seed, **_scores(rows, model, metrics)}
                 for name, model in zip(names, models, strict=True)
             ],
-            "ensemble": _of_ensemble(run, rows, models),
+            "ensemble": _of_ensemble(run, rows, models, members),
         },
         "remarks": list(settings.get("remarks", {}).get(system, [])),
         "versions": dict(settings.get("versions", {})),
     }  # fmt: skip
 
 
-def _summary(rows: Sequence[Row], system: str, split: str) -> dict[str, Any]:
-    """Head → metric → mean and sd over seeds, of means over folds."""
-    return dict(summarise(rows, split=split).get(system, {}))
-
-
-def _scores(rows: Sequence[Row], model: Model) -> dict[str, dict[str, dict[str, float | None]]]:
+def _scores(rows: Sequence[Row], model: Model, metrics: Iterable[str]) -> dict[str, dict[str, dict[str, float | None]]]:
     """Split → head → metric of one model; None for what is no number."""
     found: dict[str, dict[str, dict[str, float | None]]] = {split: {} for split in SPLITS}
     own = (model.system, model.fold, model.seed)
     for row in rows:
         if row["selected"] and row["split"] in SPLITS and (row["system"], row["fold"], row["seed"]) == own:
-            found[row["split"]][row["head"]] = {name: _finite(row.get(name)) for name in METRICS if name in row}
+            found[row["split"]][row["head"]] = {name: _finite(row.get(name)) for name in metrics if name in row}
     return found
 
 
-def _of_ensemble(run: Path, rows: Sequence[Row], models: Sequence[Model]) -> dict[str, dict[str, float | None]]:
+def _of_ensemble(
+    run: Path, rows: Sequence[Row], models: Sequence[Model], members: Sequence[TrainedHeads]
+) -> dict[str, dict[str, float | None]]:
     """Head → metric of the mean of each fold's seeds on that fold's test, averaged over folds.
 
     Members of other folds have learnt from a fold's test utterances, so they have no say there: an ensemble over folds
@@ -185,22 +194,29 @@ def _of_ensemble(run: Path, rows: Sequence[Row], models: Sequence[Model]) -> dic
     folds = {fold: [seeds.index(m.seed) for m in models if m.fold == fold] for fold in {m.fold for m in models}}
     if max(map(len, folds.values())) < 2:
         return {}
-    found = {}
+    found, thresholds = {}, dict.fromkeys(folds)
+    if members[0].model.architecture.kind == MULTI_LABEL:
+        of_models = [(model.fold, one.origin["threshold"]) for model, one in zip(models, members, strict=True)]
+        thresholds = {fold: np.mean([own for k, own in of_models if k == fold]) for fold in folds}
     for name, probs in predictions.probs.items():
         if name.partition("/")[0] == system and len(probs) == len(seeds):
-            found[name.partition("/")[2]] = _mean_scores(predictions, probs, folds)
+            found[name.partition("/")[2]] = _mean_scores(predictions, probs, folds, thresholds)
     return found
 
 
-def _mean_scores(predictions: Predictions, probs: Any, folds: Mapping[int, Sequence[int]]) -> dict[str, float | None]:
-    scores = []
+def _mean_scores(
+    predictions: Predictions, probs: Any, folds: Mapping[int, Sequence[int]], thresholds: Mapping[int, Any]
+) -> dict[str, float | None]:
+    """Metric → mean over folds of the mean of some seeds (places in `probs`), at a threshold of presence if any."""
+    scores: list[Mapping[str, Any]] = []
     for fold, places in sorted(folds.items()):
         rows = predictions.folds[fold]
         mean = probs[list(places)][:, rows].astype(np.float64).mean(0)  # (n, C), NaN where a head predicts nothing
         there = ~np.isnan(mean).any(-1)
         if there.any():
-            scores.append(evaluate(predictions.target[rows][there], mean[there]))
-    return {name: _finite(np.mean([one[name] for one in scores])) if scores else None for name in METRICS}
+            scores.append(evaluate(predictions.target[rows][there], mean[there], threshold=thresholds[fold]))
+    metrics = METRICS_OF[DISTRIBUTION if None in thresholds.values() else MULTI_LABEL]
+    return {name: _finite(np.mean([one[name] for one in scores])) if scores else None for name in metrics}
 
 
 def _finite(value: Any) -> float | None:

@@ -51,6 +51,11 @@ _SHOWN = 20
     "--audio-model", multiple=True, help="Where the heads' speech encoder lies now. [default: as they name it]"
 )
 @click.option("--text-model", multiple=True, help="Where the heads' text encoder lies now. [default: as they name it]")
+@click.option(
+    "--sentiment-model",
+    multiple=True,
+    help="Where the heads' classifier of sentiment lies now. [default: as they name it]",
+)
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, mps, cuda, cuda:N, or cuda:0,cuda:1.")
 @click.option(
     "--output",
@@ -65,7 +70,11 @@ _SHOWN = 20
     show_default=True,
     help="Of JSON lines: all that is known, or lists of labels with scores, as audio classification has them.",
 )
-@click.option("--resume", is_flag=True, help="Go on where an interrupted call stopped that wrote the same --output.")
+@click.option(
+    "--resume",
+    is_flag=True,
+    help="Go on where a call stopped that wrote the same --output, and try its errors again.",
+)
 @command_body
 def predict_emotion(
     inputs: tuple[str, ...],
@@ -82,6 +91,7 @@ def predict_emotion(
     ensemble: bool,
     audio_model: tuple[str, ...],
     text_model: tuple[str, ...],
+    sentiment_model: tuple[str, ...],
     device: str,
     output: Path | None,
     form: Literal["full", "hf"],
@@ -94,7 +104,7 @@ def predict_emotion(
     table's column, or beside the recording in a file of the same name that ends in .txt, or --transcribe hears it.
 
     A recording that is of no use is one row with an error; the exit code then is 3. Interrupted at any moment, the same
-    command with --resume goes on where it stopped.
+    command with --resume goes on where it stopped, and tries again what ended in an error.
 
     \b
       predict-emotion --heads heads/ talk.wav --text "I never said that."
@@ -104,6 +114,7 @@ def predict_emotion(
     from amber2_data.manifest_columns import named_columns
 
     from .pipeline import Request, predict_to
+    from .table import rows_beside
     from .units import Windows, units_of
 
     if hop is not None and window is None:
@@ -112,13 +123,14 @@ def predict_emotion(
         raise SettingError("--resume without --output: what was printed is not known")
     windows = None if window is None else Windows(window, window if hop is None else hop)
     choice = {"system": system, "fold": fold, "seed": seed, "ensemble": ensemble}
-    request = Request(heads, device, audio_model, text_model, choice, transcribe)
+    request = Request(heads, device, audio_model, text_model, sentiment_model, choice, transcribe)
     units = units_of(inputs, text=text, windows=windows, audio_root=audio_root, columns=named_columns(columns))
     if output is None:
         return _printed(request, units, form)
     done = predict_to(output, request, units, windows=windows, format=form, resume=resume)
     kept = f", {done.kept:,} of them of an earlier call" if done.kept else ""
-    click.echo(f"{output}: {done.rows:,} rows{kept}, {done.errors:,} errors")
+    again = ", which --resume tries again" if rows_beside(output) else ""
+    click.echo(f"{output}: {done.rows:,} rows{kept}, {done.errors:,} errors{again}")
     return INCOMPLETE if done.errors else None
 
 
@@ -134,5 +146,6 @@ def _printed(request: Request, units: Iterable[Unit], form: Literal["full", "hf"
             if row["error"] is not None:
                 errors += 1
                 if errors <= _SHOWN:
-                    click.echo(f"failed: {row['file']}: {row['error']}", err=True)
+                    reason = row["error"].removeprefix(f"{Path(row['file']).name}: ")
+                    click.echo(f"failed: {row['file']}: {reason}", err=True)
     return INCOMPLETE if errors else None

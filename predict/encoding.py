@@ -23,6 +23,7 @@ from amber2_extract.recipe import (
     AudioRecipe,
     EncoderRecipe,
     Resampler,
+    SentimentRecipe,
     TextRecipe,
     differences,
 )
@@ -31,7 +32,7 @@ from amber2_extract.worker import Halving, load_encoder
 
 # what of a recipe tells where a checkpoint came from, not what is in it
 _WHENCE = ("model", "revision")
-_KINDS: Mapping[str, type[AudioRecipe] | type[TextRecipe]] = {"audio": AudioRecipe, "text": TextRecipe}
+_KINDS: Mapping[str, type[EncoderRecipe]] = {kind.modality: kind for kind in (AudioRecipe, TextRecipe, SentimentRecipe)}
 _NO_TOKEN = "its transcript gives no token"
 _NOT_FINITE = "the encoder gives values that are not finite"
 
@@ -40,7 +41,11 @@ Made = TypeVar("Made")
 
 
 def plan_encodings(
-    features: Mapping[str, Mapping[str, Any]], *, audio_models: Sequence[str] = (), text_models: Sequence[str] = ()
+    features: Mapping[str, Mapping[str, Any]],
+    *,
+    audio_models: Sequence[str] = (),
+    text_models: Sequence[str] = (),
+    sentiment_models: Sequence[str] = (),
 ) -> dict[str, Job]:
     """The encoder of each feature set that heads read, seen to be the one that they were trained on.
 
@@ -48,12 +53,13 @@ def plan_encodings(
         features: feature set → its name and recipe, as heads record them.
         audio_models: where their speech encoders lie, ids or folders; none: the ids that the recipes name.
         text_models: where their text encoders lie.
+        sentiment_models: where their classifier of sentiment lies.
 
     Raises:
         ModelError: an encoder is not to be found, or another one lies there; the line says in what it differs.
         SettingError: a model is named for what the heads do not read.
     """
-    given = {"audio": audio_models, "text": text_models}
+    given = {"audio": audio_models, "text": text_models, "sentiment": sentiment_models}
     modalities = {name: str(own["recipe"].get("modality")) for name, own in features.items()}
     for modality, models in given.items():
         if models and modality not in modalities.values():
@@ -80,7 +86,7 @@ def _job(key: str, name: str, record: Mapping[str, Any], models: Sequence[str]) 
     )
 
 
-def recipe_of(key: str, record: Mapping[str, Any]) -> AudioRecipe | TextRecipe:
+def recipe_of(key: str, record: Mapping[str, Any]) -> EncoderRecipe:
     """A recipe from its JSON values.
 
     Raises:
@@ -111,7 +117,7 @@ def _named(key: str, recipe: EncoderRecipe) -> str:
     )
 
 
-def _as_it_lies(recipe: AudioRecipe | TextRecipe, checkpoint: Checkpoint) -> AudioRecipe | TextRecipe:
+def _as_it_lies(recipe: EncoderRecipe, checkpoint: Checkpoint) -> EncoderRecipe:
     """The recipe by which a checkpoint, as it is now, would make features under the same settings."""
     found: dict[str, Any] = {**checkpoint.identity(), "preprocessing_version": PREPROCESSING_VERSION}
     if isinstance(recipe, AudioRecipe):

@@ -3,9 +3,9 @@
 ```
 config.json            `format` "amber2-heads", `format_version`; `members`, the names of the files below; `system`,
                        `emotions`, `policy`, `features` (modality → name, fingerprint, recipe) and `reads` (modality →
-                       vector, layers, frames or the number of a layer), which are those of every member; `corpus`,
-                       `protocol`, `metrics`, `remarks`, `versions`, what is known of their training; `digests`, the
-                       sha256 of each member
+                       vector, layers, frames or the number of a layer), which are those of every member, and `kind`,
+                       distribution (where it is not said) or multi-label; `corpus`, `protocol`, `metrics`, `remarks`,
+                       `versions`, what is known of their training; `digests`, the sha256 of each member
 heads-1.safetensors …  the members, complete files of `amber2_core.heads_folder`, each readable alone
 README.md              the card
 model.onnx             perhaps, the same as a graph, and description.json, its inputs and outputs
@@ -30,8 +30,11 @@ from torch import Tensor
 
 from amber2_core import limits
 from amber2_core.errors import RunFolderError
+from amber2_core.features import fingerprint
 from amber2_core.heads import FUSION_HEAD, Heads
-from amber2_core.heads_folder import NEEDED_OF_FEATURES, TrainedHeads
+from amber2_core.heads_folder import NEEDED_OF_FEATURES, SENTIMENT, TrainedHeads
+from amber2_core.kinds import DISTRIBUTION, Kind
+from amber2_core.lddu import Lddu, LdduHeads
 from amber2_core.outputs import OUTPUTS, SOFTMAX
 
 from .hub import ID, fetched, held_in
@@ -63,8 +66,18 @@ class HeadsFolder:
 
     @property
     def heads(self) -> tuple[str, ...]:
-        """The modalities, then the fusion of several."""
-        return self.members[0].model.architecture.heads
+        """The modalities, then the fusion of several; or the one prediction of all of them."""
+        return self.members[0].heads
+
+    @property
+    def kind(self) -> Kind:
+        """Of what is predicted: distributions, or presence."""
+        return self.members[0].model.architecture.kind
+
+    @property
+    def threshold(self) -> float:
+        """What a probability of presence must exceed: the mean of the members'."""
+        return float(sum(member.origin["threshold"] for member in self.members) / len(self.members))
 
     @cached_property
     def head(self) -> str:
@@ -110,10 +123,11 @@ def stacked(members: Sequence[TrainedHeads]) -> TrainedHeads | None:
     for name in first.standardisation:
         pairs = zip(*(member.standardisation[name] for member in members), strict=True)
         mean, sd = (torch.stack(some).unsqueeze(1) for some in pairs)  # (members, 1, D) or (members, 1, layers, D)
-        if shape.stages and shape.stages[name].reads != "vector" and mean.ndim == 3:
+        if shape.needs[name] != "vector" and mean.ndim == 3:
             mean, sd = mean.unsqueeze(1), sd.unsqueeze(1)
         statistics[name] = mean, sd
-    return replace(first, model=Heads(shape, parameters), standardisation=statistics)
+    model = LdduHeads(shape, parameters) if isinstance(shape, Lddu) else Heads(shape, parameters)
+    return replace(first, model=model, standardisation=statistics)
 
 
 def _kind(member: TrainedHeads) -> tuple[Any, ...]:
@@ -121,7 +135,9 @@ def _kind(member: TrainedHeads) -> tuple[Any, ...]:
     origin, statistics = member.origin, {name: mean.shape for name, (mean, _) in member.standardisation.items()}
     never = tuple(name for name, epoch in origin.get("epochs", {}).items() if epoch == 0)
     outputs, untrained = origin.get("outputs", SOFTMAX), tuple(origin.get("untrained", ()))
-    return replace(member.model.architecture, dropout=0.0), outputs, untrained, never, tuple(statistics.items())
+    shape = member.model.architecture
+    alike = shape if isinstance(shape, Lddu) else replace(shape, dropout=0.0)
+    return alike, outputs, untrained, never, tuple(statistics.items())
 
 
 def mean_of(probs: Tensor) -> Tensor:
@@ -131,19 +147,25 @@ def mean_of(probs: Tensor) -> Tensor:
 
 
 def reads_of(member: TrainedHeads) -> dict[str, Any]:
-    """Modality → what a member reads of it."""
-    return {name: member.origin.get("reads", {}).get(name, "vector") for name in member.model.architecture.modalities}
+    """Modality → what a member reads of it; a sentiment is read as a vector."""
+    found = {name: member.origin.get("reads", {}).get(name, "vector") for name in member.model.architecture.modalities}
+    return found | ({SENTIMENT: "vector"} if member.reads_sentiment else {})
 
 
 def facts_of(member: TrainedHeads) -> dict[str, Any]:
     """What all members of a folder have in common, as config.json has it."""
-    origin, features = member.origin, member.origin["features"]
+    origin = member.origin
+    features = dict(origin["features"])
+    if member.reads_sentiment:
+        recipe = origin["sentiment"]
+        features[SENTIMENT] = {"name": recipe["model"], "fingerprint": fingerprint(recipe), "recipe": recipe}
     return {
         "system": origin["system"],
         "emotions": list(member.emotions),
         "policy": origin["policy"],
         "features": {m: {key: features[m][key] for key in NEEDED_OF_FEATURES} for m in features},
         "reads": reads_of(member),
+        "kind": member.model.architecture.kind,
     }
 
 
@@ -187,10 +209,10 @@ def _read(folder: Path, *, within: Path) -> HeadsFolder:
 def check_alike(members: list[TrainedHeads], config: Mapping[str, Any]) -> None:
     """ValueError: members are not alike, or not what config.json says of them."""
     for number, member in enumerate(members, 1):
-        facts = facts_of(member)
-        for name, said in facts.items():
-            if said != config[name]:
-                raise ValueError(f"{name} of member {number} is {shown(said)}, of the folder {shown(config[name])}")
+        told = {"kind": DISTRIBUTION, **config}
+        for name, said in facts_of(member).items():
+            if said != told[name]:
+                raise ValueError(f"{name} of member {number} is {shown(said)}, of the folder {shown(told[name])}")
         if member.model.architecture.inputs != members[0].model.architecture.inputs:
             raise ValueError(f"member {number} reads features of other sizes than member 1")
         if member.model.architecture.layer_counts != members[0].model.architecture.layer_counts:

@@ -2,8 +2,9 @@
 
 Inputs, by modality M: `M`, what `reads` says, float32 vectors (batch, D), layers (batch, layers, D) or frames
 (batch, frames of M, D), these with `M.valid`, booleans (batch, frames of M); and `M.present`, booleans (batch,): False
-where an utterance lacks the modality. Outputs: `probs.HEAD` (batch, classes) of every head, the mean over members, NaN
-where it predicts nothing, and `probs`, that of the main head again. description.json tells all of it.
+where an utterance lacks the modality. A rule's `sentiment` is another one, of (batch, 3) probabilities. Outputs:
+`probs.HEAD` (batch, classes) of every head, the mean over members, NaN where it predicts nothing, and `probs`, that of
+the main head again. description.json tells all of it.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ from torch import Tensor
 
 from amber2_core.errors import ModelError, SettingError
 from amber2_core.files import write_json
-from amber2_core.heads_folder import HANDOVER
+from amber2_core.heads_folder import SENTIMENT
+from amber2_extract.recipe import SENTIMENTS
 
 from .folder import DESCRIPTION, GRAPH, HeadsFolder
 
@@ -67,12 +69,10 @@ def write_graph(folder: Path, heads: HeadsFolder) -> None:
     """Write model.onnx and description.json, if onnxruntime predicts by them what the heads predict, to 1e-5.
 
     Raises:
-        SettingError: as `check_extra`, or a rule in numbers outside of any graph makes the fusion.
+        SettingError: as `check_extra`.
         ModelError: the graph cannot be written, or predicts something else.
     """
     check_extra()
-    if any(member.origin.get("outputs") == HANDOVER for member in heads.members):
-        raise SettingError(f"The rule of {heads.config['system']} is no part of a graph: export without --onnx")
     described, path = description(heads), folder / GRAPH
     vary = tuple(
         {k: torch.export.Dim.DYNAMIC for k, size in enumerate(told["shape"]) if isinstance(size, str)}
@@ -131,6 +131,8 @@ def inputs_of(heads: HeadsFolder) -> dict[str, list[int | str]]:
         elif need == "frames":
             found[name], found[name + VALID] = ["batch", frames, size], ["batch", frames]
         found[name + PRESENT] = ["batch"]
+    if SENTIMENT in heads.reads:
+        found |= {SENTIMENT: ["batch", len(SENTIMENTS)], SENTIMENT + PRESENT: ["batch"]}
     return found
 
 

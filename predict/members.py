@@ -13,21 +13,32 @@ import torch
 from torch import Tensor
 
 from amber2_core import limits
-from amber2_core.errors import RunFolderError
+from amber2_core.errors import RunFolderError, SettingError
 from amber2_core.features import fingerprint
 from amber2_core.handover import Rule
-from amber2_core.heads_folder import HANDOVER, NEEDED_OF_FEATURES, TrainedHeads, heads_of_record, read_tensors
+from amber2_core.heads_folder import (
+    HANDOVER,
+    HEADS,
+    LDDU,
+    NEEDED_OF_FEATURES,
+    TrainedHeads,
+    heads_of_record,
+    read_tensors,
+)
+from amber2_core.kinds import MULTI_LABEL
 from amber2_core.outputs import OUTPUTS, SOFTMAX
 
 SYSTEM = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")  # as `amber2_train` names systems
 WORDS: Mapping[type, str] = {dict: "an object", list: "a list", str: "text", int: "a whole number"}
 RECORD_TYPES: Mapping[str, type] = {
     "system": str, "setting": dict, "emotions": list, "features": dict, "architecture": dict, "reads": dict,
-    "epochs": dict, "missing": dict, "untrained": list, "outputs": str, "versions": dict,
+    "epochs": dict, "missing": dict, "untrained": list, "outputs": str, "model": str, "sentiment": dict,
+    "versions": dict,
 }  # fmt: skip
 ARCHITECTURE_TYPES: Mapping[str, type] = {
     "inputs": list, "classes": int, "fusion": str, "hidden": int, "fusion_width": int, "activation": str,
-    "pooling": str, "layer_counts": list, "layer_norm": str,
+    "pooling": str, "layer_counts": list, "layer_norm": str, "kind": str, "width": int, "layers": int,
+    "attention_heads": int, "feed_forward": int, "latent": int,
 }  # fmt: skip
 
 
@@ -72,16 +83,13 @@ def check_file(path: Path, *, within: Path, most: int) -> int:
 
 def cannot_predict(record: Mapping[str, Any]) -> str | None:
     """Why the heads of a record predict no new speech, as the end of a sentence; None: they do."""
-    outputs, rule = record.get("outputs", SOFTMAX), record.get("rule")
-    if model := record.get("model"):
-        return f"are a model of their own, {model}, which no heads folder holds yet"
+    outputs, model = record.get("outputs", SOFTMAX), record.get("model", HEADS)
     if "architecture" not in record:
         return "hold nothing that predicts new speech"
-    if outputs == HANDOVER:
-        if isinstance(rule, dict) and rule.get("decider") == "text":
-            return None
-        return "leave to a sentiment what the audio is unsure of, which no heads folder makes: use --decider text"
-    return None if outputs in OUTPUTS else f"predict through {outputs} alone, which is code of their system's"
+    if model not in (HEADS, LDDU):
+        return f"are a model of their own, {model}, which no heads folder holds"
+    known = (*OUTPUTS, HANDOVER) if model == HEADS else (SOFTMAX,)
+    return None if outputs in known else f"predict through {outputs} alone, which is code of their system's"
 
 
 @contextmanager
@@ -89,7 +97,7 @@ def refused(path: Path) -> Iterator[None]:
     """Within, a file is looked through; a ValueError, and whatever odd values make of it, is told in one line."""
     try:
         yield
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError, OSError) as problem:
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError, OSError, SettingError) as problem:
         reason = (str(problem).splitlines() or [type(problem).__name__])[0]
         raise RunFolderError(f"{path} is refused ({reason[:300]})") from None
 
@@ -132,6 +140,8 @@ def _check_record(record: Mapping[str, Any]) -> None:
     sizes = [size for _, size in shape["inputs"]] + shape.get("layer_counts", [])
     if not all(type(size) is int and size > 0 for size in sizes):
         raise ValueError(f"its sizes {shown(sizes)} are no whole numbers")
+    if (layers := shape.get("layers", 0)) > limits.LAYERS:
+        raise ValueError(f"it has {layers} layers, the most are {limits.LAYERS}")
     if not isinstance(shape.get("dropout", 0.0), int | float):
         raise ValueError(f"its dropout {shown(shape['dropout'])} is no number")
     names = [name for name, _ in shape["inputs"]]
@@ -171,22 +181,25 @@ def _check_heads(heads: TrainedHeads) -> None:
         raise ValueError(f"epochs {shown(epochs)} are not those of its heads")
     for place, (name, size) in enumerate(shape.inputs):
         layers = shape.layer_counts[place] if shape.layer_counts else None
-        _check_read(name, origin.get("reads", {}).get(name, "vector"), shape.stages[name].reads if shape.stages else "")
+        _check_read(name, origin.get("reads", {}).get(name, "vector"), shape.needs[name])
         if name in heads.standardisation:
             _check_statistics(name, heads.standardisation[name], size, layers)
     if not heads.standardisation.keys() <= set(shape.modalities):
         raise ValueError("it standardises what is no modality")
-    if origin.get("outputs") == HANDOVER:
-        _check_rule(Rule.of_record(origin["rule"]), heads.emotions, shape.heads)
+    if shape.kind == MULTI_LABEL and not 0 <= origin["threshold"] <= 1:
+        raise ValueError(f"its threshold {shown(origin['threshold'])} is no probability")
+    if heads.rule is not None:
+        _check_rule(heads.rule, heads.emotions, shape.heads)
+    if heads.reads_sentiment:
+        check_names([origin["sentiment"]["model"]], "sentiment")
+        fingerprint(origin["sentiment"])
 
 
 def _check_read(modality: str, need: Any, expected: str) -> None:
-    """Vectors may be those of any layer; what stages read is as they say."""
-    if need == (expected or "vector"):
+    """Vectors may be those of any layer; else what is read is as the architecture says."""
+    if need == expected or (expected == "vector" and type(need) is int and 0 <= need < limits.LAYERS):
         return
-    if expected in ("", "vector") and type(need) is int and 0 <= need < limits.LAYERS:
-        return
-    raise ValueError(f"it says that it reads {shown(need)} of {modality}, expected {expected or 'vector'}")
+    raise ValueError(f"it says that it reads {shown(need)} of {modality}, expected {expected}")
 
 
 def _check_statistics(modality: str, statistics: tuple[Tensor, Tensor], size: int, layers: int | None) -> None:
@@ -203,5 +216,6 @@ def _check_rule(rule: Rule, emotions: Sequence[str], heads: Sequence[str]) -> No
     numbers = all(x is None or (isinstance(x, int | float) and x == x) for x in thresholds)
     if rule.emotions != tuple(emotions) or len(thresholds) != 2 * len(emotions) or not numbers:
         raise ValueError("its rule does not fit its emotions")
-    if not {"audio", "text"} <= set(heads):
-        raise ValueError("its rule needs heads of audio and text")
+    needed = {"text": ("audio", "text"), "sentiment": ("audio",)}[rule.decider]
+    if missing := [name for name in needed if name not in heads]:
+        raise ValueError(f"its rule needs a head of {missing[0]}")

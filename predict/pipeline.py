@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 from amber2_core import engine
 from amber2_core.errors import RunFolderError, SettingError
+from amber2_extract.batches import Seat
 from amber2_extract.crew import survey as devices_of
 from amber2_extract.plan import Job
 from amber2_extract.worker import PRELOADED as ENCODERS
-from amber2_extract.worker import REST_SECONDS, Seat, give_back
+from amber2_extract.worker import REST_SECONDS, give_back
 
-from .table import Format, Row, Unfinished, check_output, finish, keys_of, unfinished
+from .table import Format, Row, Unfinished, check_output, finish, keys_of, rows_beside, unfinished
 from .units import Unit, Windows, batched
 
 # what a fork server loads for the workers
@@ -40,6 +41,7 @@ class Request:
     device: str = "auto"
     audio_models: tuple[str, ...] = ()
     text_models: tuple[str, ...] = ()
+    sentiment_models: tuple[str, ...] = ()
     # of a run: system, fold, seed, ensemble
     choice: Mapping[str, Any] = field(default_factory=dict)
     transcribe: str | None = None
@@ -108,7 +110,8 @@ def predict_to(
     """Predict, and write a file of rows: JSON lines, CSV or Parquet, as its suffix says.
 
     The file stands under its name when it is complete. Until then rows are kept beside it, and with `resume` the same
-    call goes on after the last of them: no row is there twice, and none is missing.
+    call goes on after the last of them: no row is there twice, and none is missing. What ended in an error is tried
+    again, and rows stay beside a complete file while it has any.
 
     Args:
         output: ends in .jsonl, .csv or .parquet.
@@ -123,24 +126,24 @@ def predict_to(
         RunFolderError: it cannot be written; and as `predict_units`.
     """
     check_output(output, format)
-    if output.exists():
+    if output.exists() and not (resume and rows_beside(output)):
         return _as_it_is(output, units, resume=resume)
     known = looked_up(request)
     with unfinished(output, _identity(request, known, windows), resume=resume) as held:
-        kept = len(held.done)
+        kept = len(held)
         if kept:
             _log.info("%s: %d rows are there already", output, kept)
-        left = (unit for unit in units if unit.key not in held.done)
+        left = (unit for unit in units if not held.has(unit.key))
         _add_all(held, predict_units(request, left, found=known))
         finish(output, held, known.heads, known.emotions, format)
-        return Summary(output, len(held.done), held.errors, kept)
+        return Summary(output, len(held), held.errors, kept)
 
 
 def _add_all(held: Unfinished, pairs: Iterator[tuple[Unit, Row]]) -> None:
     """Keep rows as they come, and say from time to time how many there are."""
     began = said = time.monotonic()
     for count, (unit, row) in enumerate(pairs, start=1):
-        held.add([(unit.key, row)])
+        held.add(unit.key, row)
         if time.monotonic() - said >= _LINE_SECONDS:
             said = time.monotonic()
             _log.info("%d rows, %.1f a second", count, count / (said - began))
@@ -181,7 +184,12 @@ def survey(request: Request) -> Survey:
     from .predictor import find_heads
 
     found = find_heads(request.heads, **request.choice)
-    jobs = plan_encodings(found.config["features"], audio_models=request.audio_models, text_models=request.text_models)
+    jobs = plan_encodings(
+        found.config["features"],
+        audio_models=request.audio_models,
+        text_models=request.text_models,
+        sentiment_models=request.sentiment_models,
+    )
     seats = devices_of(next(iter(jobs.values())), request.device, ()).seats
     return Survey(found.heads, found.emotions, digest_of(found), jobs, seats)
 

@@ -12,6 +12,7 @@ import numpy as np
 from amber2_core.distributions import disagreement, entropy, js, label
 from amber2_core.features import canonical_json
 from amber2_core.heads import FUSION_HEAD
+from amber2_core.kinds import MULTI_LABEL
 
 from .table import scores_of
 
@@ -28,7 +29,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Prediction:
-    """One utterance. Distributions are by emotion, in the order of the heads' label space."""
+    """One utterance. Distributions are by emotion, in the order of the heads' label space.
+
+    Multi-label heads give the probability of each emotion's presence, and no measures of distributions.
+    """
 
     # head → emotion → probability; of an ensemble, the mean of its members; only heads that say something
     heads: Mapping[str, Mapping[str, float]]
@@ -38,8 +42,10 @@ class Prediction:
     inputs: tuple[str, ...]
     # of the largest probability
     label: str
+    # of multi-label heads: the emotions whose probability is above the heads' threshold; None of distributions
+    present: tuple[str, ...] | None
     # bits, 0 … log₂ C: the entropy of the predicted distribution of raters' votes, H(p)
-    rater_ambiguity: float
+    rater_ambiguity: float | None
     # bits, 0 … 1: the mean JS(p_m‖p_n) over pairs of experts; None where fewer than two speak
     modality_ambiguity: float | None
     # the expert of least JS(p_m‖p) from what is predicted; None where fewer than two speak
@@ -49,7 +55,7 @@ class Prediction:
 
     @property
     def distribution(self) -> Mapping[str, float]:
-        """What is predicted: emotion → share of the raters."""
+        """What is predicted: emotion → share of the raters, or probability of its presence."""
         return self.heads[self.predicted_by]
 
     @property
@@ -63,6 +69,7 @@ class Prediction:
             "label": self.label,
             "predicted_by": self.predicted_by,
             "inputs": list(self.inputs),
+            "present": None if self.present is None else list(self.present),
             "rater_ambiguity": self.rater_ambiguity,
             "modality_ambiguity": self.modality_ambiguity,
             "trusted_expert": self.trusted_expert,
@@ -96,16 +103,19 @@ def _prediction(heads: HeadsFolder, probs: Probs, inputs: Sequence[str]) -> Pred
         return "no head was trained for what there is of it"
     experts = {head: p for head, p in means.items() if head in inputs}
     distances = {head: float(js(p, means[by])) for head, p in experts.items() if head != by}
-    several = len(experts) > 1
+    several, presence = len(experts) > 1, heads.kind == MULTI_LABEL
     return Prediction(
         heads={head: dict(zip(heads.emotions, map(float, p), strict=True)) for head, p in means.items()},
         predicted_by=by,
         inputs=tuple(inputs),
         label=heads.emotions[int(label(means[by]))],
-        rater_ambiguity=float(entropy(means[by])),
+        present=tuple(e for e, p in zip(heads.emotions, means[by], strict=True) if p > heads.threshold)
+        if presence
+        else None,
+        rater_ambiguity=None if presence else float(entropy(means[by])),
         modality_ambiguity=float(disagreement(list(experts.values()))) if several else None,
         trusted_expert=min(distances, key=lambda head: distances[head]) if several else None,
-        ensemble_spread=None if len(heads.members) == 1 else _spread(said[by]),
+        ensemble_spread=None if len(heads.members) == 1 or presence else _spread(said[by]),
     )
 
 

@@ -19,7 +19,7 @@ from .chosen import choose
 from .encoding import Encodings, Sound, plan_encodings
 from .folder import HeadsFolder, facts_of, read_folder
 from .members import read_member
-from .prediction import Prediction, predictions_of, probs_of
+from .prediction import Prediction, inputs_of, predictions_of, probs_of
 from .table import COLUMNS, INDEX, Row, flat
 from .transcriber import Transcriber
 from .units import Unit, batched
@@ -77,6 +77,7 @@ class Predictor:
         device: str = "auto",
         audio_model: str | Sequence[str] | None = None,
         text_model: str | Sequence[str] | None = None,
+        sentiment_model: str | Sequence[str] | None = None,
         system: str | None = None,
         fold: int | None = None,
         seed: int | None = None,
@@ -90,6 +91,7 @@ class Predictor:
             device: auto, cpu, mps, cuda or cuda:N.
             audio_model: where the speech encoder lies now, an id or a folder; None: the id that the heads name.
             text_model: where the text encoder lies now. Several where heads read several.
+            sentiment_model: where the classifier of sentiment lies now, of heads that leave something to it.
             system: of a run with several systems.
             fold: of a run: the models of this fold.
             seed: of a run: the models of this seed.
@@ -103,7 +105,10 @@ class Predictor:
         """
         found = find_heads(str(heads), system=system, fold=fold, seed=seed, ensemble=ensemble)
         jobs = plan_encodings(
-            found.config["features"], audio_models=_several(audio_model), text_models=_several(text_model)
+            found.config["features"],
+            audio_models=_several(audio_model),
+            text_models=_several(text_model),
+            sentiment_models=_several(sentiment_model),
         )
         place = str(choose_device(device))
         transcriber = None if transcribe is None else Transcriber(transcribe, device=place)
@@ -228,10 +233,11 @@ class Predictor:
     ) -> list[Prediction | str]:
         """What is said of utterances, or why nothing can be said."""
         rows, problems = self._encodings.rows(sounds, transcripts, threaded=threaded)
-        inputs = [[name for name, own in rows.items() if own[place] is not None] for place in range(len(sounds))]
+        read = inputs_of(self.heads)
+        inputs = [[name for name in read if rows[name][place] is not None] for place in range(len(sounds))]
         for place, own in enumerate(inputs):
             if not own:
-                problems.setdefault(place, f"there is nothing that these heads read ({', '.join(rows)})")
+                problems.setdefault(place, f"there is nothing that these heads read ({', '.join(read)})")
         good = [place for place in range(len(sounds)) if place not in problems]
         found: dict[int, Prediction | str] = dict(problems)
         if good:

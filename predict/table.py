@@ -24,7 +24,7 @@ FORMATS: tuple[Format, ...] = get_args(Format)
 INDEX = ("file", "start", "end")
 # the columns of tables, in order, before the probabilities
 COLUMNS: Mapping[str, type] = {
-    "file": str, "start": float, "end": float, "label": str, "predicted_by": str, "inputs": str,
+    "file": str, "start": float, "end": float, "label": str, "predicted_by": str, "inputs": str, "present": str,
     "rater_ambiguity": float, "modality_ambiguity": float, "trusted_expert": str, "ensemble_spread": float,
     "short_window": bool, "transcript_from": str, "transcript": str, "error": str,
 }  # fmt: skip
@@ -67,7 +67,8 @@ def scores_of(distribution: Mapping[str, float]) -> list[dict[str, Any]]:
 def flat(row: Row, heads: Sequence[str], emotions: Sequence[str]) -> Row:
     """A row of a table: `COLUMNS`, then `<head>.<emotion>`; what is missing is None."""
     found = {name: row.get(name) for name in COLUMNS}
-    found["inputs"] = None if row.get("inputs") is None else " ".join(row["inputs"])
+    for name in ("inputs", "present"):
+        found[name] = None if row.get(name) is None else " ".join(row[name])
     said = row.get("heads", {})
     return found | {f"{head}.{emotion}": said.get(head, {}).get(emotion) for head in heads for emotion in emotions}
 
@@ -75,8 +76,9 @@ def flat(row: Row, heads: Sequence[str], emotions: Sequence[str]) -> Row:
 class Unfinished:
     """The rows of a call that is not through, beside its output as ``NAME.unfinished/rows.jsonl``.
 
-    The first line says what the rows are made by; each other one holds a unit's key and its row. They survive the
-    process as soon as they are written. Half a line, of a process that was killed, is cut off.
+    The first line says what the rows are made by; each other one holds a unit's key and its row, and of a key that
+    comes again the last one counts. They survive the process as soon as they are written. Half a line, of a process
+    that was killed, is cut off. An error of an earlier call is no row: its unit is to be tried again.
     """
 
     def __init__(self, folder: Path, identity: Mapping[str, Any]) -> None:
@@ -86,7 +88,8 @@ class Unfinished:
             SettingError: it is of other heads, windows or recognisers.
         """
         self.path = folder / "rows.jsonl"
-        self.done: set[Key] = set()
+        # where each unit's line begins, in the order in which units first came; None: it is to be tried again
+        self._places: dict[Key, int | None] = {}
         self.errors = 0
         head = {"format": "amber2-predictions", "format_version": _VERSION, "made_by": dict(identity)}
         self.path.touch()
@@ -100,25 +103,33 @@ class Unfinished:
             if record is None:
                 break
             if whole:
-                self.done.add(_key(record["unit"]))
-                self.errors += record["row"]["error"] is not None
+                self._places[_key(record["unit"])] = whole if record["row"]["error"] is None else None
             whole += len(line)
         os.truncate(self.path, whole)
         self._file: BinaryIO = self.path.open("ab")
         if not whole:
-            self._write([head])
+            self._write(head)
 
-    def add(self, rows: Iterable[tuple[Key, Row]]) -> None:
-        """Write rows with the keys of their units."""
-        pairs = list(rows)
-        self._write({"unit": key, "row": row} for key, row in pairs)
-        self.done.update(key for key, _ in pairs)
-        self.errors += sum(row["error"] is not None for _, row in pairs)
+    def __len__(self) -> int:
+        return sum(place is not None for place in self._places.values())
+
+    def has(self, key: Key) -> bool:
+        """Whether there is a row of a unit."""
+        return self._places.get(key) is not None
+
+    def add(self, key: Key, row: Row) -> None:
+        """Write the row of a unit."""
+        self._places[key] = self._file.tell()
+        self._write({"unit": key, "row": row})
+        self.errors += row["error"] is not None
 
     def rows(self) -> Iterator[Row]:
-        """All rows, in the order in which they came."""
-        for line in itertools.islice(_whole_lines(self.path), 1, None):
-            yield json.loads(line)["row"]
+        """All rows, in the order in which their units first came."""
+        with self.path.open("rb") as file:
+            for place in self._places.values():
+                if place is not None:
+                    file.seek(place)
+                    yield json.loads(file.readline())["row"]
 
     def close(self) -> None:
         """Bring the rows to the disk; once they are finished, there is nothing to bring."""
@@ -126,10 +137,19 @@ class Unfinished:
             self._file.close()
             sync(self.path)
 
-    def _write(self, records: Iterable[Mapping[str, Any]]) -> None:
-        lines = "".join(f"{json.dumps(record, allow_nan=False)}\n" for record in records)
-        self._file.write(lines.encode())
+    def _write(self, record: Mapping[str, Any]) -> None:
+        self._file.write(f"{json.dumps(record, allow_nan=False)}\n".encode())
         self._file.flush()
+
+
+def rows_beside(output: Path) -> bool:
+    """Whether rows lie beside an output: those of an interrupted call, or of one with errors."""
+    return (_folder_of(output) / "rows.jsonl").exists()
+
+
+def _folder_of(output: Path) -> Path:
+    place = behind_links(output)
+    return place.with_name(f"{place.name}.unfinished")
 
 
 @contextmanager
@@ -140,10 +160,9 @@ def unfinished(output: Path, identity: Mapping[str, Any], *, resume: bool) -> It
         SettingError: they are of other heads; or they are there, and going on was not asked for.
         RunFolderError: another process holds them, or the place cannot be written.
     """
-    place = behind_links(output)
-    folder = place.with_name(f"{place.name}.unfinished")
-    if folder.exists() and (folder / "rows.jsonl").exists() and not resume:
-        raise SettingError(f"{folder} holds the rows of an interrupted call: go on with --resume, or remove it")
+    folder = _folder_of(output)
+    if rows_beside(output) and not resume:
+        raise SettingError(f"{folder} holds the rows of an earlier call: go on with --resume, or remove it")
     try:
         with lock(folder / "lock"):
             held = Unfinished(folder, identity)
@@ -159,7 +178,7 @@ def unfinished(output: Path, identity: Mapping[str, Any], *, resume: bool) -> It
 
 
 def finish(output: Path, held: Unfinished, heads: Sequence[str], emotions: Sequence[str], format: Format) -> None:
-    """Make `output` of the rows, whole or not at all, and remove them."""
+    """Make `output` of the rows, whole or not at all, and remove them, unless errors are to be tried again."""
     suffix = output.suffix.lower()
     names = [*COLUMNS, *(f"{head}.{emotion}" for head in heads for emotion in emotions)]
     rows = (flat(row, heads, emotions) for row in held.rows())
@@ -175,7 +194,8 @@ def finish(output: Path, held: Unfinished, heads: Sequence[str], emotions: Seque
             with path.open("w", encoding="utf-8", errors="backslashreplace") as file:
                 file.writelines(f"{line_of(row, format)}\n" for row in held.rows())
     held.close()
-    shutil.rmtree(held.path.parent, ignore_errors=True)
+    if not held.errors:
+        shutil.rmtree(held.path.parent, ignore_errors=True)
 
 
 def keys_of(path: Path) -> tuple[set[tuple[str, float]], int]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ import torch
 from amber2_core.features import fingerprint
 from amber2_core.heads import Architecture, Heads, initial_parameters
 from amber2_core.heads_folder import TrainedHeads
+from amber2_core.lddu import Lddu, LdduHeads
+from amber2_core.lddu import initial_parameters as lddu_parameters
 from amber2_predict.folder import CONFIG, FORMAT, FORMAT_VERSION, facts_of, sha256
 
 EMOTIONS = ("neutral", "happy", "sad")
@@ -19,12 +22,39 @@ SIZES = {"audio": 6, "text": 5}
 RECIPES = {name: {"model": f"{name}-model", "pooling": "mean"} for name in SIZES}
 
 
-def member(seed: int = 0, *, reads: Mapping[str, Any] | None = None, **shape: Any) -> TrainedHeads:
+def member(
+    seed: int = 0, *, reads: Mapping[str, Any] | None = None, emotions: tuple[str, ...] = EMOTIONS, **shape: Any
+) -> TrainedHeads:
     """A model of random weights and standardisation."""
-    architecture = Architecture(tuple(SIZES.items()), len(EMOTIONS), hidden=4, fusion_width=4, **shape)
+    architecture = Architecture(tuple(SIZES.items()), len(emotions), hidden=4, fusion_width=4, **shape)
     stream = torch.Generator().manual_seed(seed)
     model = Heads(architecture, initial_parameters(architecture, stream))
     needs = reads or dict.fromkeys(SIZES, "vector")
+    return trained(model, seed, stream, reads=needs, emotions=emotions, outputs="softmax")
+
+
+def lddu_member(seed: int = 0, kind: Any = "distribution") -> TrainedHeads:
+    """The same of LDDU."""
+    shape = Lddu(tuple(SIZES.items()), len(EMOTIONS), kind, 8, 1, 2, 4, 3)
+    stream = torch.Generator().manual_seed(seed)
+    model = LdduHeads(shape, lddu_parameters(shape, stream))
+    own: dict[str, Any] = {} if kind == "distribution" else {"threshold": 0.3 + 0.1 * seed}
+    return trained(model, seed, stream, reads=dict.fromkeys(SIZES, "frames"), model="amber2_core.lddu", **own)
+
+
+def ruled_member(seed: int = 0, decider: str = "sentiment") -> TrainedHeads:
+    """Heads with a rule by which the text, or its sentiment, decides half of the time."""
+    emotions = ("neutral", "happy", "sad", "angry")
+    one = member(seed, emotions=emotions)
+    rule = {"decider": decider, "emotions": [*emotions], "entropy": [1.2] * 4, "varentropy": [9.0] * 4}
+    own = {"outputs": "amber2_core.handover.Rule", "rule": rule, "sentiment": {"model": "classifier"}}
+    return replace(one, origin={**one.origin, **own})
+
+
+def trained(
+    made: Any, seed: int, stream: torch.Generator, *, emotions: tuple[str, ...] = EMOTIONS, **own: Any
+) -> TrainedHeads:
+    """A model as train-heads keeps it, with a standardisation at random."""
     statistics = {
         name: (torch.randn(size, generator=stream), torch.rand(size, generator=stream) + 0.5)
         for name, size in SIZES.items()
@@ -32,10 +62,10 @@ def member(seed: int = 0, *, reads: Mapping[str, Any] | None = None, **shape: An
     features = {m: {"name": f"{m}-model", "fingerprint": fingerprint(r), "recipe": r} for m, r in RECIPES.items()}
     origin = {
         "system": "cb-ce", "setting": {"hidden": 4}, "policy": {"stimulus": "audio"}, "features": features,
-        "reads": needs, "epochs": dict.fromkeys(architecture.heads, 2), "missing": {}, "untrained": [],
-        "outputs": "softmax", "fold": 1, "seed": seed,
+        "epochs": dict.fromkeys(made.architecture.heads, 2), "missing": {}, "untrained": [], "fold": 1, "seed": seed,
+        **own,
     }  # fmt: skip
-    return TrainedHeads(model, EMOTIONS, statistics, origin)
+    return TrainedHeads(made, emotions, statistics, origin)
 
 
 def config_of(*members: TrainedHeads) -> dict[str, Any]:

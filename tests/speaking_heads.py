@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -12,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from click.testing import CliRunner
-from small_models import save_speech, save_text
+from small_models import save_classifier, save_speech, save_text
 
 from amber2_core.run_folder import Predictions, read_predictions
 from amber2_core.utterance import Corpus
@@ -27,7 +26,7 @@ TRAIN = "--device cpu --seeds 2 --epochs 3 --hidden 6 --lr 0.02 --batch-size 8 -
 
 @dataclass(frozen=True)
 class Studio:
-    """A folder with corpus/, run/, and the encoders wav2vec2/ and bert/; no cache, which predicting needs no more."""
+    """A folder with corpus/, run/, and the encoders wav2vec2/, bert/ and perhaps classifier/, of sentiment."""
 
     folder: Path
 
@@ -43,7 +42,8 @@ class Studio:
     @property
     def models(self) -> dict[str, str]:
         """Where the encoders lie."""
-        return {"audio_model": str(self.folder / "wav2vec2"), "text_model": str(self.folder / "bert")}
+        known = {"audio_model": "wav2vec2", "text_model": "bert", "sentiment_model": "classifier"}
+        return {name: str(self.folder / own) for name, own in known.items() if (self.folder / own).is_dir()}
 
     @property
     def options(self) -> list[str]:
@@ -77,21 +77,26 @@ class Studio:
         return done.returncode, done.stdout, done.stderr
 
 
-def made_studio(folder: Path, *, utterances: int = 30, systems: Sequence[str] = ("amber2", "cb-ce")) -> Studio:
-    """A corpus is written, encoded and trained from."""
+def made_studio(
+    folder: Path, *, utterances: int = 30, systems: Sequence[str] = ("amber2", "cb-ce"), options: str = ""
+) -> Studio:
+    """A corpus is written, encoded and trained from; cache.h5 is what nothing but training needs.
+
+    With a system that reads frames or a sentiment, these are cached, too.
+    """
     synthetic.write(folder / "corpus", utterances=utterances)
     save_speech(folder / "wav2vec2", "wav2vec2-group")
     save_text(folder / "bert", "bert")
+    if "emo-ent" in systems:
+        save_classifier(folder / "classifier", "bert", ("positive", "neutral", "negative"))
     studio = Studio(folder)
-    extract_features(studio.corpus, folder / "cache.h5", **studio.models)
+    extract_features(
+        studio.corpus,
+        folder / "cache.h5",
+        frames=4 if "lddu" in systems else None,
+        **studio.models,  # type: ignore[arg-type]
+    )
     words = ["--cache", str(folder / "cache.h5"), "--output", str(studio.run), "--system", ",".join(systems)]
-    result = CliRunner().invoke(train_heads, [*words, *TRAIN.split()])
+    result = CliRunner().invoke(train_heads, [*words, *TRAIN.split(), *options.split()])
     assert result.exit_code == 0, result.output
-    (folder / "cache.h5").unlink()
     return studio
-
-
-def without_run(studio: Studio, place: Path) -> Path:
-    """The heads of a run alone, copied elsewhere."""
-    shutil.copytree(studio.run / "heads", place)
-    return place

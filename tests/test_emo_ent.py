@@ -14,8 +14,7 @@ from click.testing import CliRunner
 from synthetic_data import EMOTIONS, cache_of, fold_in, training_data
 
 from amber2_core.cache import Features, write_cache
-from amber2_core.errors import RunFolderError, SettingError
-from amber2_core.handover import Rule
+from amber2_core.errors import SettingError
 from amber2_core.heads_folder import read_heads
 from amber2_core.run_folder import read_results
 from amber2_train.cli import train_heads
@@ -210,14 +209,19 @@ def test_a_file_has_heads_and_rule_and_predicts_alone(tmp_path: Path) -> None:
     features: dict[str, Any] = {name: {"name": name, "fingerprint": "", "recipe": {}} for name in ("audio", "text")}
     origin = {"system": "emo-ent", "setting": asdict(one.setting), "emotions": EMOTIONS, "policy": {}}
     one.save(tmp_path / "heads.safetensors", {**origin, "features": features})
-    read = read_heads(tmp_path / "heads.safetensors")
+    read, every = read_heads(tmp_path / "heads.safetensors"), torch.arange(len(fold.test))
     assert read.origin["sentiment"] == {"model": "classifier"}
-    every = torch.arange(len(fold.test))
-    probs = {head: p.numpy() for head, p in read.model.probs(fold.test.vectors(every)).items()}
-    fusion, _ = Rule.of_record(read.origin["rule"]).applied(probs, fold.test.side("sentiment", every).numpy())
-    np.testing.assert_allclose(fusion, one.probs(fold.test)["fusion"], atol=1e-6)
-    with pytest.raises(RunFolderError, match=r"These heads of emo-ent predict through amber2_core\.handover\.Rule"):
-        read.probs(fold.test.vectors(every))
+    assert read.rule == one.rule
+    vectors, sentiment = fold.test.vectors(every), fold.test.side("sentiment", every)
+    for head, probs in read.probs({**vectors, "sentiment": sentiment}).items():
+        np.testing.assert_allclose(probs, one.probs(fold.test)[head], atol=1e-6)
+    # without a sentiment the audio decides, of what is unsure too
+    there = every % 2 == 0
+    some, without = read.probs({**vectors, "sentiment": sentiment}, {"sentiment": there})["fusion"], read.probs(vectors)
+    audio = without["audio"]
+    assert torch.equal(without["fusion"], audio)
+    assert torch.equal(some[~there], audio[~there])
+    assert not torch.equal(some, audio)
 
 
 def test_train_heads_has_its_results_beside_those_of_the_baseline(tmp_path: Path) -> None:

@@ -20,13 +20,14 @@ from small_models import save_speech, save_text
 
 from amber2_core.errors import CorpusError, ModelError, SettingError
 from amber2_data.sound import Excerpt
+from amber2_extract.batches import Seat
 from amber2_extract.crew import survey
 from amber2_extract.encoders.text import Tokenizer
 from amber2_extract.encoders.waveform import SpeechEncoder
 from amber2_extract.plan import plan_jobs
 from amber2_extract.recordings import Batch, scan_recordings, transcript_inputs
 from amber2_extract.rows import Row, RowStore, RowWriter
-from amber2_extract.worker import Halving, Orders, Seat, Station, encode, give_back
+from amber2_extract.worker import Halving, Orders, Station, encode, give_back
 
 
 class Bench:

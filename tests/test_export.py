@@ -6,8 +6,8 @@ import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -20,16 +20,20 @@ from click.testing import CliRunner, Result
 from heads_folders import config_of, member
 from hypothesis import given
 from hypothesis import strategies as st
+from small_models import save_classifier
+from speaking_heads import Studio, made_studio
 from synthetic_data import cache_of, write_layered_cache
 
 from amber2_core.cache import Features, read_cache, write_cache
-from amber2_core.errors import RunFolderError, SettingError
+from amber2_core.errors import ModelError, RunFolderError, SettingError
 from amber2_core.metrics import evaluate
 from amber2_core.run_folder import read_predictions, read_results
+from amber2_predict import Predictor
 from amber2_predict.card import card, text
 from amber2_predict.chosen import choose
 from amber2_predict.export_cli import export_heads
 from amber2_predict.folder import read_folder
+from amber2_predict.graph import write_graph
 from amber2_train.cli import train_heads
 
 Arrays = dict[str, npt.NDArray[Any]]
@@ -74,6 +78,10 @@ def layered(tmp_path_factory: pytest.TempPathFactory) -> Path:
         command += ["--missing", "mask", "--hidden", 6, "--epochs", 2, "--lr", 0.01, "--seeds", 1]
         done = run(train_heads, *command, "--output", place / name)
         assert done.exit_code == 0, done.output
+    command = ["--cache", place / "layered.h5", "--system", "lddu", *SMALL.split()[2:], "--lddu-mode", "multi-label"]
+    command += ["--missing", "mask", "--epochs", 2, "--seeds", 2, "--output", place / "presence"]
+    done = run(train_heads, *command)
+    assert done.exit_code == 0, done.output
     return place
 
 
@@ -94,12 +102,11 @@ def read_of(run: Path, cache: Path, fold: int, reads: str) -> tuple[Arrays, npt.
     place = {name: k for k, name in enumerate(held.utterances.id)}
     own = np.array([place[name] for name in predictions.id[rows]])
     found: Arrays = {}
-    for modality in ("audio", "text"):
+    for modality in sorted({some.modality for some in held.features} & {"audio", "text", "sentiment"}):
         some = held.feature_set(modality)
         present = some.encoded[own]
         found[f"{modality}.present"] = present
-        if reads == "frames":
-            assert some.frames is not None
+        if reads == "frames" and some.frames is not None:
             starts, ends = some.frames.offsets[own], some.frames.offsets[own + 1]
             longest = int((ends - starts).max())
             valid = np.arange(longest) < (ends - starts)[:, None]
@@ -116,6 +123,7 @@ ALONE = """
 import sys
 import numpy as np, torch
 from amber2_predict.folder import read_folder
+from amber2_predict.graph import write_graph
 heads = read_folder(sys.argv[1])
 given = {name: torch.from_numpy(x) for name, x in np.load(sys.argv[2]).items()}
 features, present = {}, {}
@@ -152,22 +160,119 @@ def equals_run(found: Arrays, run: Path, system: str, seeds: Sequence[int], rows
     """What was found are the run's own predictions, those of several seeds averaged."""
     predictions = read_predictions(run)
     heads = {name.partition("/")[2]: p for name, p in predictions.probs.items() if name.partition("/")[0] == system}
-    assert found.keys() == heads.keys() == {"audio", "text", "fusion"}
+    assert found.keys() == heads.keys()
     for head, probs in heads.items():
         assert not np.isnan(found[head]).all()
         np.testing.assert_allclose(found[head], probs[list(seeds)][:, rows].mean(0), rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("system", ["amber2", "cb-ce", "emo-ent", "evidential"])
-def test_a_fresh_process_predicts_elsewhere_what_the_run_predicted(plain: Path, tmp_path: Path, system: str) -> None:
-    words = ["--system", system, "--fold", 2, "--seed", 1]
-    exported(plain, "--output", tmp_path / "heads", *words)
-    given, rows = read_of(plain, plain.parent / "made-up.h5", 2, "vector")
-    equals_run(elsewhere(ALONE, tmp_path / "heads", given, tmp_path), plain, system, [1], rows)
+SYSTEMS = ("amber2", "cb-ce", "evidential", "lddu", "emo-ent")
+SMALL = "--decider sentiment --lddu-width 8 --lddu-layers 1 --lddu-attention-heads 2 --lddu-latent 4"
+FOLD = 4
+# of every folder of heads in a place, the predictions of recordings with their words
+SPOKEN = """
+import json, sys
+from pathlib import Path
+from amber2_predict import Predictor
+from amber2_predict.units import Unit
+place, models, asked = Path(sys.argv[1]), json.loads(sys.argv[2]), json.loads(sys.argv[3])
+for heads in sorted(place.iterdir()):
+    own = {name: path for name, path in models.items() if name != "sentiment_model" or "emo-ent" in heads.name}
+    rows = Predictor.from_pretrained(heads, device="cpu", **own).rows(
+        Unit(file, Path(file), transcript=words) for file, words in asked
+    )
+    print(json.dumps([heads.name, list(rows)]))
+"""
+
+
+@dataclass(frozen=True)
+class Exported:
+    """Heads of every system as folders, ``SYSTEM`` one model and ``SYSTEM-ensemble`` two; cache and run are gone."""
+
+    heads: Path
+    studio: Studio
+    read: dict[str, Arrays]  # what a graph of vectors, and of frames, takes of the fold's test utterances
+    rows: npt.NDArray[np.intp]  # of the run's predictions
+
+    def equals_run(self, name: str, found: Mapping[str, Any]) -> None:
+        """What was found of a folder is what the run predicted on test, averaged over an ensemble's seeds."""
+        system, said = name.removesuffix("-ensemble"), self.studio.said
+        seeds = [1] if name == system else [0, 1]
+        heads = {head.partition("/")[2] for head in said.probs if head.partition("/")[0] == system}
+        assert found.keys() == heads
+        for head in heads:
+            expected = said.probs[f"{system}/{head}"][seeds][:, self.rows].mean(0)
+            np.testing.assert_allclose(found[head], expected, rtol=0, atol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def spoken(tmp_path_factory: pytest.TempPathFactory) -> Exported:
+    place = tmp_path_factory.mktemp("spoken")
+    studio = made_studio(place, utterances=60, systems=SYSTEMS, options=SMALL)
+    for system in SYSTEMS:
+        own = ["--system", system, "--fold", FOLD, "--output"]
+        exported(studio.run, *own, place / "made" / system, "--seed", 1)
+        exported(studio.run, *own, place / "made" / f"{system}-ensemble", "--ensemble")
+    said = {reads: read_of(studio.run, place / "cache.h5", FOLD, reads) for reads in ("vector", "frames")}
+    assert studio.said.measures["emo-ent/flagged"][:, said["vector"][1]].any(1).all()  # a sentiment decides of some
+    shutil.move(place / "made", place / "moved")
+    shutil.rmtree(studio.run)
+    (place / "cache.h5").unlink()
+    return Exported(place / "moved", studio, {name: own for name, (own, _) in said.items()}, said["vector"][1])
+
+
+def test_a_fresh_process_predicts_a_fold_s_recordings_as_the_run_did_without_cache_and_run(spoken: Exported) -> None:
+    studio = spoken.studio
+    known = {u.id: (str(studio.corpus.root / str(u.audio)), u.transcript) for u in studio.corpus.utterances}
+    asked = [known[studio.said.id[row]] for row in spoken.rows]
+    words = [sys.executable, "-c", SPOKEN, str(spoken.heads), json.dumps(studio.models), json.dumps(asked)]
+    done = subprocess.run(words, capture_output=True, text=True, cwd=spoken.heads.parent, check=False)
+    assert done.returncode == 0, done.stderr
+    found = dict(map(json.loads, done.stdout.splitlines()))
+    assert found.keys() == {*SYSTEMS, *(f"{system}-ensemble" for system in SYSTEMS)}
+    for name, rows in found.items():
+        heads = rows[0]["heads"]
+        spoken.equals_run(name, {head: [[*row["heads"][head].values()] for row in rows] for head in heads})
+
+
+def test_the_command_is_told_where_the_classifier_of_sentiment_lies(spoken: Exported, tmp_path: Path) -> None:
+    studio = spoken.studio
+    code, said, complained = studio.command("--heads", str(spoken.heads / "emo-ent"), str(studio.table), cwd=tmp_path)
+    assert code == 0, complained
+    every = dict(zip([u.id for u in studio.corpus.utterances], map(json.loads, said.splitlines()), strict=True))
+    rows = [every[studio.said.id[row]] for row in spoken.rows]
+    found = {head: [[*row["heads"][head].values()] for row in rows] for head in ("audio", "text", "fusion")}
+    spoken.equals_run("emo-ent", found)
+    assert {tuple(row["inputs"]) for row in rows} == {("audio", "text")}
+
+
+def test_another_classifier_of_sentiment_is_refused(spoken: Exported, tmp_path: Path) -> None:
+    save_classifier(tmp_path / "other", "bert", ("positive", "neutral", "negative"), seed=1)
+    models = {**spoken.studio.models, "sentiment_model": str(tmp_path / "other")}
+    with pytest.raises(ModelError, match=r"trained on classifier for sentiment, .*: weights_digest changed"):
+        Predictor.from_pretrained(spoken.heads / "emo-ent", device="cpu", **models)  # type: ignore[arg-type]
+    del models["sentiment_model"]
+    with pytest.raises(ModelError, match="called classifier for sentiment: say where it lies by --sentiment-model"):
+        Predictor.from_pretrained(spoken.heads / "emo-ent", device="cpu", **models)  # type: ignore[arg-type]
+    with pytest.raises(SettingError, match="these heads read no sentiment"):
+        Predictor.from_pretrained(spoken.heads / "amber2", device="cpu", **spoken.studio.models)  # type: ignore[arg-type]
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("system", SYSTEMS)
+def test_so_does_its_graph(spoken: Exported, tmp_path: Path, system: str) -> None:
+    pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    shutil.copytree(spoken.heads / f"{system}-ensemble", tmp_path / "heads")
+    write_graph(tmp_path / "heads", read_folder(tmp_path / "heads"))
+    given = spoken.read["frames" if system == "lddu" else "vector"]
+    if system != "emo-ent":
+        given = {name: x for name, x in given.items() if not name.startswith("sentiment")}
+    spoken.equals_run(f"{system}-ensemble", elsewhere(AS_GRAPH, tmp_path / "heads", given, tmp_path))
 
 
 @pytest.mark.parametrize(("name", "reads"), [("attentive", "frames"), ("weighted", "layers")])
-def test_so_it_does_of_layers_and_frames_where_some_lack_a_modality(
+def test_a_fresh_process_predicts_of_layers_and_frames_where_some_lack_a_modality(
     layered: Path, tmp_path: Path, name: str, reads: str
 ) -> None:
     exported(layered / name, "--output", tmp_path / "heads", "--fold", 1)
@@ -176,15 +281,13 @@ def test_so_it_does_of_layers_and_frames_where_some_lack_a_modality(
     equals_run(elsewhere(ALONE, tmp_path / "heads", given, tmp_path), layered / name, "cb-ce", [0], rows)
 
 
-def test_an_ensemble_of_a_fold_is_the_mean_of_its_seeds_and_so_is_its_graph(
+def test_the_graph_of_an_ensemble_of_a_fold_is_the_mean_of_its_seeds(
     plain: Path, graphed: Path, tmp_path: Path
 ) -> None:
-    for name in ("heads", "again"):
-        shutil.copytree(graphed, tmp_path / name)
+    shutil.copytree(graphed, tmp_path / "heads")
     given, rows = read_of(plain, plain.parent / "made-up.h5", 3, "vector")
-    (tmp_path / "graph").mkdir()
-    equals_run(elsewhere(AS_GRAPH, tmp_path / "again", given, tmp_path / "graph"), plain, "amber2", [0, 1], rows)
-    equals_run(elsewhere(ALONE, tmp_path / "heads", given, tmp_path), plain, "amber2", [0, 1], rows)
+    given = {name: x for name, x in given.items() if not name.startswith("sentiment")}
+    equals_run(elsewhere(AS_GRAPH, tmp_path / "heads", given, tmp_path), plain, "amber2", [0, 1], rows)
 
 
 @pytest.mark.thorough
@@ -197,6 +300,26 @@ def test_graphs_of_layers_and_frames_predict_what_the_run_predicted(
     exported(layered / name, "--output", tmp_path / "heads", "--fold", 1, "--onnx")
     given, rows = read_of(layered / name, layered / "layered.h5", 1, reads)
     equals_run(elsewhere(AS_GRAPH, tmp_path / "heads", given, tmp_path), layered / name, "cb-ce", [0], rows)
+
+
+def test_presence_is_predicted_as_the_run_did_and_scored_at_the_threshold(layered: Path, tmp_path: Path) -> None:
+    from sklearn.metrics import f1_score
+
+    source, folder = layered / "presence", tmp_path / "heads"
+    exported(source, "--output", folder, "--fold", 1, "--ensemble")
+    config = json.loads((folder / "config.json").read_text())
+    heads = read_folder(folder)
+    assert (config["kind"], heads.kind) == ("multi-label", "multi-label")
+    assert "probability that any rater would hear each of neutral" in (folder / "README.md").read_text()
+    given, rows = read_of(source, layered / "layered.h5", 1, "frames")
+    found = elsewhere(ALONE, folder, given, tmp_path)
+    equals_run(found, source, "lddu", [0, 1], rows)
+    rated = read_predictions(source).target[rows] > 0
+    expected = f1_score(rated, found["fusion"] > heads.threshold, average="macro", zero_division=0)
+    assert config["metrics"]["ensemble"]["fusion"]["ml_macro_f1"] == pytest.approx(expected)
+    (best,) = choose(source).models
+    dev = [row for row in read_results(source) if row["split"] == "dev" and row["selected"]]
+    assert -best.dev_loss == max(row["ml_macro_f1"] for row in dev)
 
 
 # --- which models ---
@@ -215,7 +338,7 @@ def test_the_model_of_the_lowest_dev_js_is_taken_of_the_system_with_the_lowest_m
     (model,) = choose(plain, system="cb-ce", fold=3).models
     of_fold = {key: js for key, js in scores["cb-ce"].items() if key[0] == 3}
     assert (model.fold, model.seed) == min(of_fold, key=of_fold.__getitem__)
-    assert model.dev_js == min(of_fold.values())
+    assert model.dev_loss == min(of_fold.values())
 
 
 def test_an_ensemble_is_of_all_folds_and_seeds_or_of_those_asked_for(plain: Path) -> None:
@@ -265,15 +388,6 @@ def test_what_is_not_there_or_cannot_predict_is_one_line(plain: Path, what: dict
         choose(plain, **what)
 
 
-def test_heads_that_leave_it_to_a_sentiment_are_not_exported(plain: Path, tmp_path: Path) -> None:
-    command = ["--cache", plain.parent / "made-up.h5", "--system", "emo-ent", "--decider", "sentiment", "--hidden", 4]
-    assert run(train_heads, *command, "--epochs", 1, "--seeds", 1, "--output", tmp_path / "run").exit_code == 0
-    done = run(export_heads, tmp_path / "run", "--output", tmp_path / "heads")
-    assert done.exit_code == 1
-    assert "Cannot export emo-ent: its heads leave to a sentiment what the audio is unsure of" in done.output
-    assert not (tmp_path / "heads").exists()
-
-
 def test_folders_that_are_no_run_or_hold_no_heads_and_outputs_that_exist_are_one_line(
     plain: Path, run_folder: Path, tmp_path: Path
 ) -> None:
@@ -296,8 +410,9 @@ def test_nothing_stands_under_the_name_when_a_graph_cannot_be_written(
         assert done.output == f"error: --onnx needs {name}, which is not installed: pip install 'amber2[onnx]'\n"
         assert list(tmp_path.iterdir()) == []
         pytest.importorskip(name)
-    done = run(export_heads, plain, "--output", tmp_path / "heads", "--onnx", "--system", "emo-ent")
-    assert "The rule of emo-ent is no part of a graph: export without --onnx" in done.output
+    monkeypatch.setattr(torch.onnx, "export", None)
+    done = run(export_heads, plain, "--output", tmp_path / "heads", "--onnx")
+    assert (done.exit_code, "model.onnx cannot be written ('NoneType'" in done.output) == (1, True)
     assert list(tmp_path.iterdir()) == []
 
 

@@ -115,6 +115,31 @@ def test_killed_again_and_again_it_goes_on_and_ends_with_the_same_values(
     _assert_same(output, undisturbed)
 
 
+@pytest.mark.thorough
+def test_a_shard_that_is_killed_goes_on_and_all_merged_are_what_one_call_gives(
+    desk: Desk, undisturbed: FeatureCache, tmp_path: Path
+) -> None:
+    output = tmp_path / "cache" / "corpus.h5"
+    process = desk.start(output, "--shard=1/2")
+    while _rows(output) < 5 and process.poll() is None:
+        time.sleep(0.005)
+    process.kill()
+    process.communicate()
+    assert _gone(process.pid)
+    assert _rows(output) >= 5
+    for shard in ("1/2", "2/2"):
+        code, _, complained = desk.run(output, f"--shard={shard}")
+        assert code == 0, complained
+    shards = sorted(output.parent.iterdir())
+    assert [path.name for path in shards] == ["corpus.shard-1-of-2.h5", "corpus.shard-2-of-2.h5"]
+    merge = "from amber2_extract.merge_cli import merge_shards; merge_shards()"
+    done = subprocess.run([sys.executable, "-c", merge, *shards], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout.splitlines()[-1]) == (0, str(output)), done.stderr
+    for path in shards:
+        path.unlink()
+    _assert_same(output, undisturbed)
+
+
 def test_what_was_encoded_before_ctrl_c_is_kept_and_nobody_is_left(
     desk: Desk, undisturbed: FeatureCache, tmp_path: Path
 ) -> None:

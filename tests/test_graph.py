@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from heads_folders import EMOTIONS, config_of, member
+from heads_folders import EMOTIONS, config_of, lddu_member, member, ruled_member
 
 from amber2_core.errors import ModelError
 from amber2_core.fusion import FUSIONS
@@ -57,15 +58,33 @@ def test_a_graph_of_any_heads_predicts_what_they_predict(tmp_path: Path, shape: 
         check_graph(tmp_path / "model.onnx", heads)
 
 
+OTHERS: list[Any] = [
+    lddu_member, partial(lddu_member, kind="multi-label"), ruled_member, partial(ruled_member, decider="text"),
+]  # fmt: skip
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("make", OTHERS, ids=["lddu", "presence", "sentiment", "text"])
+def test_so_does_one_of_lddu_and_of_a_rule(tmp_path: Path, make: Any) -> None:
+    pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    heads = folder_of(make(0), make(2))
+    write_graph(tmp_path, heads)  # compares them
+    with pytest.raises(ModelError, match=r"model\.onnx predicts other numbers"):
+        check_graph(tmp_path / "model.onnx", folder_of(make(0), make(1)))
+
+
 @pytest.mark.parametrize("standardise", [True, False])
-@pytest.mark.parametrize("shape", CASES, ids=name_of)
-def test_members_that_are_alike_predict_at_once_what_each_predicts_alone(
-    shape: dict[str, Any], standardise: bool
-) -> None:
-    members = [member(seed, **shape) for seed in range(3)]
+@pytest.mark.parametrize(
+    "make",
+    [*(partial(member, **shape) for shape in CASES), *OTHERS[:2]],
+    ids=[*map(name_of, CASES), "lddu", "presence"],
+)
+def test_members_that_are_alike_predict_at_once_what_each_predicts_alone(make: Any, standardise: bool) -> None:
+    members = [make(seed) for seed in range(3)]
     if not standardise:
         members = [replace(one, standardisation={}) for one in members]
-    heads, given = folder_of(*members), random_inputs(folder_of(member(**shape)), 9)
+    heads, given = folder_of(*members), random_inputs(folder_of(make()), 9)
     assert stacked(members) is not None
     present = {name: given[f"{name}.present"] for name in ("audio", "text")}
     features: dict[str, Any] = {
@@ -101,6 +120,8 @@ def test_what_a_graph_reads_is_named_by_modality_with_a_mask() -> None:
         "audio": ["batch", 6], "audio.present": ["batch"], "text": ["batch", 5], "text.present": ["batch"],
     }  # fmt: skip
     assert inputs_of(folder_of(member(**LAYERED)))["audio"] == ["batch", 3, 6]
+    ruled = inputs_of(folder_of(ruled_member()))
+    assert (ruled["sentiment"], ruled["sentiment.present"]) == (["batch", 3], ["batch"])
     frames = inputs_of(folder_of(member(**read_by("attentive"))))
     assert frames["audio"] == ["batch", "frames of audio", 6]
     assert frames["text.valid"] == ["batch", "frames of text"]

@@ -8,6 +8,7 @@ from dataclasses import asdict
 import numpy as np
 import pytest
 import reference
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
@@ -189,6 +190,24 @@ def test_what_is_predicted_is_a_distribution_and_the_decider_has_its_largest_sha
     own = sentiment_classes(sentiment, audio, EMOTIONS) if decider == "sentiment" else text.argmax(-1)
     np.testing.assert_array_equal(found.argmax(-1), np.where(decided == 1, own, audio.argmax(-1)))
     np.testing.assert_array_equal(decided == 1, rule.flags(audio))
+
+
+@settings(max_examples=50)
+@given(st.sampled_from(["text", "sentiment"]), st.booleans(), st.integers(0, 10**6))
+def test_of_tensors_it_predicts_the_same_whatever_is_missing(decider: str, has_text: bool, seed: int) -> None:
+    audio, target, on_dev = drawn(80, seed=seed)
+    random = np.random.default_rng(seed)
+    rule = chosen_rule(decider, EMOTIONS, audio, target, on_dev=on_dev)  # type: ignore[arg-type]
+    # of the utterances by which the thresholds were chosen, some stand on one
+    audio, text, sentiment = (random.dirichlet(np.ones(classes), 300) for classes in (4, 4, 3))
+    for some, first in ((audio, 0), (text, 50), (sentiment, 100)):
+        some[first : first + 100] = np.nan
+    given = {"audio": audio, **({"text": text} if has_text else {})}
+    expected, decided = rule.applied(given, sentiment)
+    tensors = {head: torch.from_numpy(p) for head, p in given.items()}
+    found = rule.of_tensors(tensors, torch.from_numpy(sentiment) if decider == "sentiment" else None)
+    np.testing.assert_array_equal(found, expected)
+    assert (decided == 1).any() or not (has_text or decider == "sentiment") or rule.entropy == (None,) * 4
 
 
 def test_a_rule_is_json_and_back() -> None:

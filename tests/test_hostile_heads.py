@@ -6,12 +6,13 @@ import json
 import os
 import pickle
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from heads_folders import EMOTIONS, config_of, inputs, member, write_heads_folder
+from heads_folders import EMOTIONS, config_of, inputs, lddu_member, member, ruled_member, write_heads_folder
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
@@ -20,6 +21,7 @@ from safetensors.torch import load_file, save_file
 from amber2_core import limits
 from amber2_core.errors import RunFolderError
 from amber2_predict.folder import CONFIG, read_folder
+from amber2_predict.graph import random_inputs
 
 HEADS = "heads-1.safetensors"
 Changes = Callable[[dict[str, Any], dict[str, torch.Tensor]], None]
@@ -260,7 +262,8 @@ def ruled(**changes: Any) -> Changes:
         (saying(["neutral", "happy", "s" * 201], "emotions"), "is no name of at most 200 letters"),
         (saying("os.system", "outputs"), "its heads predict through os.system alone, which is code"),
         (saying(["softmax"], "outputs"), "outputs of its record"),
-        (saying("amber2_core.lddu", "model"), "its heads are a model of their own, amber2_core.lddu"),
+        (saying("os.system", "model"), "its heads are a model of their own, os.system, which no"),
+        (saying("amber2_core.lddu", "model"), "does not hold trained heads"),
         (saying("frames", "reads", "audio"), "it says that it reads 'frames' of audio, expected vector"),
         (saying(-1, "reads", "audio"), "it says that it reads -1 of audio"),
         (saying(["video"], "untrained"), "are not among its modalities"),
@@ -272,7 +275,8 @@ def ruled(**changes: Any) -> Changes:
         (saying([], "setting"), "setting of its record is"),
         (saying(3, "format_version"), "newer version of amber2"),
         (saying([], "format_version"), "does not hold trained heads"),
-        (ruled(decider="sentiment"), "leave to a sentiment"),
+        (ruled(decider="sentiment"), "there is no angry among neutral, happy, sad"),
+        (ruled(decider="os.system"), "is refused"),
         (ruled(entropy=[0.1]), "its rule does not fit its emotions"),
         (ruled(entropy=["a"] * 3), "its rule does not fit its emotions"),
         (ruled(emotions=["a", "b", "c"]), "its rule does not fit its emotions"),
@@ -286,6 +290,43 @@ def test_a_member_that_could_not_predict_is_refused(folder: Path, change: Change
 def test_the_rule_of_the_text_is_taken(folder: Path) -> None:
     changed(folder, ruled())
     read_folder(folder)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (saying(10**9, "architecture", "layers"), "it has 1000000000 layers, the most are 1000"),
+        (saying(0, "architecture", "attention_heads"), "Bad sizes"),
+        (saying(3, "architecture", "attention_heads"), "Bad width 8, expected a multiple of 4 and of 3 heads"),
+        (saying("code", "architecture", "kind"), "Bad modalities or kind"),
+        (saying([["audio", 6], ["audio", 5]], "architecture", "inputs"), "its features are"),
+        (saying("vector", "reads", "audio"), "it says that it reads 'vector' of audio, expected frames"),
+        (saying(2, "threshold"), "its threshold 2 is no probability"),
+        (saying("amber2_core.handover.Rule", "outputs"), "predict through amber2_core.handover.Rule alone"),
+    ],
+)
+def test_lddu_that_could_not_predict_is_refused(tmp_path: Path, change: Changes, words: str) -> None:
+    folder = write_heads_folder(tmp_path / "heads", lddu_member(kind="multi-label"))
+    assert read_folder(folder).kind == "multi-label"
+    changed(folder, change)
+    refuse(folder, words)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (saying({}, "sentiment"), "is refused"),
+        (saying({"model": 3}, "sentiment"), "sentiment 3 is no name"),
+        (saying({"model": "x", "labels": float("nan")}, "sentiment"), "is refused"),
+        (saying({"model": "another"}, "sentiment"), "features of member 1 is "),
+        (saying(["a", "b", "c", "d"], "rule", "emotions"), "there is no happy among a, b, c, d"),
+    ],
+)
+def test_a_rule_without_its_sentiment_is_refused(tmp_path: Path, change: Changes, words: str) -> None:
+    folder = write_heads_folder(tmp_path / "heads", ruled_member())
+    assert read_folder(folder).reads == {"audio": "vector", "text": "vector", "sentiment": "vector"}
+    changed(folder, change)
+    refuse(folder, words)
 
 
 def test_a_file_that_says_that_its_header_is_huge_is_refused(folder: Path) -> None:
@@ -339,16 +380,24 @@ def read_or_refused(folder: Path) -> None:
         assert "\n" not in refused
         return
     assert heads.head in heads.heads
-    assert heads.reads.keys() == {"audio", "text"}
-    for probs in heads.probs(inputs()).values():
+    assert heads.reads.keys() - {"sentiment"} == {"audio", "text"}
+    given = random_inputs(heads, 7)
+    features = {name: (given[name], given[f"{name}.valid"]) if f"{name}.valid" in given else given[name]
+                for name in heads.reads}  # fmt: skip
+    for probs in heads.probs(features).values():
         there = probs[~probs.isnan().any(-1)]
-        torch.testing.assert_close(there.sum(-1), torch.ones(len(there)))
+        if heads.kind == "distribution":
+            torch.testing.assert_close(there.sum(-1), torch.ones(len(there)))
+        else:
+            assert ((there >= 0) & (there <= 1)).all()
+            assert 0 <= heads.threshold <= 1
 
 
 @settings(max_examples=150)
 @given(st.data())
 def test_any_value_in_a_record_may_be_anything(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
-    folder = write_heads_folder(tmp_path_factory.mktemp("fuzz") / "heads")
+    make: Any = data.draw(st.sampled_from([member, ruled_member, partial(lddu_member, kind="multi-label")]))
+    folder = write_heads_folder(tmp_path_factory.mktemp("fuzz") / "heads", make())
     record = record_of(folder / HEADS)
     place, value = data.draw(st.sampled_from(places(record))), data.draw(JSON)
     changed(folder, lambda record, tensors: replaced(record, place, value))

@@ -22,7 +22,6 @@ from test_stacked_inputs import layered_fold
 
 from amber2_core import lddu
 from amber2_core.cache import FeatureCache, Features, Frames, write_cache
-from amber2_core.errors import RunFolderError
 from amber2_core.heads_folder import read_heads, read_tensors
 from amber2_core.lddu import ABSENT, Lddu, Queue, initial_parameters, outputs, probs
 from amber2_core.run_folder import read_curves, read_predictions, read_results, read_settings, read_summary
@@ -329,8 +328,28 @@ def test_a_saved_file_predicts_alone(tmp_path: Path) -> None:
     found = probs(shape, tensors, frames)
     np.testing.assert_allclose(found, one.probs(fold.test)["fusion"], atol=1e-6)
     assert record["reads"] == {"audio": "frames", "text": "frames"}
-    with pytest.raises(RunFolderError, match=r"does not hold trained heads \(it is a model of amber2_core\.lddu"):
-        read_heads(tmp_path / "heads.safetensors")
+    read, every = read_heads(tmp_path / "heads.safetensors"), torch.arange(len(fold.test))
+    again = read.probs({name: fold.test.frames(name, every) for name in shape.modalities})
+    np.testing.assert_allclose(again["fusion"], found, atol=1e-6)
+
+
+def test_heads_predict_of_what_is_there_as_the_run_does(tmp_path: Path) -> None:
+    missing = {"audio": [2, 21, 40], "text": [3, 4, 5, 21]}
+    fold = layered_fold(tmp_path, missing=missing, standardise=True)
+    (one,) = LatentDistributions().fit(fold, [LdduSettings(**TINY)], [0], FitOptions(1))
+    read = read_heads(saved(one, fold, tmp_path / "heads.safetensors"))
+    rows = replace(fold.test, index=torch.arange(60), targets=fold.test.targets[:1].expand(60, -1))
+    expected, there = one.probs(rows)["fusion"], torch.ones(60, dtype=torch.bool)
+    frames, present = {}, {}
+    for name, lack in missing.items():
+        x, valid = rows.frames(name, torch.arange(60))
+        present[name] = there.index_fill(0, torch.tensor(lack), False)
+        # of what is not there, anything may stand in its place
+        frames[name] = torch.where(present[name][:, None, None], x, 9.0), valid | ~present[name].unsqueeze(-1)
+    np.testing.assert_allclose(read.probs(frames, present)["fusion"], expected, atol=1e-6)
+    assert np.isnan(expected).any(-1).nonzero()[0].tolist() == [21]
+    alone = read.probs({"audio": frames["audio"]}, {"audio": present["audio"]})["fusion"][3:6]
+    np.testing.assert_allclose(alone, expected[3:6], atol=1e-6)
 
 
 def as_cache(corpus: Corpus, path: Path) -> Path:

@@ -24,7 +24,7 @@ def heads(inputs: tuple[str, ...], members: int, *, student: str = "fusion", mis
         model=SimpleNamespace(architecture=SimpleNamespace(modalities=inputs)),
         origin={"missing": dict.fromkeys(missing, 1)},
     )
-    return SimpleNamespace(members=(member,) * members, emotions=EMOTIONS, head=student)
+    return SimpleNamespace(members=(member,) * members, emotions=EMOTIONS, head=student, kind="distribution")
 
 
 def drawn(names: tuple[str, ...], members: int, count: int, seed: int) -> dict[str, Any]:
@@ -72,6 +72,17 @@ def test_a_member_without_a_head_has_no_say_and_a_head_that_none_has_says_nothin
     nothing = {name: np.full((2, 1, 4), np.nan) for name in probs}
     (why,) = predictions_of(heads(("audio", "text"), 2), nothing, [("audio",)])
     assert why == "no head was trained for what there is of it"
+
+
+def test_of_presence_what_is_above_the_threshold_is_present_and_there_are_no_ambiguities() -> None:
+    both = heads(("audio", "text"), 2)
+    both.kind, both.threshold = "multi-label", 0.4
+    probs = {"fusion": np.array([[[0.9, 0.2, 0.3, 0.6]], [[0.7, 0.4, 0.5, 0.4]]])}
+    (found,) = predictions_of(both, probs, [("audio", "text")])
+    assert not isinstance(found, str)
+    assert found.distribution == pytest.approx({"neutral": 0.8, "happy": 0.3, "angry": 0.4, "sad": 0.5})
+    assert (found.label, found.present) == ("neutral", ("neutral", "sad"))
+    assert found.rater_ambiguity is found.modality_ambiguity is found.ensemble_spread is None
 
 
 def test_scores_are_what_the_audio_classification_task_gives() -> None:

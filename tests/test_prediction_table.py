@@ -20,11 +20,12 @@ HEADS, EMOTIONS = ("audio", "text", "fusion"), ("happy", "sad")
 REQUEST = Request("heads")
 
 
-def row_of(unit: Unit) -> dict[str, Any]:
+def row_of(unit: Unit, *, is_good: bool = False) -> dict[str, Any]:
     """A row as a predictor makes it; of a file called bad, an error."""
+    is_good = is_good or "bad" not in unit.file
     start = unit.start or 0.0
     row: dict[str, Any] = {"file": unit.file, "start": start, "end": None}
-    if "bad" not in unit.file:
+    if is_good:
         share = len(unit.file) / 32 + start / 64
         row |= {
             "end": start + 1.5, "label": "sad", "predicted_by": "fusion", "inputs": ["audio", "text"],
@@ -33,7 +34,7 @@ def row_of(unit: Unit) -> dict[str, Any]:
             "heads": {head: {"happy": share, "sad": 1 - share} for head in HEADS},
         }  # fmt: skip
     said = {"short_window": start > 1, "transcript_from": "recogniser", "transcript": 'ja, "nö"\n'}
-    return {**row, **said, "error": "bad: cannot be decoded" if "bad" in unit.file else None}
+    return {**row, **said, "error": None if is_good else "bad: cannot be decoded"}
 
 
 class Machine:
@@ -43,6 +44,7 @@ class Machine:
         self.asked: list[Key] = []
         self.ends_before: str | None = None
         self.heads = "a"
+        self.good: set[str] = set()
         monkeypatch.setattr(pipeline, "looked_up", lambda request: Survey(HEADS, EMOTIONS, self.heads, {}, (Seat,)))
         monkeypatch.setattr(engine, "deal", self.deal)
 
@@ -52,7 +54,7 @@ class Machine:
                 if unit.file == self.ends_before:
                     raise KeyboardInterrupt
                 self.asked.append(unit.key)
-                yield (unit,), [row_of(unit)]
+                yield (unit,), [row_of(unit, is_good=unit.file in self.good)]
 
 
 class Seat:
@@ -78,7 +80,7 @@ def test_rows_read_back_by_pandas_are_what_was_written(machine: Machine, tmp_pat
     asked = [*units("a.wav", "bad.wav", "né.wav"), Unit("a.wav", Path("a.wav"), 2.0, 3.5)]
     done = pipeline.predict_to(output, REQUEST, asked)
     assert (done.rows, done.errors) == (4, 1)
-    assert [path.name for path in output.parent.iterdir()] == [output.name]
+    assert sorted(path.name for path in output.parent.iterdir()) == [output.name, f"{output.name}.unfinished"]
     read = {".jsonl": lambda p: pd.read_json(p, lines=True), ".csv": pd.read_csv, ".parquet": pd.read_parquet}
     table = read[suffix](output)
     assert table["file"].tolist() == ["a.wav", "bad.wav", "né.wav", "a.wav"]
@@ -116,28 +118,66 @@ def test_interrupted_it_goes_on_with_no_row_twice_and_none_missing(machine: Mach
     with pytest.raises(KeyboardInterrupt):
         pipeline.predict_to(output, REQUEST, units(*names))
     assert not output.exists()
-    with pytest.raises(SettingError, match="interrupted call: go on with --resume"):
+    with pytest.raises(SettingError, match="earlier call: go on with --resume"):
         pipeline.predict_to(output, REQUEST, units(*names))
     # what a kill in the midst of a line leaves
     with (tmp_path / "rows.csv.unfinished" / "rows.jsonl").open("a") as file:
         file.write('{"unit": ["5.wav", null, nu')
     machine.ends_before, machine.asked = None, []
     done = pipeline.predict_to(output, REQUEST, units(*names), resume=True)
-    assert (done.rows, done.errors, done.kept) == (12, 3, 5)
-    assert [key[0] for key in machine.asked] == names[5:]
+    assert (done.rows, done.errors, done.kept) == (12, 3, 4)
+    assert [key[0] for key in machine.asked] == [names[3], *names[5:]]  # and what ended in an error
     assert output.read_bytes() == (tmp_path / "whole.csv").read_bytes()
-    assert not (tmp_path / "rows.csv.unfinished").exists()
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".csv"])
+def test_what_ended_in_an_error_is_tried_again_also_of_a_complete_file(
+    machine: Machine, tmp_path: Path, suffix: str
+) -> None:
+    output, names = tmp_path / f"rows{suffix}", ["a.wav", "bad1.wav", "b.wav", "bad2.wav", "c.wav"]
+    machine.good = {*names}
+    pipeline.predict_to(tmp_path / f"whole{suffix}", REQUEST, units(*names))
+    assert not (tmp_path / f"whole{suffix}.unfinished").exists()
+    machine.good = set()
+    assert pipeline.predict_to(output, REQUEST, units(*names)).errors == 2
+    # one is put right, and the call that tries again is killed before the other
+    machine.good, machine.ends_before, machine.asked = {"bad1.wav"}, "bad2.wav", []
+    before = output.read_bytes()
+    with pytest.raises(KeyboardInterrupt):
+        pipeline.predict_to(output, REQUEST, units(*names), resume=True)
+    assert output.read_bytes() == before
+    machine.ends_before = None
+    for good, errors in (({"bad1.wav"}, 1), ({"bad2.wav"}, 0)):
+        machine.good = good
+        done = pipeline.predict_to(output, REQUEST, units(*names), resume=True)
+        assert (done.rows, done.errors, done.kept) == (5, errors, 4)
+    assert [key[0] for key in machine.asked] == ["bad1.wav", "bad2.wav", "bad2.wav"]
+    assert output.read_bytes() == (tmp_path / f"whole{suffix}").read_bytes()
+    assert len([*tmp_path.iterdir()]) == 2
+
+
+def test_an_error_of_a_unit_that_is_no_more_is_no_row(machine: Machine, tmp_path: Path) -> None:
+    """A missing recording is one unit; once it is there it is several windows."""
+    import pandas as pd
+
+    output, there = tmp_path / "rows.csv", units("a.wav")
+    pipeline.predict_to(output, REQUEST, [Unit("bad.wav", Path("bad.wav"), problem="bad.wav: missing"), *there])
+    machine.good = {"bad.wav"}
+    windows = [Unit("bad.wav", Path("bad.wav"), start, start + 2.0) for start in (0.0, 2.0)]
+    done = pipeline.predict_to(output, REQUEST, [*windows, *there], resume=True)
+    assert (done.rows, done.errors, done.kept) == (3, 0, 1)
+    assert pd.read_csv(output)["file"].tolist() == ["a.wav", "bad.wav", "bad.wav"]
 
 
 def test_a_finished_file_is_complete_or_the_wrong_one(machine: Machine, tmp_path: Path) -> None:
     for name in ("rows.jsonl", "rows.csv"):
         output = tmp_path / name
-        pipeline.predict_to(output, REQUEST, units("a.wav", "bad.wav"))
+        pipeline.predict_to(output, REQUEST, units("a.wav", "d.wav"))
         with pytest.raises(RunFolderError, match="exists already"):
-            pipeline.predict_to(output, REQUEST, units("a.wav", "bad.wav"))
+            pipeline.predict_to(output, REQUEST, units("a.wav", "d.wav"))
         machine.asked = []
-        done = pipeline.predict_to(output, REQUEST, units("a.wav", "bad.wav"), resume=True)
-        assert (done.rows, done.errors, done.kept, machine.asked) == (2, 1, 2, [])
+        done = pipeline.predict_to(output, REQUEST, units("a.wav", "d.wav"), resume=True)
+        assert (done.rows, done.errors, done.kept, machine.asked) == (2, 0, 2, [])
         with pytest.raises(SettingError, match=r"complete without a row of b\.wav and 1 more"):
             pipeline.predict_to(output, REQUEST, units("a.wav", "b.wav", "c.wav"), resume=True)
     (tmp_path / "other.jsonl").write_text("no JSON\n")

@@ -1,11 +1,7 @@
-"""New speech, a distribution out: a run's predictions again, experts alone, stretches, threads, encoders."""
+"""New speech, a distribution out: experts alone, stretches, threads, encoders."""
 
 from __future__ import annotations
 
-import itertools
-import json
-import subprocess
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -15,26 +11,12 @@ import pytest
 import soundfile
 import torch
 from small_models import WORDS, save_speech, save_text
-from speaking_heads import Studio, made_studio, without_run
+from speaking_heads import Studio, made_studio
 
 from amber2_core.errors import AudioError, ModelError, RunFolderError, SettingError
 from amber2_core.heads_folder import read_heads
 from amber2_predict.encoding import plan_encodings, recipe_of
-from amber2_predict.export import export_heads
 from amber2_predict.units import Unit, Windows, units_of
-
-# In a process that never saw the run: the test utterances of each fold, by its own models, through their recordings.
-FRESH = """
-import json, sys
-from amber2_predict import Predictor
-from amber2_predict.units import Unit
-from pathlib import Path
-heads, models, asked = Path(sys.argv[1]), json.loads(sys.argv[2]), json.loads(sys.argv[3])
-for name, rows in asked.items():
-    predictor = Predictor.from_pretrained(heads / name, device="cpu", **models)
-    units = [Unit(file, Path(file), transcript=words) for file, words in rows]
-    print(json.dumps([name, list(predictor.rows(units))]))
-"""
 
 
 @pytest.fixture(scope="module")
@@ -47,35 +29,6 @@ def waveform_of(file: str) -> tuple[Any, int]:
 
 
 # --- the numbers ---
-
-
-def test_a_fresh_process_predicts_the_tested_utterances_of_a_run_again_from_their_recordings(
-    studio: Studio, tmp_path: Path
-) -> None:
-    heads, said = without_run(studio, tmp_path / "heads"), studio.said
-    known = {u.id: (str(studio.corpus.root / str(u.audio)), u.transcript) for u in studio.corpus.utterances}
-    keys = list(itertools.product(("amber2", "cb-ce"), said.folds, (0, 1)))
-    asked = {
-        f"{system}-fold{fold}-seed{seed}.safetensors": [known[said.id[row]] for row in said.folds[fold]]
-        for system, fold, seed in keys
-    }
-    words = [sys.executable, "-c", FRESH, str(heads), json.dumps(studio.models), json.dumps(asked)]
-    done = subprocess.run(words, capture_output=True, text=True, cwd=tmp_path, check=False)
-    assert done.returncode == 0, done.stderr
-    found = dict(map(json.loads, done.stdout.splitlines()))
-    for system, fold, seed in keys:
-        rows = found[f"{system}-fold{fold}-seed{seed}.safetensors"]
-        for head in ("audio", "text", "fusion"):
-            again = [[row["heads"][head][emotion] for emotion in said.emotions] for row in rows]
-            np.testing.assert_allclose(again, said.probs[f"{system}/{head}"][seed, said.folds[fold]], atol=1e-5)
-
-
-def test_an_exported_folder_predicts_as_its_run_does_wherever_it_lies(studio: Studio, tmp_path: Path) -> None:
-    export_heads(studio.run, tmp_path / "made", system="amber2", fold=1, ensemble=True)
-    (tmp_path / "made").rename(tmp_path / "moved")
-    sound = waveform_of(studio.recordings[0])
-    moved, of_run = (studio.predictor(tmp_path / "moved"), studio.predictor(seed=None, ensemble=True))
-    assert moved.predict(*sound, "one voice") == of_run.predict(*sound, "one voice")
 
 
 def test_an_expert_alone_is_its_head_on_what_its_encoder_gives(studio: Studio) -> None:

@@ -262,7 +262,7 @@ def test_an_earlier_cache_that_vanishes_is_one_line_and_stays_as_it_was(place: S
         raise OSError(errno.EIO, "Input/output error")
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("amber2_extract.previous._Gathered.__getitem__", fails)
+        patch.setattr("amber2_extract.previous.Gathered.__getitem__", fails)
         with pytest.raises(CacheError, match=r"^Cannot read what .*example\.h5 is made of: Input/output error"):
             place.extract()
     assert place.output.read_bytes() == before

@@ -13,10 +13,12 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
-from amber2_core.command import DONE, INCOMPLETE, Command, command_body, fail, ray_options
+from amber2_core.command import DONE, INCOMPLETE, Command, chosen_shard, command_body, fail, ray_options
 from amber2_core.errors import Amber2Error, SettingError
 
 if TYPE_CHECKING:
+    from amber2_core.shards import Shard
+
     from .options import Grid, TrainOptions
 
 _WORDS = "amber2.words"
@@ -26,7 +28,7 @@ _BESIDE_AGAIN = (
     "engine", "ray_address", "gpus_per_worker",
 )  # fmt: skip
 _MACHINES = ("--engine", "--ray-address", "--gpus-per-worker")
-_PLACES = ("--cache", "--cache-dir", "--output", "--name", "--track", *_MACHINES)
+_PLACES = ("--cache", "--cache-dir", "--output", "--name", "--track", "--shard", *_MACHINES)
 _log = logging.getLogger(__name__)
 
 
@@ -101,6 +103,12 @@ def _list(text: str) -> list[str]:
 )
 @click.option("--output", type=click.Path(path_type=Path), help="The run folder to write. [default: ./runs/TIME-NAME]")
 @click.option("--name", help="Name of the run. [default: the cache's]")
+@click.option(
+    "--shard",
+    callback=chosen_shard,
+    metavar="K/N",
+    help="Train this part of the sweep, for merge-shards: 3/16, or auto under SLURM or torchrun. [default: all]",
+)
 @click.option(
     "--again",
     type=click.Path(path_type=Path),
@@ -185,6 +193,7 @@ def train_heads(
     cache_dir: Path | None,
     output: Path | None,
     name: str | None,
+    shard: Shard | None,
     again: Path | None,
     only_plan: bool,
     engine: str,
@@ -208,7 +217,7 @@ def train_heads(
     versions do: scores by more than 1e-5, or 1e-4 where the runs were computed on different kinds of device.
 
     A sweep can be stopped: what was finished lies in NAME.unfinished beside the run folder, and the same command goes
-    on from there.
+    on from there. With --shard it lies in NAME.shard-3-of-16, and merge-shards makes all shards one run folder.
     """
     from amber2_core.engine import prepare
     from amber2_core.ray_engine import machines
@@ -233,8 +242,15 @@ def train_heads(
             raise SettingError("--plan is measured on this machine: leave --engine out")
         print_plan(run.plan(source, wanted), as_json=as_json)
         return DONE
-    with machines(engine, ray_address, gpus_per_worker=gpus_per_worker) as found_there, progress() as on_progress:
-        report = run.train(source, output, wanted, name=name, on_progress=on_progress, machines=found_there)
+    with machines(engine, ray_address, gpus_per_worker=gpus_per_worker) as there, progress() as on_progress:
+        if shard is not None:
+            if output is None or track is not None:
+                raise SettingError("--shard needs --output, by which shards know one another, and --track a whole run")
+            wanted = replace(wanted, command=_without(words, ("--shard",)))
+            folder = run.train_shard(source, output, wanted, shard, on_progress=on_progress, machines=there)
+            click.echo(json.dumps({"shard": str(folder)}) if as_json else str(folder))
+            return DONE
+        report = run.train(source, output, wanted, name=name, on_progress=on_progress, machines=there)
     found, besides = differences(again, report.folder) if again is not None else ([], [])
     if as_json:
         shown: dict[str, Any] = {"table": report.table, "selected": report.selected, "weights": report.weights}
@@ -257,17 +273,24 @@ def _command_of(
     folder: Path, cache: Path | None, cache_dir: Path | None, typed: Mapping[str, Any]
 ) -> tuple[Path | None, dict[str, Any], list[str]]:
     """The cache, the options and the words of a run folder's command, but for what was typed beside --again."""
-    from .again import from_where_it_began, saved_cache, saved_command
-
     context = click.get_current_context()
     for name in context.params:
         if name not in _BESIDE_AGAIN and context.get_parameter_source(name) is ParameterSource.COMMANDLINE:
             flag = "--" + name.replace("_", "-")
             raise SettingError(f"{flag} beside --again would make another run: leave one of them out")
     has_device = context.get_parameter_source("device") is ParameterSource.COMMANDLINE
+    return _saved(folder, cache, cache_dir, device=typed["device"] if has_device else None)
+
+
+def _saved(
+    folder: Path, cache: Path | None, cache_dir: Path | None, *, device: str | None = None
+) -> tuple[Path | None, dict[str, Any], list[str]]:
+    """The cache, the options and the words of the command in a folder's settings.json, perhaps on another device."""
+    from .again import from_where_it_began, saved_cache, saved_command
+
     saved = from_where_it_began(folder, saved_command(folder))
-    words = _without(saved, (*_PLACES, "--device") if has_device else _PLACES)
-    words += ["--device", typed["device"]] if has_device else []
+    words = _without(saved, _PLACES if device is None else (*_PLACES, "--device"))
+    words += [] if device is None else ["--device", device]
     try:
         options = train_heads.make_context("train-heads", list(words)).params
     except click.UsageError as problem:
@@ -277,6 +300,21 @@ def _command_of(
         cache = saved_cache(folder)
     aside = {*_BESIDE_AGAIN} - {"device"}
     return cache, {name: value for name, value in options.items() if name not in aside}, ["train-heads", *words]
+
+
+def merge_sweep(shards: Sequence[Path], output: Path | None, cache: Path | None) -> None:
+    """What `merge-shards` does with the shards of a sweep."""
+    from amber2_core.shards import whole_of
+
+    from . import run
+    from .parts import check_shards
+    from .show import print_table
+    from .training_data import find_cache
+
+    check_shards(shards)
+    place, options, words = _saved(shards[0], cache, None)
+    output = output or whole_of(shards[0])
+    print_table(run.merge(shards, find_cache(place, None), output, _options(options, words)))
 
 
 def _without(words: Sequence[str], flags: Sequence[str]) -> list[str]:

@@ -24,6 +24,7 @@ from amber2_core.features import IMPORTED, Side
 from amber2_core.metrics import metrics_of_kinds
 from amber2_core.ray_engine import Cluster, Place
 from amber2_core.run_folder import SYNTHETIC_VOTES, version_of
+from amber2_core.shards import Shard
 from amber2_core.tables import RatingTable, take, texts
 from amber2_core.votes import LabelPolicy, all_ticks
 
@@ -33,6 +34,7 @@ from .grid import Setting, kinds_of
 from .options import TrainOptions, check_modalities
 from .selection import check_deciders
 from .systems.system import ALL, OURS, Need
+from .tasks import Task
 from .training_data import Fold, Material, TrainingData, read_material, side_keys
 from .worker import Sweep, look_at
 
@@ -63,6 +65,11 @@ class Request:
     def tasks(self) -> list[tasks.Task]:
         folds = [fold.number for fold in self.folds]
         return tasks.tasks_of(self.shapes, self.options.grid.seeds, folds, self.device)
+
+    def part(self, shard: Shard) -> list[Task]:
+        """The tasks of a shard, fold by fold: of each kind of task, and of each fold, about as many as other shards."""
+        order = sorted(self.tasks, key=lambda task: (task.number, task.fold))
+        return sorted(shard.of(order), key=lambda task: (task.fold, task.number))
 
     def sweep(self, folder: Path) -> Sweep:
         """What workers are told; they keep finished tasks in `folder`."""
@@ -127,23 +134,31 @@ class Request:
         return [max(1, cores() // count)] * count
 
 
-def prepared(cache_path: Path, options: TrainOptions, machines: Cluster | None = None) -> Request:
+def prepared(
+    cache_path: Path, options: TrainOptions, *, machines: Cluster | None = None, trained_on: str | None = None
+) -> Request:
     """Check what is asked for, read its data and divide it, to be trained here or on the machines of a cluster.
+
+    Args:
+        trained_on: the device that all is trained on already, which need not be here; None: the one that is asked for.
 
     Raises:
         Amber2Error: anything of it cannot be had.
     """
-    engine.prepare(*PRELOADED)
+    if trained_on is None:
+        engine.prepare(*PRELOADED)
     left_out: dict[str, str] = {}
     if ALL in options.grid.systems:
         options, left_out = _of_all_systems(cache_path, options)
     settings = options.settings()
-    if machines is None:
-        places, (device, has_bfloat16) = list[Place](), engine.call(look_at, options.device)
+    places: list[Place] = []
+    if trained_on is not None:
+        device, has_bfloat16 = trained_on, True
+    elif machines is None:
+        device, has_bfloat16 = engine.call(look_at, options.device)
     else:
         places = machines.places(options.device, threads=1)
-        at = places[0].device
-        device, has_bfloat16 = engine.call(look_at, at, worker=(places[0], None), engine=machines)
+        device, has_bfloat16 = engine.call(look_at, places[0].device, worker=(places[0], None), engine=machines)
     if options.precision == "tf32" and device == "cpu":
         raise SettingError("Bad precision 'tf32' on a CPU: only GPUs have it; use --precision fp32 or --device cuda")
     sides = {Side(*side) for setting in settings for side in setting.system.sides(setting.values)}

@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import logging
 import math
-import os
 import shutil
 import sys
 import time
@@ -32,16 +31,18 @@ from amber2_core.run_folder import (
     write_results,
     write_utterances,
 )
+from amber2_core.shards import Shard
 
 from . import worker
 from .grid import Setting, axes_of, kinds_of
 from .options import TrainOptions
+from .parts import check_shards
 from .plan import Plan, plan_sweep
 from .request import Request, identity, prepared, settings_record, utterance_rows
 from .results import Report, Results, results_of
 from .selection import Selection, warn_of_deciders
-from .tasks import FinishedTasks, Run
-from .unfinished import LOG, check_free, earlier_output, new_output, unfinished_sweep
+from .tasks import FinishedTasks, Run, Task, link
+from .unfinished import LOG, Identity, check_free, difference, earlier_output, new_output, unfinished_sweep
 
 OnProgress = Callable[[int, int], None]
 _log = logging.getLogger(__name__)
@@ -71,16 +72,82 @@ def train(
         check_free(output)
     if name is not None and (name in ("", ".", "..") or any(mark in name for mark in "/\\\0")):
         raise SettingError(f"Bad name {name!r}, expected a word for a folder in ./runs; a place is --output's")
-    request = prepared(cache_path, options, machines)
+    request = prepared(cache_path, options, machines=machines)
     this = identity(request)
     if output is None:
         name = cache_path.stem if name is None else name
         output = earlier_output(Path("runs"), name, this) or new_output(Path("runs"), name)
+    return _sweep(request, output, this, on_progress=on_progress)
+
+
+def train_shard(
+    cache_path: Path,
+    output: Path,
+    options: TrainOptions,
+    shard: Shard,
+    *,
+    on_progress: OnProgress = lambda done, total: None,
+    machines: Cluster | None = None,
+) -> Path:
+    """Train a shard of a sweep's tasks, and keep them beside the run folder that all shards become by `merge`.
+
+    Nothing is chosen yet: what is kept are all tasks, without the files of runs that another of the same shard beats.
+
+    Raises:
+        Amber2Error: as `train`.
+    """
+    check_free(output)
+    request = prepared(cache_path, options, machines=machines)
+    part = request.part(shard)
+    with unfinished_sweep(output, identity(request), tasks=len(part), shard=shard) as finished:
+        write_json(finished.folder / "settings.json", settings_record(request))
+        with _logged(finished.folder / LOG):
+            _say_what_is_kept(request)
+            _log.info("%s: %d of %d tasks", shard.words, len(part), len(request.tasks))
+            _trained(request, part, finished, on_progress)
+    return finished.folder
+
+
+def merge(shards: Sequence[Path], cache_path: Path, output: Path, options: TrainOptions) -> Report:
+    """Choose among what all shards of a sweep trained, and write its run folder; the shards are removed.
+
+    Args:
+        shards: folders that `train_shard` gave.
+        cache_path: where their cache is now.
+        output: the run folder.
+        options: with which they were trained.
+
+    Raises:
+        SettingError, RunFolderError: as `check_shards`; or what is to be trained now is another sweep than theirs.
+    """
+    check_free(output)
+    this, device = check_shards(shards)
+    request = prepared(cache_path, options, trained_on=device)
+    if differs := difference(this, identity(request)):
+        raise RunFolderError(f"{shards[0]} is of another sweep than its command makes now: {differs}")
+    report = _sweep(request, output, this, shards=shards)
+    for folder in shards:
+        shutil.rmtree(folder, ignore_errors=True)
+    _log.info("%d shards are removed: %s holds what they found", len(shards), output)
+    return report
+
+
+def _sweep(
+    request: Request,
+    output: Path,
+    this: Identity,
+    *,
+    shards: Sequence[Path] = (),
+    on_progress: OnProgress = lambda done, total: None,
+) -> Report:
+    """Train what no shard has and choose, and write the run folder."""
     with unfinished_sweep(output, this, tasks=len(request.tasks)) as finished:
+        for folder in shards:
+            finished.take_over(FinishedTasks(folder))
         with _logged(finished.folder / LOG):
             _say_what_is_kept(request)
             warn_of_deciders(request.material.data, request.settings)
-            selection = _trained(request, finished, on_progress)
+            selection = _trained(request, request.tasks, finished, on_progress)
             _say_what_lies_at_the_edge(selection, request)
         results = results_of(selection, request.material.data, request.folds, request.options.grid.columns)
         with new_run_folder(output) as folder:
@@ -101,12 +168,13 @@ def plan(cache_path: Path, options: TrainOptions) -> Plan:
     )
 
 
-def _trained(request: Request, finished: FinishedTasks, on_progress: OnProgress) -> Selection:
+def _trained(request: Request, tasks: Sequence[Task], finished: FinishedTasks, on_progress: OnProgress) -> Selection:
     """Train what is not there yet, and choose as it comes in."""
     grid, settings = request.options.grid, request.settings
     seeds, varied = grid.seeds, grid.varied
     selection = Selection(settings, seeds, finished)
-    total, done, began = len(settings) * seeds * len(request.folds), 0, time.monotonic()
+    total = sum(len(task.settings) * len(task.seeds) for task in tasks)
+    done, began = 0, time.monotonic()
 
     def take(runs: Sequence[Run]) -> None:
         nonlocal done
@@ -119,7 +187,7 @@ def _trained(request: Request, finished: FinishedTasks, on_progress: OnProgress)
             _say_what_is_chosen(selection, varied, runs[0].fold, len(request.folds), took)
 
     missing = []
-    for task in request.tasks:
+    for task in tasks:
         runs = finished.read(task)
         if runs is None:
             missing.append(task)
@@ -171,16 +239,8 @@ def _write(folder: Path, request: Request, selection: Selection, results: Result
         for fold, place in folds.items():
             for run in selection.of(fold, place):
                 path = folder / "heads" / f"{system}-fold{fold}-seed{run.seed}.safetensors"
-                _link(selection.finished.weights(run), path)
+                link(selection.finished.weights(run), path)
     return Report(folder, table, selected, _mean_weights(results.experts), against, kinds)
-
-
-def _link(source: Path, path: Path) -> None:
-    """The same file under a second name, or a copy where the file system has no such thing."""
-    try:
-        os.link(source, path)
-    except OSError:
-        shutil.copyfile(source, path)
 
 
 def _mean_weights(experts: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float]]:

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
+import shutil
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -146,6 +148,13 @@ class FinishedTasks:
         except Exception as problem:  # zipfile raises many things on damaged bytes
             raise RunFolderError(f"{path} is damaged ({problem}): remove {path.parent}, and train again") from None
 
+    def take_over(self, other: FinishedTasks) -> None:
+        """Have all that another folder holds, too; of each task its own file last. OSError: it cannot be had."""
+        for source in sorted(other.folder.glob("fold*"), key=lambda path: path.suffix == ".json"):
+            path = self.folder / source.name
+            path.unlink(missing_ok=True)
+            link(source, path)
+
     def weights(self, run: Run) -> Path:
         """A run's file of weights."""
         return self.folder / f"fold{run.fold}-setting{run.setting}-seed{run.seed}.safetensors"
@@ -161,6 +170,15 @@ class FinishedTasks:
 
     def _path(self, task: Task) -> Path:
         return self.folder / f"fold{task.fold}-task{task.number}.json"
+
+
+def link(source: Path, path: Path) -> None:
+    """The same file under a second name, or a copy where the file system has no such thing."""
+    try:
+        os.link(source, path)
+    except OSError:
+        with written_whole(path) as writing:
+            shutil.copyfile(source, writing)
 
 
 def scores_of(

@@ -23,6 +23,7 @@ from amber2_core.cache import (
 from amber2_core.errors import CacheError, LabelError, SettingError
 from amber2_core.features import Side, blocks
 from amber2_core.label_spaces import policy_with
+from amber2_core.shards import is_part, warn_of_part
 from amber2_core.tables import Texts, take, texts
 from amber2_core.votes import LabelPolicy, Voters, all_ticks, counted_votes, label_distributions
 
@@ -116,7 +117,7 @@ class TrainingData:
 
 
 def find_cache(path: Path | None, cache_dir: Path | None) -> Path:
-    """The cache a user means: the one named, else the only one in the cache folder.
+    """The cache a user means: the one named, else the only one in the cache folder that is no shard.
 
     The cache folder is `cache_dir`, else AMBER2_CACHE_DIR, else ./cache.
 
@@ -126,9 +127,12 @@ def find_cache(path: Path | None, cache_dir: Path | None) -> Path:
     if path is not None:
         return path
     folder = cache_dir or Path(os.environ.get(CACHE_DIR_VARIABLE) or "cache")
-    caches = sorted(folder.glob("*.h5")) if folder.is_dir() else []
+    found = sorted(folder.glob("*.h5")) if folder.is_dir() else []
+    caches = [path for path in found if not is_part(path)]
     if len(caches) == 1:
         return caches[0]
+    if found and not caches:
+        raise CacheError(f"No feature cache in {folder} but shards, as {found[0].name}: merge-shards makes them one")
     if not caches:
         raise CacheError(
             f"No feature cache in {folder}: make one with extract-features, or name one with --cache, "
@@ -244,6 +248,7 @@ def read_material(
     """
     keys, beside = feature_keys(path, names), side_keys(path, sides)
     cache = read_cache(path, only=())
+    warn_of_part(path, cache.summary)
     policy = policy_with(cache.defaults, changes)
     held = {(some.modality, some.name): some for some in mapped_features(path, only=[*keys.values(), *beside.values()])}
     inputs, read = ({key: held[place] for key, place in places.items()} for places in (keys, beside))

@@ -2,7 +2,8 @@
 
 Beside the run folder `NAME` there is `NAME.unfinished` with `unfinished.json` (the run folder's path, how many tasks of
 how many are done, and all that the results depend on), the tasks (`train.tasks`), `log.txt` and a lock. The same
-command finds it and goes on; when the run folder is complete, it is removed.
+command finds it and goes on; when the run folder is complete, it is removed. A shard of a sweep keeps its tasks in the
+same way in `NAME.shard-3-of-16`, which stays until all shards are merged (`train.merging`).
 """
 
 from __future__ import annotations
@@ -19,11 +20,12 @@ from typing import Any
 
 from amber2_core.errors import RunFolderError, SettingError
 from amber2_core.files import lock, write_json
+from amber2_core.shards import Shard
 
 from .tasks import FinishedTasks
 
 SUFFIX = ".unfinished"
-LOCK, LOG = "lock", "log.txt"
+LOCK, LOG, RECORD = "lock", "log.txt", "unfinished.json"
 Identity = Mapping[str, Any]  # what is asked for by the name that the user knows it by; JSON values only
 
 
@@ -31,7 +33,7 @@ def earlier_output(folder: Path, name: str, identity: Identity) -> Path | None:
     """The run folder `folder`/*-`name` that an earlier, interrupted call of the same sweep was to write, if any."""
     for found in sorted(folder.glob(f"*-{glob.escape(name)}{SUFFIX}"), reverse=True):
         try:
-            if _read(found)["identity"] == identity:
+            if read_record(found)["identity"] == identity:
                 return found.with_name(found.name.removesuffix(SUFFIX))
         except RunFolderError:
             continue
@@ -55,26 +57,29 @@ def check_free(output: Path) -> None:
 
 
 @contextmanager
-def unfinished_sweep(output: Path, identity: Identity, *, tasks: int) -> Iterator[FinishedTasks]:
-    """The finished tasks of a sweep; their folder is gone when the block ends well, or before any was finished.
+def unfinished_sweep(
+    output: Path, identity: Identity, *, tasks: int, shard: Shard | None = None
+) -> Iterator[FinishedTasks]:
+    """The finished tasks of a sweep; their folder is gone when the run folder is there, or before any was finished.
 
     Args:
         output: the run folder that is to be.
         identity: all that the results depend on.
-        tasks: how many there are in all.
+        tasks: how many there are in all, or in the shard.
+        shard: the part that they are; None: all.
 
     Raises:
         RunFolderError: the run folder exists, the place cannot be written, another sweep lies there, or is running; and
             for a KeyboardInterrupt after the first task, to say how to go on.
     """
     check_free(output)
-    folder = output.with_name(output.name + SUFFIX)
+    folder = output.with_name(output.name + SUFFIX) if shard is None else shard.folder(output)
     with _locked(output, folder):
         finished = FinishedTasks(folder)
         # before the record of a sweep there is nothing but the lock, and perhaps what a process that was killed left
         if any(path.name != LOCK and path.suffix != ".writing" for path in folder.iterdir()):
             _check_same(folder, identity)
-        _write(finished, output, identity, tasks)
+        _write(finished, output, identity, tasks, shard)
         hopeless = False
         try:
             yield finished
@@ -88,10 +93,10 @@ def unfinished_sweep(output: Path, identity: Identity, *, tasks: int) -> Iterato
                 f"Stopped: {folder} holds {finished.count} of {tasks} tasks; the same command goes on from there"
             ) from None
         finally:
-            if hopeless or not finished.count or output.exists():
+            if hopeless or finished.count == 0 < tasks or output.exists():
                 shutil.rmtree(folder, ignore_errors=True)
             else:
-                _write(finished, output, identity, tasks)
+                _write(finished, output, identity, tasks, shard)
 
 
 @contextmanager
@@ -109,18 +114,29 @@ def _locked(output: Path, folder: Path) -> Iterator[None]:
 
 def _check_same(folder: Path, identity: Identity) -> None:
     """Raises RunFolderError that names what differs from the sweep in the folder."""
-    there = _read(folder)["identity"]
-    for name in dict.fromkeys([*there, *identity]):
-        if there.get(name) != identity.get(name):
-            before, now = (json.dumps(some.get(name), ensure_ascii=False) for some in (there, identity))
-            raise RunFolderError(
-                f"{folder} holds another sweep: its {name} is {before}, not {now}; finish it with its own command, "
-                f"remove it, or name another --output"
-            )
+    if differs := difference(read_record(folder)["identity"], identity):
+        raise RunFolderError(
+            f"{folder} holds another sweep: {differs}; finish it with its own command, remove it, or name another "
+            "--output"
+        )
 
 
-def _read(folder: Path) -> dict[str, Any]:
-    path = folder / "unfinished.json"
+def difference(one: Identity, other: Identity) -> str:
+    """The first thing by which two sweeps differ, in words; "": nothing."""
+    for name in dict.fromkeys([*one, *other]):
+        if one.get(name) != other.get(name):
+            a, b = (json.dumps(some.get(name), ensure_ascii=False) for some in (one, other))
+            return f"its {name} is {a}, not {b}"
+    return ""
+
+
+def read_record(folder: Path) -> dict[str, Any]:
+    """What a folder of finished tasks says of its sweep.
+
+    Raises:
+        RunFolderError: it is none, or damaged.
+    """
+    path = folder / RECORD
     try:
         record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         record["identity"].keys()
@@ -129,6 +145,9 @@ def _read(folder: Path) -> dict[str, Any]:
     return record
 
 
-def _write(finished: FinishedTasks, output: Path, identity: Identity, tasks: int) -> None:
-    what = f"an unfinished sweep: {finished.count} of {tasks} tasks are done; the same command goes on"
-    write_json(finished.folder / "unfinished.json", {"what": what, "run folder": str(output), "identity": identity})
+def _write(finished: FinishedTasks, output: Path, identity: Identity, tasks: int, shard: Shard | None) -> None:
+    name = "an unfinished sweep" if shard is None else f"{shard} of a sweep"
+    what = f"{name}: {finished.count} of {tasks} tasks are done; the same command goes on"
+    part = {} if shard is None else {"shard": shard.record}
+    record = {"what": what, "run folder": str(output), "tasks": tasks, **part, "identity": identity}
+    write_json(finished.folder / RECORD, record)
