@@ -372,6 +372,17 @@ def _start(theirs: Connection) -> Any:
 
 
 @contextmanager
+def signals_blocked() -> Iterator[None]:
+    """Threads and processes started within take no signals, nor does what they start."""
+    mask = _block_signals()
+    try:
+        yield
+    finally:
+        if mask is not None:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+
+@contextmanager
 def _clean_start(**told: str) -> Iterator[None]:
     """Processes started within take no signals and import nothing from the folder where the user happens to be.
 
@@ -380,12 +391,10 @@ def _clean_start(**told: str) -> Iterator[None]:
     told = {"PYTHONSAFEPATH": "1", **told}
     before = {name: os.environ.get(name) for name in told}
     os.environ.update(told)
-    mask = _block_signals()
     try:
-        yield
+        with signals_blocked():
+            yield
     finally:
-        if mask is not None:
-            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         for name, value in before.items():
             if value is None:
                 del os.environ[name]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -50,6 +51,10 @@ _SEEKABLE = ("mov",)
 # Files whose packets have been counted: segments of one recording come one by one.
 _REMEMBERED = 16_384
 
+# A WAV file's header, its sample in bytes, and what it can hold of them.
+_WAV = struct.Struct("<4sI4s4sIHHIIHH4sI")
+_BYTES, _MOST_BYTES = 4, 2**32 - 1024
+
 # Of FFmpeg's sample formats that are whole numbers.
 _FULL_SCALE = {"u8": 2.0**7, "s16": 2.0**15, "s32": 2.0**31, "s64": 2.0**63}
 
@@ -80,21 +85,57 @@ class Track:
             AudioError: they cannot be decoded, or there is much less.
         """
         found = np.zeros(count, np.float32)
-        reached = first
+        reached = 0
+        for place, samples in self._stretch(first, count):
+            found[place : place + len(samples)] = samples
+            reached = max(reached, place + len(samples))
+        return found[:reached]
+
+    @property
+    def is_quick(self) -> bool:
+        """Whether a stretch is found without all that comes before it."""
+        return self.container in _SEEKABLE
+
+    def unpack(self, file: BinaryIO) -> None:
+        """Write all samples as a WAV file of 32-bit floats, of which every stretch is found at once.
+
+        Raises:
+            AudioError: as `read`, or they are more than a WAV file holds.
+        """
+        if _BYTES * self.frames > _MOST_BYTES:
+            raise AudioError(f"is too long to be unpacked: {self.frames / self.samplerate:,.0f} s")
+        reached = 0
+        for place, samples in self._stretch(0, self.frames):
+            file.seek(_WAV.size + _BYTES * place)
+            file.write(samples.tobytes())
+            reached = max(reached, place + len(samples))
+        size, rate = _BYTES * reached, self.samplerate
+        file.seek(0)
+        file.write(
+            _WAV.pack(
+                *(b"RIFF", _WAV.size - 8 + size, b"WAVE"),
+                *(b"fmt ", 16, 3, 1, rate, _BYTES * rate, _BYTES, 8 * _BYTES),
+                *(b"data", size),
+            )
+        )
+
+    def _stretch(self, first: int, count: int) -> Iterator[tuple[int, _Waveform]]:
+        """Samples of a stretch with their places in it. AudioError: as `read`."""
+        reached, last = first, first + count
         with _opened(self.path, self.container) as (container, stream):
             for position, samples in self._decoded(container, stream, first):
-                reached = max(reached, min(position + len(samples), first + count))
-                begin, end = max(position, first), min(position + len(samples), first + count)
-                if begin < end:
-                    found[begin - first : end - first] = samples[begin - position : end - position]
-                if position + len(samples) >= first + count:
+                # what comes after a stretch tells that it is whole, and has no sample in it
+                begin, end = min(max(position, first), last), min(position + len(samples), last)
+                reached = max(reached, end)
+                if begin <= end:
+                    yield begin - first, samples[begin - position : end - position]
+                if position + len(samples) >= last:
                     break
-        if first + count - reached > _GAP_SECONDS * self.samplerate:
+        if last - reached > _GAP_SECONDS * self.samplerate:
             raise AudioError(
                 f"is truncated or damaged: it ends at {reached / self.samplerate:.2f} s, its packets promise "
                 f"{self.frames / self.samplerate:.2f} s"
             )
-        return found[: reached - first]
 
     def _decoded(self, container: InputContainer, stream: AudioStream, first: int) -> Iterator[tuple[int, _Waveform]]:
         """Places of frames on the clock, in samples, and their samples, from some place before `first` on."""

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeAlias, TypeVar
+from typing import BinaryIO, TypeAlias, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -141,6 +141,21 @@ def decode(excerpt: Excerpt, *, max_seconds: float | None = None) -> tuple[Wavef
     """
     with _opened(excerpt.path) as recording:
         return _read(recording, *_wanted(recording, excerpt, max_seconds)), recording.samplerate
+
+
+def unpacked(path: Path, file: BinaryIO) -> bool:
+    """Whether a recording is one of which every stretch is decoded from the beginning, and now stands in `file` as WAV.
+
+    The samples are the same; of other recordings nothing is written.
+
+    Raises:
+        AudioError: as `decode`.
+    """
+    with _opened(path) as recording:
+        if not isinstance(recording, Track) or recording.is_quick:
+            return False
+        recording.unpack(file)
+        return True
 
 
 def check_rates(old_rate: int, new_rate: int) -> None:

@@ -11,6 +11,8 @@ import click
 from amber2_core.command import INCOMPLETE, Command, command_body
 from amber2_data.cli import table_options
 
+from .options import HeadsChoice, heads_options
+
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
@@ -23,17 +25,9 @@ _SHOWN = 20
 
 @click.command(cls=Command)
 @click.argument("inputs", metavar="[FILE|FOLDER|TABLE]...", nargs=-1)
-@click.option(
-    "--heads",
-    required=True,
-    help="Trained heads: an exported folder, a run folder, one heads file, or an id of the hub.",
-)
+@heads_options
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, mps, cuda, cuda:N, or cuda:0,cuda:1.")
 @click.option("--text", help="What is said in the only FILE; without one, all there is.")
-@click.option(
-    "--transcribe",
-    metavar="MODEL",
-    help="Recogniser for what has no transcript: an id of the hub, or a folder. [default: none, audio alone]",
-)
 @table_options
 @click.option(
     "--window", type=click.FloatRange(min=0, min_open=True), help="Cut recordings into windows of so many seconds."
@@ -43,20 +37,6 @@ _SHOWN = 20
     type=click.FloatRange(min=0, min_open=True),
     help="Seconds from one window to the next. [default: the window]",
 )
-@click.option("--system", help="Of a run with several systems, the one that predicts.")
-@click.option("--fold", type=int, help="Of a run, the models of this fold.")
-@click.option("--seed", type=int, help="Of a run, the models of this seed.")
-@click.option("--ensemble", is_flag=True, help="Of a run, all models that are left. [default: the best on dev]")
-@click.option(
-    "--audio-model", multiple=True, help="Where the heads' speech encoder lies now. [default: as they name it]"
-)
-@click.option("--text-model", multiple=True, help="Where the heads' text encoder lies now. [default: as they name it]")
-@click.option(
-    "--sentiment-model",
-    multiple=True,
-    help="Where the heads' classifier of sentiment lies now. [default: as they name it]",
-)
-@click.option("--device", default="auto", show_default=True, help="auto, cpu, mps, cuda, cuda:N, or cuda:0,cuda:1.")
 @click.option(
     "--output",
     type=click.Path(path_type=Path, dir_okay=False),
@@ -78,21 +58,13 @@ _SHOWN = 20
 @command_body
 def predict_emotion(
     inputs: tuple[str, ...],
-    heads: str,
+    which: HeadsChoice,
+    device: str,
     text: str | None,
-    transcribe: str | None,
     audio_root: Path | None,
     columns: tuple[str, ...],
     window: float | None,
     hop: float | None,
-    system: str | None,
-    fold: int | None,
-    seed: int | None,
-    ensemble: bool,
-    audio_model: tuple[str, ...],
-    text_model: tuple[str, ...],
-    sentiment_model: tuple[str, ...],
-    device: str,
     output: Path | None,
     form: Literal["full", "hf"],
     resume: bool,
@@ -122,8 +94,9 @@ def predict_emotion(
     if resume and output is None:
         raise SettingError("--resume without --output: what was printed is not known")
     windows = None if window is None else Windows(window, window if hop is None else hop)
-    choice = {"system": system, "fold": fold, "seed": seed, "ensemble": ensemble}
-    request = Request(heads, device, audio_model, text_model, sentiment_model, choice, transcribe)
+    choice = {"system": which.system, "fold": which.fold, "seed": which.seed, "ensemble": which.ensemble}
+    models = which.audio_model, which.text_model, which.sentiment_model
+    request = Request(which.heads, device, *models, choice, which.transcribe)
     units = units_of(inputs, text=text, windows=windows, audio_root=audio_root, columns=named_columns(columns))
     if output is None:
         return _printed(request, units, form)

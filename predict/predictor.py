@@ -61,11 +61,12 @@ class Predictor:
             threads: that read recordings and, on a processor, encode; None: as many as torch has.
             transcriber: of what has no transcript; None: that has no text.
         """
-        self.heads = heads
+        self.heads, self.device = heads, device
         self._encodings = Encodings(jobs, device=device, threads=threads)
         self._transcriber = transcriber
         cuts = [job.recipe.max_seconds for job in jobs.values() if isinstance(job.recipe, AudioRecipe)]
-        self._listens = bool(cuts) or transcriber is not None
+        # whether recordings are of any use to them
+        self.listens = bool(cuts) or transcriber is not None
         # what lies beyond is heard by nobody
         self._most_seconds = None if transcriber is not None or None in cuts else max(filter(None, cuts), default=None)
 
@@ -215,7 +216,7 @@ class Predictor:
         """The sound of a unit, why there is none, or None for words alone."""
         if unit.problem:
             return unit.problem
-        if unit.recording is None or not self._listens:
+        if unit.recording is None or not self.listens:
             return None
         most = self._most_seconds
         try:

@@ -147,7 +147,7 @@ def _units(
             unit = _of_file(one)
             found = [unit if text is None else replace(unit, transcript=text, transcript_from="text")]
         for unit in found:
-            parts = list(_cut(unit, windows))
+            parts = list(cut(unit, windows))
             if len(parts) > 1 and unit.transcript is not None and not is_told:
                 _log.warning(
                     "%s: the words of a whole recording belong to no window of it; --transcribe hears each", one
@@ -282,8 +282,8 @@ def _seconds(name: str, cell: str) -> float | None:
     return number
 
 
-def _cut(unit: Unit, windows: Windows | None) -> Iterator[Unit]:
-    """A unit in windows, where it is a whole recording and longer than one.
+def cut(unit: Unit, windows: Windows | None) -> Iterator[Unit]:
+    """A unit in windows, where it is a whole recording and longer than one; a problem where its length is not known.
 
     The words of a whole recording belong to no window of it: windows have none, unless there is but one.
     """

@@ -66,11 +66,16 @@ class Page:
                 return result
             self.events.append(answer)
 
-    def open(self, path: Path) -> None:
-        """Load a file and wait until its scripts have run."""
-        self.ask("Page.navigate", url=path.resolve().as_uri())
-        while not any(event.get("method") == "Page.loadEventFired" for event in self.events):
+    def open(self, place: Path | str) -> None:
+        """Load a file or an address and wait until its scripts have run."""
+        loaded = len(self.loads())
+        self.ask("Page.navigate", url=place if isinstance(place, str) else place.resolve().as_uri())
+        while len(self.loads()) == loaded:
             self.events.append(self._next())
+
+    def loads(self) -> list[dict[str, Any]]:
+        """The pages that have been loaded."""
+        return [event for event in self.events if event.get("method") == "Page.loadEventFired"]
 
     def run(self, script: str) -> Any:
         """The value of a JavaScript expression, a promise's when it is one; RuntimeError if it throws."""
@@ -78,6 +83,20 @@ class Page:
         if "exceptionDetails" in found:
             raise RuntimeError(json.dumps(found["exceptionDetails"])[:2000])
         return found["result"].get("value")
+
+    def wait_for(self, script: str) -> Any:
+        """The value of an expression as soon as it holds; RuntimeError if it does not for long."""
+        limit = time.monotonic() + PATIENCE
+        while not (found := self.run(script)):
+            if time.monotonic() > limit:
+                raise RuntimeError(f"The page never comes to {script}")
+            time.sleep(0.05)
+        return found
+
+    def put(self, selector: str, *files: Path) -> None:
+        """Choose files as the user would in a dialogue."""
+        found = self.ask("Runtime.evaluate", expression=f"document.querySelector({selector!r})")
+        self.ask("DOM.setFileInputFiles", files=[str(file) for file in files], objectId=found["result"]["objectId"])
 
     def resize(self, width: int, height: int = 900) -> None:
         self.ask("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=False)
@@ -112,12 +131,12 @@ class Page:
 
 
 @contextlib.contextmanager
-def browser(executable: str) -> Iterator[Page]:
-    """A browser with an empty profile, gone when the block ends."""
+def browser(executable: str, *flags: str) -> Iterator[Page]:
+    """A browser with an empty profile, gone when the block ends; `flags` of its own beside ours."""
     to_browser, from_us = os.pipe()
     from_browser, to_us = os.pipe()
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
-        command = [sys.executable, "-c", RELAY, str(to_browser), str(to_us), executable, *FLAGS]
+        command = [sys.executable, "-c", RELAY, str(to_browser), str(to_us), executable, *FLAGS, *flags]
         command.append(f"--user-data-dir={profile}")
         process = subprocess.Popen(
             command, pass_fds=(to_browser, to_us), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL

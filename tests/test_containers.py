@@ -17,7 +17,7 @@ from amber2_core.errors import AudioError
 from amber2_core.utterance import Corpus, LabelDefaults, Utterance
 from amber2_data import containers
 from amber2_data.check import check_recordings
-from amber2_data.sound import Excerpt, check_excerpt, decode, decoder_of, recordings_among, seconds_of
+from amber2_data.sound import Excerpt, check_excerpt, decode, decoder_of, recordings_among, seconds_of, unpacked
 from amber2_extract.recordings import scan_recordings
 
 DEFAULTS = LabelDefaults(emotions=("sad", "happy"))
@@ -299,3 +299,35 @@ def test_another_generation_of_decoders_changes_the_inputs_of_what_it_decodes_al
     monkeypatch.setattr("amber2_data.sound.decoder", lambda: "libavcodec 999")
     later = scan_recordings(corpus)
     assert [old == new for old, new in zip(now.digests, later.digests, strict=True)] == [True, True, False, False]
+
+
+# --- unpacked ---
+
+
+@pytest.mark.parametrize(
+    ("suffix", "codec"), [(".webm", "libopus"), (".mkv", "flac"), (".aac", "aac"), (".avi", "pcm_s16le")]
+)
+def test_what_is_slow_to_look_up_is_unpacked_into_the_same_samples(suffix: str, codec: str, tmp_path: Path) -> None:
+    """Also where the sound begins late, and its first samples are zero."""
+    path = write_media(tmp_path / f"a{suffix}", tone_and_noise(3.0, 48_000), codec=codec, rate=48_000, late=0.3)
+    with (tmp_path / "a.wav").open("wb") as file:
+        assert unpacked(path, file)
+    expected, rate = decode(Excerpt(path))
+    found, found_rate = decode(Excerpt(tmp_path / "a.wav"))
+    assert found_rate == rate
+    np.testing.assert_array_equal(found, expected)
+
+
+def test_what_is_looked_up_at_once_is_not_unpacked(tmp_path: Path) -> None:
+    soundfile.write(tmp_path / "a.wav", tone_and_noise(1.0, RATE), RATE)
+    for path in (tmp_path / "a.wav", write_media(tmp_path / "a.m4a", tone_and_noise(1.0, RATE))):
+        with io.BytesIO() as file:
+            assert not unpacked(path, file)
+            assert file.getvalue() == b""
+
+
+def test_a_container_that_breaks_off_is_not_unpacked(tmp_path: Path) -> None:
+    path = write_media(tmp_path / "a.webm", tone_and_noise(3.0, 48_000), codec="libopus", rate=48_000)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with pytest.raises(AudioError, match=r"^a\.webm: is truncated"), io.BytesIO() as file:
+        unpacked(path, file)

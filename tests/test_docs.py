@@ -21,8 +21,9 @@ PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *s
 OF_EXAMPLES = ROOT / "docs" / "extend.md"
 OF_COMMANDS = [page for page in PAGES if page != OF_EXAMPLES]
 NAMES = [*sorted(console_scripts()), *(f"python -m {name}" for name in help_texts.MODULES)]
-# options of other people's programs that the pages mention
-FOREIGN = {"--constraint", "--editable", "--strict", "--extra", "--logdir"}
+# other people's programs that the pages mention, and their options
+PROGRAMS = {"git", "cd", "curl", "pip", "python", ".venv/bin/pip", "export", "pytest"}
+FOREIGN = {"--constraint", "--data-binary", "--editable", "--strict", "--extra", "--logdir"}
 # those of Ray and of sbatch
 FOREIGN |= {"--address", "--disable-usage-stats", "--generate", "--head", "--min-nodes", "--port"}
 FOREIGN |= {"--array", "--cpus-per-task", "--dependency", "--exclusive", "--gpus-per-node", "--gres", "--job-name"}
@@ -97,9 +98,7 @@ def test_every_command_line_on_a_page_can_be_parsed(page: Path) -> None:
         elif program == "make":
             assert {word for word in arguments if "=" not in word} <= targets, line
         else:
-            assert program.partition("=")[0] in {"git", "cd", "pip", "python", ".venv/bin/pip", "export", "pytest"}, (
-                line
-            )
+            assert program.partition("=")[0] in PROGRAMS, line
 
 
 @pytest.mark.parametrize("page", ["README.md", "docs/corpora.md"])
