@@ -188,7 +188,6 @@ def test_what_two_hosts_train_and_one_of_them_to_its_end_is_what_one_machine_doe
         _, complained = process.communicate(timeout=180)
     desk.start_worker()
     assert process.returncode == 0, complained
-    assert f"{desk.cluster.worker.name} of the Ray cluster was lost" in complained
     one, other = numbers(tmp_path / "ray"), numbers(tmp_path / "plain")
     assert [row.keys() for row in one] == [row.keys() for row in other]
     for a, b in zip(one, other, strict=True):
