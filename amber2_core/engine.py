@@ -204,7 +204,7 @@ def _results(
                     case "raised", problem, where:
                         raise problem from RuntimeError(f"in a worker:\n{where}")
                     case _:
-                        again.extend(_of_the_dead(worker, on_death))
+                        again.extend(_of_the_dead(worker, workers, on_death))
     finally:
         _end(workers)
 
@@ -250,8 +250,11 @@ def _copy_straggler(busy: Sequence[Worker], workers: Sequence[Worker], longest: 
     return True
 
 
-def _of_the_dead(worker: Worker, on_death: OnDeath[Any] | None) -> list[Dealt]:
-    """The tasks of a worker that died, to be dealt again; the first of them was its death, if its machine lives."""
+def _of_the_dead(worker: Worker, workers: Sequence[Worker], on_death: OnDeath[Any] | None) -> list[Dealt]:
+    """The tasks of a worker that died, to be dealt again; the first of them was its death, if its machine lives.
+
+    What another worker has as well stays with that one.
+    """
     first, *others = worker.dealt
     how = worker.bury()
     instead: Iterable[Dealt] = [first]
@@ -266,7 +269,8 @@ def _of_the_dead(worker: Worker, on_death: OnDeath[Any] | None) -> list[Dealt]:
             _log.warning("a worker died (%s): its task is dealt again", how)
         else:
             instead = [Dealt(part, first.deaths) for part in parts]
-    return [dealt for dealt in (*instead, *others) if not dealt.is_done]
+    held = [dealt for worker in workers for dealt in worker.dealt]
+    return [dealt for dealt in (*instead, *others) if not dealt.is_done and dealt not in held]
 
 
 def _handle_once(record: logging.LogRecord, source: object, heard: dict[tuple[str, int, str], object]) -> None:

@@ -24,8 +24,10 @@ NAMES = [*sorted(console_scripts()), *(f"python -m {name}" for name in help_text
 # other people's programs that the pages mention, and their options
 PROGRAMS = {"git", "cd", "curl", "pip", "python", ".venv/bin/pip", "export", "pytest"}
 FOREIGN = {"--constraint", "--data-binary", "--editable", "--strict", "--extra", "--logdir"}
-# those of sbatch
-FOREIGN |= {"--array", "--cpus-per-task", "--dependency", "--gres", "--job-name", "--mem", "--parsable", "--time"}
+# those of Ray and of sbatch
+FOREIGN |= {"--address", "--disable-usage-stats", "--generate", "--head", "--min-nodes", "--port"}
+FOREIGN |= {"--array", "--cpus-per-task", "--dependency", "--exclusive", "--gpus-per-node", "--gres", "--job-name"}
+FOREIGN |= {"--mem", "--nodes", "--ntasks-per-node", "--parsable", "--time"}
 
 
 @cache
@@ -86,7 +88,8 @@ def test_every_command_line_on_a_page_can_be_parsed(page: Path) -> None:
         # sbatch has a command line of its own
         if re.match(r"(\w+=\$\()?sbatch ", line):
             continue
-        program, *arguments = shlex.split(line)
+        # what another program is told to run
+        program, *arguments = shlex.split(line.partition(" -- ")[2] or line)
         if arguments[:1] == ["-m"]:
             program, arguments = f"python -m {arguments[1]}", arguments[2:]
         if program in commands():

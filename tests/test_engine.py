@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 import warnings
+from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,7 +20,7 @@ import engine_tasks
 import pytest
 
 from amber2_core import engine
-from amber2_core.engine import call, deal
+from amber2_core.engine import Dealt, call, deal
 from amber2_core.errors import ModelError, WorkerError
 
 TESTS = Path(__file__).parent
@@ -154,6 +155,57 @@ def test_a_worker_that_is_killed_while_it_waits_is_replaced() -> None:
     for process in multiprocessing.active_children():
         process.join(30)
     assert [task for task, _ in results] == [1]
+
+
+class Far:
+    """A worker on a machine that may be lost; it gives tasks back as they are."""
+
+    def __init__(self) -> None:
+        self.dealt: deque[Dealt] = deque()
+        self.is_gone = False
+        self.given: list[object] = []
+
+    def give(self, dealt: Dealt) -> None:
+        self.dealt.append(dealt)
+        self.given.append(dealt.task)
+
+    def receive(self) -> tuple[str, object] | None:
+        return None if self.given == ["slow"] else ("made", self.dealt[0].task)
+
+    def kill(self) -> None:
+        pass
+
+    def bury(self) -> str:
+        self.dealt.clear()
+        self.is_gone = True
+        return "a machine was lost"
+
+
+class Machines:
+    """Two of them: the second has the slow task, and is lost when the first has a copy of it."""
+
+    has_stragglers = True
+
+    def __init__(self) -> None:
+        self.one, self.other = Far(), Far()
+
+    def workers(self, entries: object, work: object) -> list[Far]:
+        return [self.one, self.other]
+
+    def ready(self, busy: object, timeout: float | None) -> list[Far]:
+        if timeout == 0:  # there is more to deal
+            return []
+        time.sleep(0.001)
+        if "slow" not in self.one.given:
+            return [self.one] if self.one.dealt else []
+        return [self.one] if self.other.is_gone else [self.other]
+
+
+def test_what_has_a_copy_already_is_not_dealt_again_where_its_worker_is_lost() -> None:
+    machines = Machines()
+    results = deal(engine_tasks.same, ["quick", "slow"], setup=engine_tasks.state, workers=[0, 1], engine=machines)
+    assert [task for task, _ in results] == ["quick", "slow"]
+    assert (machines.one.given, machines.other.given) == (["quick", "slow"], ["slow"])
 
 
 def test_results_and_tasks_larger_than_any_pipe_cross_each_other() -> None:
