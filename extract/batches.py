@@ -95,6 +95,12 @@ class Survey:
     tokens: tuple[int, ...] = ()
     cut: tuple[bool, ...] = ()
 
+    @property
+    def devices(self) -> str:
+        """For people: ``cuda:0,cuda:1``, or on a cluster ``64 × cuda:0``."""
+        names = [seat.device for seat in self.seats]
+        return f"{len(names)} × {names[0]}" if self.places else ",".join(names)
+
 
 def one_at_a_time(effort: Effort) -> Effort:
     """The same without batches."""

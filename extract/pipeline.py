@@ -362,7 +362,7 @@ def _encode(
         job.name,
         truncated=sum(work.digest in fresh for work in compress(works, known.cut)),
         padding=padding,
-        device=",".join(dict.fromkeys(seat.device for seat in known.seats)),
+        device=known.devices,
     )
     seconds = sum(work.seconds for batch in batches for work in batch.works)
     total, spent, started = sum(batch.cost for batch in batches), 0.0, math.inf
