@@ -55,9 +55,11 @@ def machines(engine: str, address: str | None = None, *, gpus_per_worker: float 
         gpus_per_worker: below 1, several workers share a GPU.
 
     Raises:
-        SettingError: Ray is not installed, or no cluster answers there.
+        SettingError: Ray is not installed, no cluster answers there, or an address is given and not used.
     """
     if engine == "local":
+        if address is not None:
+            raise SettingError("--ray-address without --engine ray: leave it out, or give both")
         yield None
         return
     # It tells nobody that it is used; and workers on one's own machine are no less urgent than what started them.
@@ -77,6 +79,11 @@ def machines(engine: str, address: str | None = None, *, gpus_per_worker: float 
             warnings.simplefilter("ignore", FutureWarning)
             ray.init(address, log_to_driver=False, logging_level=logging.CRITICAL, configure_logging=False)
     except Exception as problem:  # what it raises is no part of its interface
+        if address == "auto" and isinstance(problem, ConnectionError):
+            raise SettingError(
+                "No Ray cluster runs on this machine: start one with `ray start --head`, give --ray-address HOST:PORT, "
+                "or leave it out for this machine alone"
+            ) from None
         line = " ".join(str(problem).split())
         raise SettingError(f"Cannot join the Ray cluster at {address}: {line[:300]}") from None
     try:

@@ -70,7 +70,7 @@ class Crew:
         if self.machines is None:
             return known
         places = self.machines.places(self.effort.device)
-        _log.info("%d workers on %d machines of the Ray cluster", len(places), len({place.node for place in places}))
+        _log.info("Ray cluster: machines %d, workers %d", len({place.node for place in places}), len(places))
         seats = [Seat(n, place.device, threads_of(place.device, place.threads)) for n, place in enumerate(places)]
         return replace(known, seats=tuple(seats), places=tuple(places))
 

@@ -65,9 +65,11 @@ def merge_caches(paths: Sequence[Path], output: Path | None = None) -> Merged:
             ways; an utterance was encoded by none, or by two with other values; `output` cannot be written.
     """
     output = output or whole_of(paths[0])
+    cache, parts = read_shards(paths)
     if output in paths:
         raise CacheError(f"{output} is one of the shards: name the cache to write with --output")
-    cache, parts = read_shards(paths)
+    if output.is_dir():
+        raise CacheError(f"{output} is a folder: name the file of the cache to write with --output")
     with work_folder(output):
         whole = None
         if output.exists():

@@ -21,6 +21,8 @@ from .recipe import differences
 
 # the parts are dealt by what is batched together
 _AGAIN = "give all shards the same --batch-seconds, --batch-tokens and kind of --device, and run them again"
+# a shard keeps what it was ever asked for
+_SAME = "give all shards the same options, and remove those that were run with others first"
 
 _log = logging.getLogger(__name__)
 
@@ -155,5 +157,5 @@ def check_gaps(stage: str, gaps: Sequence[str], parts: Sequence[Part]) -> None:
     if gaps:
         more = f" and {len(gaps) - 1:,} more" if len(gaps) > 1 else ""
         never = [part.path for part in parts if not part.work(stage)]
-        why = f"{never[0]} was not asked for it" if never else _AGAIN
+        why = f"{never[0]} was not asked for it: {_SAME}" if never else _AGAIN
         raise CacheError(f"No shard encoded {gaps[0]!r}{more} as {stage}: {why}")

@@ -43,6 +43,8 @@ def export_heads(
 
     It is read back before it stands under its name. predict-emotion takes it, or the id that it was pushed to.
     """
+    from amber2_core.errors import SettingError
+
     from .export import export_heads
     from .hub import check_id
     from .hub import push as pushed
@@ -53,6 +55,8 @@ def export_heads(
         check_extra()
     if push is not None:
         check_id(push)
+    elif public:
+        raise SettingError("--public without --push: name the id that is to be public, or leave it out")
     chosen = export_heads(run, output, system=system, fold=fold, seed=seed, ensemble=ensemble, onnx=onnx)
     address = None if push is None else pushed(output, push, public=public)
     config = chosen.heads.config

@@ -100,7 +100,7 @@ def _prediction(heads: HeadsFolder, probs: Probs, inputs: Sequence[str]) -> Pred
     means = {head: x.mean(0) for head, x in said.items()}
     by = heads.head if heads.head in means else next(iter(means), "")
     if not by:
-        return "no head was trained for what there is of it"
+        return f"no head was trained for what there is of it ({' and '.join(inputs)})"
     experts = {head: p for head, p in means.items() if head in inputs}
     distances = {head: float(js(p, means[by])) for head, p in experts.items() if head != by}
     several, presence = len(experts) > 1, heads.kind == MULTI_LABEL

@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from importlib.metadata import version
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
@@ -82,8 +83,8 @@ def serve(
             hosts=_LOCAL | {host.strip("[]").lower()} if is_local else None,
         )  # fmt: skip
         door.listen()
-        ready(address_of(host, door.getsockname()[1]))
-        _server(service).run(sockets=[door])
+        address = address_of(host, door.getsockname()[1])
+        _server(service, lambda: ready(address)).run(sockets=[door])
     turns.close()
     if not turns.join():
         # What it computes cannot be stopped, and must not meet the end of the interpreter.
@@ -148,6 +149,8 @@ def _about(predictor: Predictor, which: Mapping[str, Any], windows: Windows, lim
     heads, config = predictor.heads, predictor.heads.config
     recipes = {name: own["recipe"] for name, own in config["features"].items()}
     return {
+        "version": version("amber2"),
+        "device": predictor.device,
         "system": config["system"],
         "emotions": list(heads.emotions),
         "heads": list(heads.heads),
@@ -167,11 +170,15 @@ def _about(predictor: Predictor, which: Mapping[str, Any], windows: Windows, lim
     }
 
 
-def _server(service: Service) -> Server:
+def _server(service: Service, ready: Callable[[], None]) -> Server:
     """uvicorn, which ends with exit code 0, and waits for nobody for ever."""
     import uvicorn
 
     class Ending(uvicorn.Server):
+        async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+            await super().startup(sockets)
+            ready()  # not before signals end it as they should
+
         @contextmanager
         def capture_signals(self) -> Iterator[None]:
             # uvicorn would raise them again afterwards, for another exit code than 0

@@ -20,7 +20,7 @@ from amber2_core.errors import Amber2Error
 from .table import Row, line_of
 from .turns import EndedError, Order, Turns
 from .units import Windows
-from .uploads import Limits, RefusedError, Upload, asked_of, check_length, named, received, unnamed_file, upload_of
+from .uploads import Limits, RefusedError, Upload, asked_of, check_head, named, received, unnamed_file, upload_of
 
 if TYPE_CHECKING:
     from starlette.requests import Request
@@ -149,7 +149,7 @@ class PostPredict:
 
         request = Request(scope, receive)
         limits = self._service.limits
-        check_length(request.headers.get("content-length"), limits)
+        check_head(request.headers, limits)
         if self._count >= limits.at_once:
             raise _busy("The server is busy: as many requests wait as it takes. Ask again in a moment")
         self._count += 1

@@ -108,7 +108,7 @@ def units_of(
     Args:
         inputs: recordings, ``.txt`` files of words alone, folders that are searched for recordings, and tables
             (.csv, .tsv, .jsonl) with the columns of a manifest, of which `audio` or `text` is enough.
-        text: what is said in the only recording, or, without one, all there is.
+        text: what is said in the only recording, or, without one, all there is; blanks are no words.
         windows: how recordings are cut, those that a table has segments of excepted.
         audio_root: where the recordings of tables lie.
         columns: role → column of tables, as `amber2_data.manifest_columns.named_columns` gives it.
@@ -117,6 +117,7 @@ def units_of(
         SettingError: `text` for several recordings, or nothing at all is asked for.
         CorpusError: a folder holds no recording, or a table cannot be read.
     """
+    text = trimmed(text or "") or None
     if text is not None and len(inputs) > 1:
         raise SettingError(
             "--text is what is said in one recording: give tables a column, and files a .txt beside them"

@@ -94,10 +94,15 @@ def asked_of(query: bytes) -> Query:
     return Query(words or None, _shown(found.get("name", "")) or _NAME)
 
 
-def check_length(announced: str | None, limits: Limits) -> None:
-    """Refuse a body that is too large before it comes. RefusedError: 413."""
-    if announced is not None and int(announced) > limits.bytes:
-        raise RefusedError(413, f"The recording has {int(announced) / 1e6:,.0f} MB, more than {limits.megabytes:,}")
+def check_head(headers: Mapping[str, str], limits: Limits) -> None:
+    """Refuse a body before it comes. RefusedError: 413, it is too large; 415, it is a form or JSON."""
+    size = int(headers.get("content-length", 0))
+    if size > limits.bytes:
+        raise RefusedError(413, f"The recording has {size / 1e6:,.0f} MB, more than {limits.megabytes:,}")
+    kind = headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind in ("multipart/form-data", "application/json"):
+        line = f"The body is {kind}: send the recording as it is (curl --data-binary @FILE), and words as ?text="
+        raise RefusedError(415, line)
 
 
 @contextmanager

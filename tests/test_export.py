@@ -399,6 +399,14 @@ def test_folders_that_are_no_run_or_hold_no_heads_and_outputs_that_exist_are_one
     assert "exists already: name another folder" in done.output
 
 
+def test_public_without_a_place_to_push_to_is_one_line_and_writes_nothing(tmp_path: Path) -> None:
+    done = run(export_heads, tmp_path, "--output", tmp_path / "out", "--public")
+    assert (done.exit_code, done.stderr.splitlines()) == (
+        1, ["error: --public without --push: name the id that is to be public, or leave it out"]
+    )  # fmt: skip
+    assert not (tmp_path / "out").exists()
+
+
 def test_nothing_stands_under_the_name_when_a_graph_cannot_be_written(
     plain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

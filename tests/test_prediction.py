@@ -71,7 +71,7 @@ def test_a_member_without_a_head_has_no_say_and_a_head_that_none_has_says_nothin
     assert found.modality_ambiguity is found.trusted_expert is None
     nothing = {name: np.full((2, 1, 4), np.nan) for name in probs}
     (why,) = predictions_of(heads(("audio", "text"), 2), nothing, [("audio",)])
-    assert why == "no head was trained for what there is of it"
+    assert why == "no head was trained for what there is of it (audio)"
 
 
 def test_of_presence_what_is_above_the_threshold_is_present_and_there_are_no_ambiguities() -> None:

@@ -61,6 +61,9 @@ def test_words_stand_beside_a_recording_or_alone(tmp_path: Path) -> None:
     assert (alone.recording, alone.transcript) == (None, "one voice")
     assert damaged.problem == "b.txt: is not text in UTF-8"
     assert [*units_of([], text="one voice")] == [Unit("", None, transcript="one voice", transcript_from="text")]
+    assert [*units_of([str(file)], text=" ")] == [*units_of([str(file)])]
+    with pytest.raises(SettingError, match="Nothing to predict"):
+        units_of([], text="")
 
 
 def test_a_folder_is_searched_for_recordings_in_order(tmp_path: Path) -> None:

@@ -128,6 +128,24 @@ def test_a_wrong_address_is_one_line(address: str) -> None:
     assert "\n" not in str(caught.value)
 
 
+def test_where_no_cluster_runs_auto_says_how_to_start_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    ray = pytest.importorskip("ray")
+
+    def init(*_: object, **__: object) -> None:
+        raise ConnectionError("Could not find any running Ray instance. Please set the `--address` flag.")
+
+    monkeypatch.setattr(ray, "init", init)
+    with pytest.raises(SettingError) as caught, machines("ray", "auto"):
+        pass
+    assert str(caught.value).startswith("No Ray cluster runs on this machine: start one with `ray start --head`, ")
+    assert "`--address`" not in str(caught.value)
+
+
+def test_an_address_is_not_passed_over_in_silence() -> None:
+    with pytest.raises(SettingError, match=r"^--ray-address without --engine ray"), machines("local", "127.0.0.1:9"):
+        pass
+
+
 def test_without_ray_the_line_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(SettingError, match=r"^--engine ray needs Ray: pip install 'amber2\[ray\]'$"), machines("ray"):

@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -136,6 +137,7 @@ def test_a_recogniser_hears_what_has_no_words(studio: Studio, tmp_path: Path) ->
 def test_about_tells_what_a_caller_must_know(server: Running) -> None:
     status, _, about = server.ask("GET", "/about")
     assert status == 200
+    assert (about["version"], about["device"]) == (version("amber2"), "cpu")
     assert about["emotions"] == ["neutral", "happy", "angry", "sad"]
     assert about["heads"] == ["audio", "text", "fusion"]
     assert about["reads"] == {"audio": "audio", "text": "text"}
@@ -184,6 +186,13 @@ def test_bad_requests_are_one_line_of_json_with_their_status(server: Running, tm
         assert (found, list(said)) == (status, ["error"]), (path, said)
         assert line in said["error"]
         assert "\n" not in said["error"]
+
+
+def test_a_form_or_json_is_told_how_a_recording_is_sent(server: Running) -> None:
+    for kind in ("multipart/form-data; boundary=x", "Application/JSON"):
+        status, _, said = server.ask("POST", "/predict", b"--x", headers={"Content-Type": kind})
+        assert status == 415
+        assert said["error"].endswith("send the recording as it is (curl --data-binary @FILE), and words as ?text=")
 
 
 def test_what_is_too_long_or_finds_no_room_on_the_disk_is_refused(studio: Studio, tmp_path: Path) -> None:
@@ -356,6 +365,19 @@ def test_it_ends_at_once_whoever_waits(studio: Studio, tmp_path: Path, number: i
         assert server.ended() == (0, "")
         assert list(server.scratch.iterdir()) == []
         half.close()
+
+
+def test_stopped_in_the_moment_it_is_ready_it_ends_as_ever(studio: Studio, tmp_path: Path) -> None:
+    stopping = """
+import click, os, signal
+echo = click.echo
+def echo_and_stop(line):
+    echo(line)
+    os.kill(os.getpid(), signal.SIGINT)
+click.echo = echo_and_stop
+"""
+    with running(studio, tmp_path / "own", before=stopping) as server:
+        assert server.ended() == (0, "")
 
 
 def test_killed_in_the_midst_of_an_upload_it_leaves_nothing(studio: Studio, tmp_path: Path) -> None:

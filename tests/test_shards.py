@@ -251,6 +251,10 @@ def test_whatever_does_not_fit_is_told_by_name(place: Place, tmp_path: Path) -> 
     assert f"{plain} is no shard but a whole cache" in refused([one, two, plain], new)
     with pytest.raises(CacheError, match="is one of the shards: name the cache to write with --output"):
         merge_caches(shards, one)
+    with pytest.raises(CacheError, match="is a folder: name the file of the cache to write with --output"):
+        merge_caches(shards, tmp_path)
+    with pytest.raises(CacheError, match="is no shard but a whole cache"):
+        merge_caches([plain])  # nor is it told that it would be written over
 
 
 def test_another_corpus_or_vote_is_told_by_the_first_that_differs(place: Place, tmp_path: Path) -> None:
@@ -305,7 +309,10 @@ def test_shards_that_were_batched_otherwise_are_told_what_to_do(place: Place, tm
 
 def test_a_shard_that_was_not_asked_for_a_feature_set_is_named(place: Place, tmp_path: Path) -> None:
     one, two, three = encode(place, 1).output, encode(place, 2).output, encode(place, 3, text_model=None).output
-    assert refused([one, two, three], tmp_path / "new.h5").endswith(f" as text/bert: {three} was not asked for it")
+    assert refused([one, two, three], tmp_path / "new.h5").endswith(
+        f" as text/bert: {three} was not asked for it: give all shards the same options, and remove those that were "
+        "run with others first"
+    )
 
 
 def test_evidence_of_all_shards_counts_and_one_that_is_against_batches_counts_for_all(
