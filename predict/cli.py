@@ -16,7 +16,6 @@ from .options import HeadsChoice, heads_options
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from .pipeline import Request
     from .units import Unit
 
 # Failures are listed up to here; the rows tell of all.
@@ -59,7 +58,6 @@ _SHOWN = 20
 def predict_emotion(
     inputs: tuple[str, ...],
     which: HeadsChoice,
-    device: str,
     text: str | None,
     audio_root: Path | None,
     columns: tuple[str, ...],
@@ -85,7 +83,7 @@ def predict_emotion(
     from amber2_core.errors import SettingError
     from amber2_data.manifest_columns import named_columns
 
-    from .pipeline import Request, predict_to
+    from .pipeline import predict_to
     from .table import rows_beside
     from .units import Windows, units_of
 
@@ -94,26 +92,23 @@ def predict_emotion(
     if resume and output is None:
         raise SettingError("--resume without --output: what was printed is not known")
     windows = None if window is None else Windows(window, window if hop is None else hop)
-    choice = {"system": which.system, "fold": which.fold, "seed": which.seed, "ensemble": which.ensemble}
-    models = which.audio_model, which.text_model, which.sentiment_model
-    request = Request(which.heads, device, *models, choice, which.transcribe)
     units = units_of(inputs, text=text, windows=windows, audio_root=audio_root, columns=named_columns(columns))
     if output is None:
-        return _printed(request, units, form)
-    done = predict_to(output, request, units, windows=windows, format=form, resume=resume)
+        return _printed(which, units, form)
+    done = predict_to(output, which, units, windows=windows, format=form, resume=resume)
     kept = f", {done.kept:,} of them of an earlier call" if done.kept else ""
     again = ", which --resume tries again" if rows_beside(output) else ""
     click.echo(f"{output}: {done.rows:,} rows{kept}, {done.errors:,} errors{again}")
     return INCOMPLETE if done.errors else None
 
 
-def _printed(request: Request, units: Iterable[Unit], form: Literal["full", "hf"]) -> int | None:
+def _printed(which: HeadsChoice, units: Iterable[Unit], form: Literal["full", "hf"]) -> int | None:
     """Rows as lines on standard output, as they come."""
     from .pipeline import predict_units
     from .table import line_of
 
     errors = 0
-    with closing(predict_units(request, units)) as pairs:
+    with closing(predict_units(which, units)) as pairs:
         for _, row in pairs:
             click.echo(line_of(row, form))
             if row["error"] is not None:

@@ -39,7 +39,6 @@ _SECONDS = click.FloatRange(min=0, min_open=True)
 def serve_emotion(
     *,
     which: HeadsChoice,
-    device: str,
     host: str,
     port: int,
     window: float,
@@ -57,8 +56,6 @@ def serve_emotion(
       serve-emotion --heads heads/
       curl --data-binary @talk.wav "http://127.0.0.1:8571/predict?text=I+never+said+that."
     """
-    from dataclasses import asdict
-
     from .server import check_extra, serve
     from .units import Windows
     from .uploads import Limits
@@ -66,4 +63,4 @@ def serve_emotion(
     check_extra()
     windows = Windows(window, window / 2 if hop is None else hop)
     limits = Limits(max_mb, max_seconds, at_once)
-    serve({**asdict(which), "device": device}, host=host, port=port, windows=windows, limits=limits, ready=click.echo)
+    serve(which, host=host, port=port, windows=windows, limits=limits, ready=click.echo)
