@@ -30,6 +30,11 @@ _LONGEST = 230  # bytes of a name that leave room for what marks a file that is 
 _log = logging.getLogger(__name__)
 
 
+def cache_folder(named: Path | None = None) -> Path:
+    """Where caches lie: in the folder that is named, else in AMBER2_CACHE_DIR, else in ./cache."""
+    return named or Path(os.environ.get("AMBER2_CACHE_DIR") or "cache")
+
+
 @contextmanager
 def written_whole(path: Path) -> Iterator[Path]:
     """A name beside `path` to write a file under; when the block ends well, and the disk has it, it is called `path`.

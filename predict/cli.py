@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal
 
 import click
 
-from amber2_core.command import INCOMPLETE, Command, command_body
+from amber2_core.command import INCOMPLETE, SHOWN, Command, command_body
 from amber2_data.cli import table_options
 
 from .options import HeadsChoice, heads_options
@@ -17,9 +17,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from .units import Unit
-
-# Failures are listed up to here; the rows tell of all.
-_SHOWN = 20
 
 
 @click.command(cls=Command)
@@ -113,7 +110,7 @@ def _printed(which: HeadsChoice, units: Iterable[Unit], form: Literal["full", "h
             click.echo(line_of(row, form))
             if row["error"] is not None:
                 errors += 1
-                if errors <= _SHOWN:
+                if errors <= SHOWN:
                     reason = row["error"].removeprefix(f"{Path(row['file']).name}: ")
                     click.echo(f"failed: {row['file']}: {reason}", err=True)
     return INCOMPLETE if errors else None

@@ -9,6 +9,8 @@ from typing import Any
 
 import click
 
+from amber2_core.command import together
+
 
 @dataclass(frozen=True)
 class HeadsChoice:
@@ -28,7 +30,7 @@ class HeadsChoice:
     sentiment_model: Sequence[str] = ()
 
 
-_OPTIONS = (
+_options = together(
     click.option(
         "--heads",
         required=True,
@@ -65,6 +67,4 @@ def heads_options(body: Callable[..., Any]) -> Callable[..., Any]:
         which = HeadsChoice(**{field.name: options.pop(field.name) for field in fields(HeadsChoice)})
         return body(which=which, **options)
 
-    for option in reversed(_OPTIONS):
-        gathered = option(gathered)
-    return gathered
+    return _options(gathered)
