@@ -289,9 +289,9 @@ def merge_sweep(shards: Sequence[Path], output: Path | None, cache: Path | None)
     from amber2_core.shards import whole_of
 
     from . import run
-    from .parts import check_shards
     from .show import print_table
     from .training_data import find_cache
+    from .unfinished import check_shards
 
     check_shards(shards)
     place, options, words = _saved(shards[0], cache, None)
