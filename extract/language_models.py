@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import click
 
@@ -127,13 +127,8 @@ def ask_model(
     prompts: Path,
     model: str,
     output: Path,
-    root: Path | None,
-    recordings: Literal["attached", "left-out"],
-    device: str,
     precision: Literal["as-saved", "fp32", "bf16", "fp16"],
-    batch_size: int | None,
-    max_tokens: int,
-    force: bool,
+    **settings: Any,
 ) -> int | None:
     """Ask a local language model what write-prompts wrote to PROMPTS, and write its answers as JSON lines.
 
@@ -142,18 +137,7 @@ def ask_model(
     """
     from . import asking
 
-    done = asking.ask_model(
-        prompts,
-        model,
-        output,
-        root=root,
-        recordings=recordings,
-        device=device,
-        weights=precision,
-        batch_size=batch_size,
-        max_tokens=max_tokens,
-        force=force,
-    )
+    done = asking.ask_model(prompts, model, output, weights=precision, **settings)
     if done.cut:
         click.echo(f"{done.cut:,} recordings are longer than the model listens: it heard their beginning", err=True)
     _list([f"{utterance}: {reason}" for utterance, reason in done.failures], "not asked")
