@@ -1,6 +1,6 @@
 """What all commands share: --quiet and --verbose, the log, a user's error in one line, the exit code, any terminal.
 
-And how `--shard` is read, which both stages have.
+And the options that several of them have.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from .shards import Shard, shard_named
 # exit codes; click itself exits with 2 on bad usage
 DONE, FAILED, INCOMPLETE = 0, 1, 3
 # Failures are listed up to here.
-_SHOWN = 20
+SHOWN = 20
 
 _log = logging.getLogger(__name__)
 
@@ -39,31 +39,68 @@ class Command(click.Command):
         return super().main(*args, **options)
 
 
-def ray_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Decorate a command with the options that say on which machines its workers run."""
-    for option in (
-        click.option(
-            "--gpus-per-worker",
-            type=click.FloatRange(min=0, min_open=True),
-            default=1.0,
-            show_default=True,
-            help="Of --engine ray: GPUs that a worker has to itself; below 1 several share one.",
-        ),
-        click.option(
-            "--ray-address",
-            metavar="HOST:PORT",
-            help="Of --engine ray: the cluster's head, or auto. [default: RAY_ADDRESS, else Ray starts here]",
-        ),
-        click.option(
-            "--engine",
-            type=click.Choice(["local", "ray"]),
-            default="local",
-            show_default=True,
-            help="Where workers run: processes of this machine, or a Ray cluster (extra ray).",
-        ),
-    ):
-        command = option(command)
-    return command
+def together(*options: Callable[[Any], Any]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """One decorator of several options, which are shown in this order."""
+    return lambda command: functools.reduce(lambda body, option: option(body), reversed(options), command)
+
+
+# on which machines the workers of a command run
+ray_options = together(
+    click.option(
+        "--engine",
+        type=click.Choice(["local", "ray"]),
+        default="local",
+        show_default=True,
+        help="Where workers run: processes of this machine, or a Ray cluster (extra ray).",
+    ),
+    click.option(
+        "--ray-address",
+        metavar="HOST:PORT",
+        help="Of --engine ray: the cluster's head, or auto. [default: RAY_ADDRESS, else Ray starts here]",
+    ),
+    click.option(
+        "--gpus-per-worker",
+        type=click.FloatRange(min=0, min_open=True),
+        default=1.0,
+        show_default=True,
+        help="Of --engine ray: GPUs that a worker has to itself; below 1 several share one.",
+    ),
+)
+
+# how votes become labels: the fields of a `LabelPolicy`, as `amber2_core.label_spaces` reads them
+policy_options = together(
+    click.option(
+        "--emotions",
+        metavar="LIST",
+        help="Label space, in order, or its name: iemocap-4, iemocap-9, msp-podcast-8, msp-podcast-4, crema-d-6. "
+        "[default: the corpus's own]",
+    ),
+    click.option("--stimulus", help="Whose votes: audio, video, audiovisual. [default: the corpus's own]"),
+    click.option(
+        "--raters",
+        default="external",
+        show_default=True,
+        help="Other people's votes, or the speaker's own too: external, all.",
+    ),
+    click.option(
+        "--multi-label", default="pooled", show_default=True, help="A rater's several ticks: pooled, split, first."
+    ),
+    click.option(
+        "--out-of-space", default="drop", show_default=True, help="Votes outside the label space: drop, other."
+    ),
+    click.option(
+        "--merge",
+        metavar="LIST",
+        help="Count a word for an emotion, as excited=happy; none. [default: the corpus's own]",
+    ),
+    click.option("--keep", help="Utterances: consensus, plurality, majority, any-vote. [default: the corpus's own]"),
+    click.option(
+        "--secondary",
+        default="drop",
+        show_default=True,
+        help="Secondary labels of raters (MSP-Podcast): drop; merge: further ticks, which --multi-label weighs.",
+    ),
+)
 
 
 def chosen_shard(ctx: click.Context, param: click.Parameter, value: str | None) -> Shard | None:
@@ -114,12 +151,12 @@ def command_body(callback: Callable[..., int | None]) -> Callable[..., None]:
     return body
 
 
-def list_failures(failures: Sequence[object], more: str) -> None:
-    """Print what failed on standard error, as far as that is not too long; `more` says where the rest is."""
-    for failure in failures[:_SHOWN]:
-        click.echo(f"failed: {failure}", err=True)
-    if len(failures) > _SHOWN:
-        click.echo(f"failed: {len(failures) - _SHOWN} more, {more}", err=True)
+def list_lines(what: str, lines: Sequence[object], rest: str = "", *, shown: int = SHOWN) -> None:
+    """Print lines on standard error, as far as they are not too many; `rest` says where the others are."""
+    for line in lines[:shown]:
+        click.echo(f"{what}: {line}", err=True)
+    if len(lines) > shown:
+        click.echo(f"{what}: {len(lines) - shown:,} more, {rest or f'{len(lines):,} in all'}", err=True)
 
 
 def fail(line: str) -> None:

@@ -7,12 +7,14 @@ permissions, files and folders end with those that the user's umask gives.
 from __future__ import annotations
 
 import errno
+import hashlib
 import io
 import json
 import logging
 import os
 import shutil
 import socket
+import stat
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -28,6 +30,24 @@ _ATTEMPTS = 100
 _LONGEST = 230  # bytes of a name that leave room for what marks a file that is being written; 255 are allowed
 
 _log = logging.getLogger(__name__)
+
+
+def cache_folder(named: Path | None = None) -> Path:
+    """Where caches lie: in the folder that is named, else in AMBER2_CACHE_DIR, else in ./cache."""
+    return named or Path(os.environ.get("AMBER2_CACHE_DIR") or "cache")
+
+
+def sha256_of(path: Path) -> str:
+    """sha256 of a file's bytes, in hex.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    if not stat.S_ISREG(path.stat().st_mode):
+        # To open a pipe is to wait for its other end.
+        raise OSError(errno.EINVAL, "is a folder, a pipe or a device, not a file", str(path))
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @contextmanager

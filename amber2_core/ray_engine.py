@@ -145,7 +145,8 @@ class Cluster:
         self._check_software({place.node: place.host for place in found})
         wanted = {"GPU": sum(place.gpus for place in found), "CPU": float(sum(place.threads for place in found))}
         kind = "GPU" if wanted["GPU"] else "CPU"
-        if (free := ray.available_resources().get(kind, 0.0)) < wanted[kind]:
+        free = ray.available_resources().get(kind, 0.0)  # type: ignore[no-untyped-call]
+        if free < wanted[kind]:
             _log.warning("%g of %g %ss of the Ray cluster are free: some workers wait", free, wanted[kind], kind)
         return found
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 import os
 from collections import Counter, defaultdict
@@ -16,6 +15,7 @@ import numpy as np
 
 from amber2_core.distributions import entropy, label, largest
 from amber2_core.errors import AudioError, LabelError
+from amber2_core.files import sha256_of
 from amber2_core.tables import attribute_columns, rating_table, utterance_table
 from amber2_core.utterance import Corpus, Problem, Utterance
 from amber2_core.votes import LabelPolicy, Targets, label_distributions
@@ -156,8 +156,7 @@ def _across_splits(corpus: Corpus, digests: Mapping[str, str]) -> Iterator[tuple
 
 def _sha256(path: Path) -> str:
     try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        return sha256_of(path)
     except OSError:  # one of the failures
         return ""
 

@@ -7,14 +7,14 @@ import itertools
 import json
 import logging
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from amber2_core.command import INCOMPLETE, Command, command_body
+from amber2_core.command import INCOMPLETE, Command, command_body, policy_options, together
 from amber2_core.errors import SettingError, bad_choice
 from amber2_core.files import written_whole
 
@@ -29,57 +29,39 @@ BLUE = "#3465a4"
 _log = logging.getLogger(__name__)
 
 
-def table_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Decorate a command with the options that say how a table of the user's own is to be read."""
-    command = click.option(
+# how a table of the user's own is to be read
+table_options = together(
+    click.option(
+        "--audio-root",
+        type=click.Path(path_type=Path, exists=True, file_okay=False),
+        help="Where the recordings of a manifest lie; of longer paths in it the end counts. [default: in its folder]",
+    ),
+    click.option(
         "--column",
         "columns",
         metavar="ROLE=COLUMN",
         multiple=True,
         help="Role of a column of a manifest, as id=filename or rater.ann=Ann's label; may be repeated.",
-    )(command)
-    folder = click.Path(path_type=Path, exists=True, file_okay=False)
-    return click.option(
-        "--audio-root",
-        type=folder,
-        help="Where the recordings of a manifest lie; of longer paths in it the end counts. [default: in its folder]",
-    )(command)
+    ),
+)
+# which corpus is read
+corpus_options = together(
+    click.option(
+        "--corpus",
+        required=True,
+        help="Name of a corpus, such as iemocap, msp_podcast, crema_d, manifest or synthetic.",
+    ),
+    click.option(
+        "--root",
+        help="Where the corpus lies (a manifest: its file). [default: AMBER2_<CORPUS>_ROOT, else ./corpora/<corpus>]",
+    ),
+    table_options,
+)
 
 
 @click.command(cls=Command)
-@click.option("--corpus", required=True, help="Name of a corpus, such as iemocap, msp_podcast, crema_d or manifest.")
-@click.option(
-    "--root",
-    help="Where the corpus lies (a manifest: its file). [default: AMBER2_<CORPUS>_ROOT, else ./corpora/<corpus>]",
-)
-@table_options
-@click.option(
-    "--emotions",
-    metavar="LIST",
-    help="Label space, in order, or its name: iemocap-4, iemocap-9, msp-podcast-8, msp-podcast-4, crema-d-6. "
-    "[default: the corpus's own]",
-)
-@click.option("--stimulus", help="Whose votes: audio, video, audiovisual. [default: the corpus's own]")
-@click.option(
-    "--raters",
-    default="external",
-    show_default=True,
-    help="Other people's votes, or the speaker's own too: external, all.",
-)
-@click.option(
-    "--multi-label", default="pooled", show_default=True, help="A rater's several ticks: pooled, split, first."
-)
-@click.option("--out-of-space", default="drop", show_default=True, help="Votes outside the label space: drop, other.")
-@click.option(
-    "--merge", metavar="LIST", help="Count a word for an emotion, as excited=happy; none. [default: the corpus's own]"
-)
-@click.option("--keep", help="Utterances: consensus, plurality, majority, any-vote. [default: the corpus's own]")
-@click.option(
-    "--secondary",
-    default="drop",
-    show_default=True,
-    help="Secondary labels of raters (MSP-Podcast): drop; merge: further ticks, which --multi-label weighs.",
-)
+@corpus_options
+@policy_options
 @click.option("--decode", is_flag=True, help="Read all recordings to their end, as encoding them does.")
 @click.option(
     "--max-seconds",

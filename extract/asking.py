@@ -23,12 +23,12 @@ from torch import Tensor
 
 from amber2_core.devices import choose_device, set_arithmetic
 from amber2_core.errors import AudioError, CacheError, CorpusError, ModelError, SettingError, bad_choice, parse_problem
-from amber2_core.files import behind_links, lock, write_json, written_whole
+from amber2_core.files import behind_links, lock, sha256_of, write_json, written_whole
 from amber2_data.release import refuse_constant, text_lines, unique_keys
 from amber2_data.sound import Excerpt, Waveform
 
 from .audio import read_waveform
-from .checkpoint import Checkpoint, find_checkpoint, sha256_of
+from .checkpoint import Checkpoint, find_checkpoint
 from .encoders.encoder import from_pretrained, silence
 
 Recordings = Literal["attached", "left-out"]

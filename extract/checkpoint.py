@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import importlib.util
 import json
 import logging
 import re
-import stat
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -16,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from amber2_core.errors import ModelError
+from amber2_core.files import sha256_of
 
 # language: a model that answers prompts, with or without a recording
 Modality = Literal["audio", "text", "sentiment", "language"]
@@ -237,19 +236,6 @@ def own_sampling_rate(checkpoint: Checkpoint) -> int:
         ModelError: as `own_class`.
     """
     return int(own_class(checkpoint).sampling_rate)
-
-
-def sha256_of(path: Path) -> str:
-    """sha256 of a file's bytes, in hex.
-
-    Raises:
-        OSError: it cannot be read.
-    """
-    if not stat.S_ISREG(path.stat().st_mode):
-        # To open a pipe is to wait for its other end.
-        raise OSError(errno.EINVAL, "is a folder, a pipe or a device, not a file", str(path))
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _telling_name(folder: Path) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -15,8 +14,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
-from amber2_core.command import INCOMPLETE, Command, chosen_shard, command_body, list_failures, ray_options
-from amber2_data.cli import table_options
+from amber2_core.command import INCOMPLETE, Command, chosen_shard, command_body, list_lines, ray_options, together
+from amber2_core.files import cache_folder
+from amber2_data.cli import corpus_options, table_options
 
 from .encoders import AUDIO_POOLINGS, TEXT_POOLINGS
 
@@ -24,20 +24,47 @@ if TYPE_CHECKING:
     from .imported import Wanted
     from .pipeline import OnProgress, Progress, Summary
 
-# Failures are listed up to here; inspect-cache lists all.
-_SHOWN = 20
 _LINE_SECONDS = 30.0
 
 _log = logging.getLogger(__name__)
 
 
-@click.command(cls=Command)
-@click.option("--corpus", required=True, help="Name of a corpus, such as crema_d, manifest or synthetic.")
-@click.option(
-    "--root",
-    help="Where the corpus lies (a manifest: its file). [default: AMBER2_<CORPUS>_ROOT, else ./corpora/<corpus>]",
+# of the encoder that is run
+encoder_options = together(
+    click.option(
+        "--layer",
+        type=click.IntRange(min=0),
+        help="Take this hidden state instead of the last: 0 is the input of the first layer. [default: the last]",
+    ),
+    click.option(
+        "--audio-pooling",
+        type=click.Choice(list(AUDIO_POOLINGS)),
+        default="mean",
+        show_default=True,
+        help="How the hidden states of a recording become one vector.",
+    ),
+    click.option(
+        "--text-pooling",
+        type=click.Choice(["auto", *TEXT_POOLINGS]),
+        default="auto",
+        show_default=True,
+        help="Those of a transcript; auto: as the checkpoint says for sentence-transformers, else the mean.",
+    ),
+    click.option(
+        "--window",
+        type=click.Choice(["trained", "fit"]),
+        help="Of Whisper and its like: as trained, or as long as the utterance, much faster. [default: trained]",
+    ),
+    click.option(
+        "--attention",
+        type=click.Choice(["eager", "sdpa"]),
+        help="How attention is computed. [default: as transformers chooses]",
+    ),
 )
-@table_options
+
+
+@click.command(cls=Command)
+@corpus_options
 @click.option(
     "--audio-model",
     default="facebook/wav2vec2-base",
@@ -78,35 +105,7 @@ _log = logging.getLogger(__name__)
     type=click.IntRange(min=1),
     help="Store the sequence, too, pooled to at most so many bins. [default: the vector alone]",
 )
-@click.option(
-    "--layer",
-    type=click.IntRange(min=0),
-    help="Store this hidden state instead of the last: 0 is the input of the first layer. [default: the last]",
-)
-@click.option(
-    "--audio-pooling",
-    type=click.Choice(list(AUDIO_POOLINGS)),
-    default="mean",
-    show_default=True,
-    help="How the hidden states of a recording become one vector.",
-)
-@click.option(
-    "--text-pooling",
-    type=click.Choice(["auto", *TEXT_POOLINGS]),
-    default="auto",
-    show_default=True,
-    help="Those of a transcript; auto: as the checkpoint says for sentence-transformers, else the mean.",
-)
-@click.option(
-    "--window",
-    type=click.Choice(["trained", "fit"]),
-    help="Of Whisper and its like: as trained, or as long as the utterance, much faster. [default: trained]",
-)
-@click.option(
-    "--attention",
-    type=click.Choice(["eager", "sdpa"]),
-    help="How attention is computed. [default: as transformers chooses]",
-)
+@encoder_options
 @click.option(
     "--precision",
     type=click.Choice(["fp32", "bf16", "fp16"]),
@@ -189,7 +188,7 @@ def extract_features(
     from .batches import Effort
 
     effort = Effort(**{field.name: settings.pop(field.name) for field in fields(Effort)})
-    folder = cache_dir or Path(os.environ.get("AMBER2_CACHE_DIR") or "cache")
+    folder = cache_folder(cache_dir)
     with _progress_shown() as on_progress:
         summary = pipeline.extract_features(
             read_corpus(corpus, corpus_root(corpus, root), audio_root=audio_root, columns=columns),
@@ -207,23 +206,7 @@ def extract_features(
 
 @click.command(cls=Command)
 @click.argument("encoder")
-@click.option(
-    "--audio-pooling", type=click.Choice(list(AUDIO_POOLINGS)), default="mean", show_default=True, help="Of speech."
-)
-@click.option(
-    "--text-pooling",
-    type=click.Choice(["auto", *TEXT_POOLINGS]),
-    default="auto",
-    show_default=True,
-    help="Of text; auto: as the checkpoint says for sentence-transformers, else the mean.",
-)
-@click.option("--window", type=click.Choice(["trained", "fit"]), help="Of Whisper and its like. [default: trained]")
-@click.option("--layer", type=click.IntRange(min=0), help="Try this hidden state. [default: the last]")
-@click.option(
-    "--attention",
-    type=click.Choice(["eager", "sdpa"]),
-    help="How attention is computed. [default: as transformers chooses]",
-)
+@encoder_options
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, mps, cuda or cuda:N.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @command_body
@@ -326,7 +309,7 @@ def import_features(
         for modality, given in (("audio", audio), ("text", text), ("video", video))
         if given
     ]
-    folder = Path(os.environ.get("AMBER2_CACHE_DIR") or "cache")
+    folder = cache_folder()
     done = imported.import_features(
         file,
         wanted,
@@ -339,8 +322,8 @@ def import_features(
     )
     for name, (rows, shape) in done.features.items():
         click.echo(f"{name}: {rows:,} of {done.utterances:,} utterances, {' × '.join(map(str, shape))} numbers each")
-    _list(done.missing, "without a vector")
-    _list(done.extra, "not in the cache, left out")
+    list_lines("without a vector", done.missing)
+    list_lines("not in the cache, left out", done.extra)
     click.echo(str(done.output))
     return INCOMPLETE if any(rows < done.utterances for rows, _ in done.features.values()) else None
 
@@ -387,8 +370,8 @@ def import_ratings(
     )
     if done.unlabelled:
         click.echo(f"without a label, nobody's vote: {done.unlabelled:,}")
-    _list(tuple(done.unknown), "not in the cache, left out")
-    _list(done.failures, "left out")
+    list_lines("not in the cache, left out", tuple(done.unknown))
+    list_lines("left out", done.failures)
     click.echo(f"{done.cache}" if done.written else f"{done.cache} was up to date")
     return INCOMPLETE if done.unknown or done.failures else None
 
@@ -403,7 +386,7 @@ def _print_summary(summary: Summary) -> None:
             speed = f"; {hours} of audio in {features.elapsed:.0f} s, {rate:.0f} times real time"
         cut = f"; {features.truncated} cut to the model's limit" if features.truncated else ""
         click.echo(f"{features.modality}/{features.name}: {counts}{speed}{cut}")
-    list_failures(summary.failures, f"see inspect-cache {summary.output}")
+    list_lines("failed", summary.failures, f"see inspect-cache {summary.output}")
     click.echo(f"{summary.output}" if summary.written else f"{summary.output} was up to date")
 
 
@@ -496,10 +479,3 @@ def _wanted(modality: str, given: str, file: Path) -> Wanted:
     if file.suffix.lower() == ".npy":  # its only array has no name of its own
         return Wanted(modality, name, array or file.stem)
     return Wanted(modality, name if sign else given.rpartition("/")[2], array if sign else given)
-
-
-def _list(ids: tuple[str, ...], what: str) -> None:
-    for id_ in ids[:_SHOWN]:
-        click.echo(f"{what}: {id_}", err=True)
-    if len(ids) > _SHOWN:
-        click.echo(f"{what}: {len(ids) - _SHOWN:,} more, {len(ids):,} in all", err=True)

@@ -20,6 +20,7 @@ from typing import Any
 import click
 
 from amber2_core.command import INCOMPLETE, Command, command_body
+from amber2_core.files import cache_folder
 
 Record = dict[str, Any]  # JSON values; "problem" in words where there is one
 
@@ -41,7 +42,7 @@ def doctor(cache_dir: Path | None, as_json: bool) -> int | None:
 
     The exit code is 3 when something is not as it must be: a library that does not load, a folder that is not there.
     """
-    record = examine(cache_dir or Path(os.environ.get("AMBER2_CACHE_DIR") or "cache"))
+    record = examine(cache_folder(cache_dir))
     click.echo(json.dumps(record, indent=2, ensure_ascii=False) if as_json else "\n".join(describe(record)))
     return INCOMPLETE if problems(record) else None
 

@@ -24,12 +24,12 @@ import numpy.typing as npt
 from amber2_core.cache import FeatureCache, Features, Frames, read_cache, write_cache
 from amber2_core.errors import CacheError
 from amber2_core.features import IMPORTED, check_fit, repeated_rows
+from amber2_core.files import sha256_of
 from amber2_core.shards import warn_of_part
 from amber2_core.tables import Texts, is_storable_name, texts
 from amber2_core.utterance import STIMULI, Corpus, LabelDefaults, Rating, Stimulus, Utterance
 from amber2_data.arrays import Array, ArrayFile, open_arrays
 
-from .checkpoint import sha256_of
 from .inspection import without_content
 from .previous import with_features
 from .recordings import blank_cache, storable, versions_of

@@ -2,27 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import click
 
-from amber2_core.command import INCOMPLETE, Command, command_body
+from amber2_core.command import INCOMPLETE, SHOWN, Command, command_body, list_lines, together
 from amber2_core.errors import SettingError
 
 from .prompts import STYLES
 
-_SHOWN = 20
-
-
-def label_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """The options of a label policy that say which words stand for which emotion."""
-    emotions = "Label space by name, or a comma list. [default: the cache's own]"
-    command = click.option("--merge", metavar="LIST", help="Words that count for an emotion: excited=happy, or none.")(
-        command
-    )
-    return click.option("--emotions", metavar="LIST", help=emotions)(command)
+# which words stand for which emotion
+label_options = together(
+    click.option("--emotions", metavar="LIST", help="Label space by name, or a comma list. [default: the cache's own]"),
+    click.option("--merge", metavar="LIST", help="Words that count for an emotion: excited=happy, or none."),
+)
 
 
 @click.command(cls=Command)
@@ -132,13 +127,8 @@ def ask_model(
     prompts: Path,
     model: str,
     output: Path,
-    root: Path | None,
-    recordings: Literal["attached", "left-out"],
-    device: str,
     precision: Literal["as-saved", "fp32", "bf16", "fp16"],
-    batch_size: int | None,
-    max_tokens: int,
-    force: bool,
+    **settings: Any,
 ) -> int | None:
     """Ask a local language model what write-prompts wrote to PROMPTS, and write its answers as JSON lines.
 
@@ -147,18 +137,7 @@ def ask_model(
     """
     from . import asking
 
-    done = asking.ask_model(
-        prompts,
-        model,
-        output,
-        root=root,
-        recordings=recordings,
-        device=device,
-        weights=precision,
-        batch_size=batch_size,
-        max_tokens=max_tokens,
-        force=force,
-    )
+    done = asking.ask_model(prompts, model, output, weights=precision, **settings)
     if done.cut:
         click.echo(f"{done.cut:,} recordings are longer than the model listens: it heard their beginning", err=True)
     _list([f"{utterance}: {reason}" for utterance, reason in done.failures], "not asked")
@@ -243,8 +222,5 @@ def _range(text: str | None) -> tuple[float, float] | None:
 
 def _list(lines: Sequence[str], what: str) -> None:
     """Some lines on standard error, all of them with ``--verbose``."""
-    shown = len(lines) if click.get_current_context().params["verbose"] else _SHOWN
-    for line in lines[:shown]:
-        click.echo(f"{what}: {line}", err=True)
-    if len(lines) > shown:
-        click.echo(f"{what}: {len(lines) - shown:,} more, {len(lines):,} in all; --verbose lists them", err=True)
+    shown = len(lines) if click.get_current_context().params["verbose"] else SHOWN
+    list_lines(what, lines, f"{len(lines):,} in all; --verbose lists them", shown=shown)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from amber2_core.command import INCOMPLETE, Command, command_body, list_failures
+from amber2_core.command import INCOMPLETE, Command, command_body, list_lines
 
 # Stage 2, which this room does not know, says by an entry point of this group how its shards are merged.
 _GROUP = "amber2.merge_shards"
@@ -57,6 +57,6 @@ def _merge_caches(shards: tuple[Path, ...], output: Path | None) -> int | None:
     merged = merge_caches(shards, output)
     for stage, count in merged.features.items():
         click.echo(f"{stage}: {count:,} of {merged.utterances:,} utterances")
-    list_failures(merged.failures, f"see inspect-cache {merged.output}")
+    list_lines("failed", merged.failures, f"see inspect-cache {merged.output}")
     click.echo(str(merged.output))
     return INCOMPLETE if merged.failures else None

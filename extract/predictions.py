@@ -21,7 +21,7 @@ import numpy as np
 from amber2_core.cache import FeatureCache, Features, read_cache, write_cache
 from amber2_core.errors import CacheError, CorpusError, parse_problem
 from amber2_core.features import IMPORTED
-from amber2_core.files import written_whole
+from amber2_core.files import sha256_of, written_whole
 from amber2_core.label_spaces import policy_of
 from amber2_core.shards import warn_of_part
 from amber2_core.tables import texts
@@ -29,7 +29,6 @@ from amber2_core.votes import LabelPolicy
 from amber2_data.release import read_table, refuse_constant, text_lines, unique_keys
 
 from .answers import AnswerReader, UnparsableError
-from .checkpoint import sha256_of
 from .previous import with_features
 from .recordings import storable
 from .rows import work_folder

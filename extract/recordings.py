@@ -16,12 +16,11 @@ from typing import Any, TypeVar
 
 from amber2_core.cache import FeatureCache
 from amber2_core.errors import AudioError, CorpusError
+from amber2_core.files import sha256_of
 from amber2_core.tables import attribute_columns, rating_table, texts, utterance_table
 from amber2_core.utterance import Corpus, Utterance
 from amber2_data.sound import Excerpt, decoder_of, seconds_of
 from amber2_data.transcripts import Repair, repaired
-
-from .checkpoint import sha256_of
 
 # Files are read ahead in this many threads: hashing leaves the interpreter free, and network folders answer slowly.
 _READERS = min(16, 4 + (os.cpu_count() or 1))

@@ -56,7 +56,8 @@ _DECODERS = 4
 _FEEDERS, _FEEDERS_OF_MPS = 2, 1
 # What the machine may lose where its power goes: rows survive the process as soon as they are written.
 REST_SECONDS = 20.0
-_NOT_FINITE = "the encoder gives values that are not finite"
+NO_TOKEN = "its transcript gives no token"
+NOT_FINITE = "the encoder gives values that are not finite"
 
 _log = logging.getLogger(__name__)
 
@@ -194,7 +195,7 @@ def encode(station: Station, portion: Sequence[Batch]) -> Outcome:
     else:
         # All at once and in one thread, as tokenizers want it.
         tokens, _ = station.encoder.tokenizer.tokens([str(work.source) for work in works])
-        known = {work: ids or "its transcript gives no token" for work, ids in zip(works, tokens, strict=True)}
+        known = {work: ids or NO_TOKEN for work, ids in zip(works, tokens, strict=True)}
         read = known.__getitem__
     if station.encodes_in_threads:
         made = station.ahead(lambda batch: _rows(station.encode, batch, map(read, batch.works)), portion)
@@ -244,7 +245,7 @@ def _rows(
     good = {digest: given for digest, given in found.items() if not isinstance(given, str)}
     rows = dict(zip(good, encode(list(good.values())), strict=True)) if good else {}
     failures = {digest: given for digest, given in found.items() if digest not in good}
-    failures |= {digest: _NOT_FINITE for digest, row in rows.items() if not row.is_finite}
+    failures |= {digest: NOT_FINITE for digest, row in rows.items() if not row.is_finite}
     rows = {digest: row for digest, row in rows.items() if digest not in failures}
     found_again = [
         difference(rows[digest], encode([good[digest]])[0])

@@ -28,13 +28,11 @@ from amber2_extract.recipe import (
     differences,
 )
 from amber2_extract.rows import Row
-from amber2_extract.worker import Halving, load_encoder
+from amber2_extract.worker import NO_TOKEN, NOT_FINITE, Halving, load_encoder
 
 # what of a recipe tells where a checkpoint came from, not what is in it
 _WHENCE = ("model", "revision")
 _KINDS: Mapping[str, type[EncoderRecipe]] = {kind.modality: kind for kind in (AudioRecipe, TextRecipe, SentimentRecipe)}
-_NO_TOKEN = "its transcript gives no token"
-_NOT_FINITE = "the encoder gives values that are not finite"
 
 Given = TypeVar("Given")
 Made = TypeVar("Made")
@@ -196,9 +194,9 @@ class Encoding:
         good = [pair for pair in batch if len(pair[1])]
         with self._alone:
             rows = self._encode([one for _, one in good]) if good else []
-        found: dict[int, Row | str] = dict.fromkeys((place for place, _ in batch), _NO_TOKEN)
+        found: dict[int, Row | str] = dict.fromkeys((place for place, _ in batch), NO_TOKEN)
         for (place, _), row in zip(good, rows, strict=True):
-            found[place] = row if row.is_finite else _NOT_FINITE
+            found[place] = row if row.is_finite else NOT_FINITE
         return list(found.items())
 
 

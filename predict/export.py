@@ -7,11 +7,11 @@ from dataclasses import replace
 from pathlib import Path
 
 from amber2_core.errors import RunFolderError
-from amber2_core.files import folder_written_whole, write_json, write_text
+from amber2_core.files import folder_written_whole, sha256_of, write_json, write_text
 
 from .card import card
 from .chosen import Chosen, choose
-from .folder import CARD, CONFIG, read_folder, sha256
+from .folder import CARD, CONFIG, read_folder
 
 
 def export_heads(
@@ -44,7 +44,7 @@ def export_heads(
         with folder_written_whole(output) as writing:
             for name, model in zip(names, chosen.models, strict=True):
                 shutil.copyfile(model.path, writing / name)
-            config = {**chosen.heads.config, "digests": {name: sha256(writing / name) for name in names}}
+            config = {**chosen.heads.config, "digests": {name: sha256_of(writing / name) for name in names}}
             write_json(writing / CONFIG, config)
             write_text(writing / CARD, card(config, graph=onnx))
             heads = read_folder(writing)

@@ -16,7 +16,6 @@ config.json names are opened, within `amber2_core.limits`, and what does not fit
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -31,6 +30,7 @@ from torch import Tensor
 from amber2_core import limits
 from amber2_core.errors import RunFolderError
 from amber2_core.features import fingerprint
+from amber2_core.files import sha256_of
 from amber2_core.heads import FUSION_HEAD, Heads
 from amber2_core.heads_folder import NEEDED_OF_FEATURES, SENTIMENT, TrainedHeads
 from amber2_core.kinds import DISTRIBUTION, Kind
@@ -246,11 +246,5 @@ def _no_number(word: str) -> None:
 
 
 def _check_digest(path: Path, digest: Any) -> None:
-    if digest is not None and digest != sha256(path):
+    if digest is not None and digest != sha256_of(path):
         raise RunFolderError(f"{path} is not the file that was exported: copy the folder again")
-
-
-def sha256(path: Path) -> str:
-    """Of a file, in hex."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

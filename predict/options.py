@@ -3,29 +3,34 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
 import click
 
+from amber2_core.command import together
+
 
 @dataclass(frozen=True)
 class HeadsChoice:
-    """What `heads_options` were given, by the names that `Predictor.from_pretrained` has for it."""
+    """Which heads predict, and how, by the names that `Predictor.from_pretrained` has for it."""
 
     heads: str
-    transcribe: str | None
-    system: str | None
-    fold: int | None
-    seed: int | None
-    ensemble: bool
-    audio_model: tuple[str, ...]
-    text_model: tuple[str, ...]
-    sentiment_model: tuple[str, ...]
+    device: str = "auto"
+    transcribe: str | None = None
+    # of a run
+    system: str | None = None
+    fold: int | None = None
+    seed: int | None = None
+    ensemble: bool = False
+    # where encoders lie now
+    audio_model: Sequence[str] = ()
+    text_model: Sequence[str] = ()
+    sentiment_model: Sequence[str] = ()
 
 
-_OPTIONS = (
+_options = together(
     click.option(
         "--heads",
         required=True,
@@ -55,13 +60,11 @@ _OPTIONS = (
 
 
 def heads_options(body: Callable[..., Any]) -> Callable[..., Any]:
-    """Decorate a command with the options that say which heads predict; it gets them as one argument, `which`."""
+    """Decorate a command that has --device with the other options of `HeadsChoice`; it gets all of them as `which`."""
 
     @functools.wraps(body)
     def gathered(**options: Any) -> Any:
         which = HeadsChoice(**{field.name: options.pop(field.name) for field in fields(HeadsChoice)})
         return body(which=which, **options)
 
-    for option in reversed(_OPTIONS):
-        gathered = option(gathered)
-    return gathered
+    return _options(gathered)

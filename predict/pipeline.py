@@ -6,7 +6,7 @@ import logging
 import time
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +18,7 @@ from amber2_extract.plan import Job
 from amber2_extract.worker import PRELOADED as ENCODERS
 from amber2_extract.worker import REST_SECONDS, give_back
 
+from .options import HeadsChoice
 from .table import Format, Row, Unfinished, check_output, finish, keys_of, rows_beside, unfinished
 from .units import Unit, Windows, batched
 
@@ -31,20 +32,6 @@ if TYPE_CHECKING:
     from .predictor import Predictor
 
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Request:
-    """Which heads and encoders are wanted; see `amber2_predict.predictor.Predictor.from_pretrained`."""
-
-    heads: str
-    device: str = "auto"
-    audio_models: tuple[str, ...] = ()
-    text_models: tuple[str, ...] = ()
-    sentiment_models: tuple[str, ...] = ()
-    # of a run: system, fold, seed, ensemble
-    choice: Mapping[str, Any] = field(default_factory=dict)
-    transcribe: str | None = None
 
 
 @dataclass(frozen=True)
@@ -71,7 +58,7 @@ class Summary:
 
 
 def predict_units(
-    request: Request, units: Iterable[Unit], *, found: Survey | None = None
+    which: HeadsChoice, units: Iterable[Unit], *, found: Survey | None = None
 ) -> Generator[tuple[Unit, Row]]:
     """Units with their rows, as workers finish them: in order on one device.
 
@@ -79,28 +66,28 @@ def predict_units(
         RunFolderError, ModelError, SettingError: as `amber2_predict.predictor.Predictor.from_pretrained`.
         WorkerError: a worker died twice on the same recordings.
     """
-    known = found or looked_up(request)
+    known = found or looked_up(which)
     results = engine.deal(
         predict,
         batched(units, _PORTION),
         setup=Desk,
         workers=known.seats,
-        shared=(request, known.jobs),
+        shared=(which, known.jobs),
     )
     with closing(results):
         for some, rows in results:
             yield from zip(some, rows, strict=True)
 
 
-def looked_up(request: Request) -> Survey:
+def looked_up(which: HeadsChoice) -> Survey:
     """What is known of heads and encoders, without loading torch here. Raises: as `predict_units`."""
     engine.prepare(*PRELOADED)
-    return engine.call(survey, request)
+    return engine.call(survey, which)
 
 
 def predict_to(
     output: Path,
-    request: Request,
+    which: HeadsChoice,
     units: Iterable[Unit],
     *,
     windows: Windows | None = None,
@@ -115,7 +102,7 @@ def predict_to(
 
     Args:
         output: ends in .jsonl, .csv or .parquet.
-        request: heads and encoders.
+        which: heads and encoders.
         units: as `amber2_predict.units.units_of` gives them.
         windows: how the units were cut; rows of other windows are refused.
         format: of JSON lines: all that is known, or lists of labels with scores.
@@ -128,13 +115,13 @@ def predict_to(
     check_output(output, format)
     if output.exists() and not (resume and rows_beside(output)):
         return _as_it_is(output, units, resume=resume)
-    known = looked_up(request)
-    with unfinished(output, _identity(request, known, windows), resume=resume) as held:
+    known = looked_up(which)
+    with unfinished(output, _identity(which, known, windows), resume=resume) as held:
         kept = len(held)
         if kept:
             _log.info("%s: %d rows are there already", output, kept)
         left = (unit for unit in units if not held.has(unit.key))
-        _add_all(held, predict_units(request, left, found=known))
+        _add_all(held, predict_units(which, left, found=known))
         finish(output, held, known.heads, known.emotions, format)
         return Summary(output, len(held), held.errors, kept)
 
@@ -161,52 +148,46 @@ def _as_it_is(output: Path, units: Iterable[Unit], *, resume: bool) -> Summary:
     return Summary(output, len(there), errors, len(there))
 
 
-def _identity(request: Request, known: Survey, windows: Windows | None) -> Mapping[str, Any]:
+def _identity(which: HeadsChoice, known: Survey, windows: Windows | None) -> Mapping[str, Any]:
     """What rows depend on beside their unit."""
     return {
         "heads": known.digest,
         "windows": None if windows is None else [windows.seconds, windows.hop],
-        "transcribe": request.transcribe,
+        "transcribe": which.transcribe,
     }
 
 
 # --- in a worker ---
 
 
-def survey(request: Request) -> Survey:
+def survey(which: HeadsChoice) -> Survey:
     """Find heads, their encoders, and devices.
 
     Raises:
         RunFolderError, ModelError, SettingError: as `amber2_predict.predictor.Predictor.from_pretrained`.
     """
-    from .encoding import plan_encodings
     from .prediction import digest_of
-    from .predictor import find_heads
+    from .predictor import find_encoders, find_heads
 
-    found = find_heads(request.heads, **request.choice)
-    jobs = plan_encodings(
-        found.config["features"],
-        audio_models=request.audio_models,
-        text_models=request.text_models,
-        sentiment_models=request.sentiment_models,
-    )
-    seats = devices_of(next(iter(jobs.values())), request.device, ()).seats
+    found = find_heads(which)
+    jobs = find_encoders(found, which)
+    seats = devices_of(next(iter(jobs.values())), which.device, ()).seats
     return Survey(found.heads, found.emotions, digest_of(found), jobs, seats)
 
 
 class Desk:
     """A predictor on its device."""
 
-    def __init__(self, seat: Seat, shared: tuple[Request, Mapping[str, Job]]) -> None:
+    def __init__(self, seat: Seat, shared: tuple[HeadsChoice, Mapping[str, Job]]) -> None:
         """Load everything. Raises: as `survey`."""
         from .chosen import choose
         from .predictor import Predictor, find_heads
         from .transcriber import Transcriber
 
-        request, jobs = shared
+        which, jobs = shared
         logging.getLogger(choose.__module__).setLevel(logging.WARNING)  # the survey told already what is chosen
-        found = find_heads(request.heads, **request.choice)
-        transcriber = None if request.transcribe is None else Transcriber(request.transcribe, device=seat.device)
+        found = find_heads(which)
+        transcriber = None if which.transcribe is None else Transcriber(which.transcribe, device=seat.device)
         self.predictor: Predictor = Predictor(
             found, jobs, device=seat.device, threads=seat.threads, transcriber=transcriber
         )

@@ -19,6 +19,7 @@ from .chosen import choose
 from .encoding import Encodings, Sound, plan_encodings
 from .folder import HeadsFolder, facts_of, read_folder
 from .members import read_member
+from .options import HeadsChoice
 from .prediction import Prediction, inputs_of, predictions_of, probs_of
 from .table import COLUMNS, INDEX, Row, flat
 from .transcriber import Transcriber
@@ -104,13 +105,10 @@ class Predictor:
             ModelError: an encoder is not to be found, or is not the one that the heads were trained on.
             SettingError: no such device, system, fold or seed.
         """
-        found = find_heads(str(heads), system=system, fold=fold, seed=seed, ensemble=ensemble)
-        jobs = plan_encodings(
-            found.config["features"],
-            audio_models=_several(audio_model),
-            text_models=_several(text_model),
-            sentiment_models=_several(sentiment_model),
-        )
+        models = [_several(one) for one in (audio_model, text_model, sentiment_model)]
+        which = HeadsChoice(str(heads), device, transcribe, system, fold, seed, ensemble, *models)
+        found = find_heads(which)
+        jobs = find_encoders(found, which)
         place = str(choose_device(device))
         transcriber = None if transcribe is None else Transcriber(transcribe, device=place)
         return cls(found, jobs, device=place, transcriber=transcriber)
@@ -247,33 +245,33 @@ class Predictor:
         return [found[place] for place in range(len(sounds))]
 
 
-def find_heads(
-    place: str,
-    *,
-    system: str | None = None,
-    fold: int | None = None,
-    seed: int | None = None,
-    ensemble: bool = False,
-) -> HeadsFolder:
+def find_heads(which: HeadsChoice) -> HeadsFolder:
     """Heads from what `export-heads` wrote, a run folder, one file of its heads/, or an id of the hub.
-
-    Args:
-        place: of them.
-        system, fold, seed, ensemble: of a run; as of `amber2_predict.chosen.choose`.
 
     Raises:
         RunFolderError: there are no heads, or they are not as they should be.
         SettingError: a run has nothing of that system, fold or seed; or something is chosen of what is no run.
     """
-    path = Path(place).expanduser()
+    path = Path(which.heads).expanduser()
     if (path / "settings.json").is_file():
-        return choose(path, system=system, fold=fold, seed=seed, ensemble=ensemble).heads
-    if ensemble or any(one is not None for one in (system, fold, seed)):
-        raise SettingError(f"{place} is no run folder, of which a system, a fold, a seed or an ensemble is chosen")
+        return choose(path, system=which.system, fold=which.fold, seed=which.seed, ensemble=which.ensemble).heads
+    if which.ensemble or any(one is not None for one in (which.system, which.fold, which.seed)):
+        what = "a system, a fold, a seed or an ensemble"
+        raise SettingError(f"{which.heads} is no run folder, of which {what} is chosen")
     if path.is_file():
         member = read_member(path, within=path.parent)
         return HeadsFolder((member,), facts_of(member))
-    return read_folder(path if path.is_dir() else place)
+    return read_folder(path if path.is_dir() else which.heads)
+
+
+def find_encoders(heads: HeadsFolder, which: HeadsChoice) -> dict[str, Job]:
+    """Feature set → its encoder. Raises: as `plan_encodings`."""
+    return plan_encodings(
+        heads.config["features"],
+        audio_models=which.audio_model,
+        text_models=which.text_model,
+        sentiment_models=which.sentiment_model,
+    )
 
 
 def _several(models: str | Sequence[str] | None) -> Sequence[str]:

@@ -10,8 +10,9 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from importlib.metadata import version
 from types import FrameType
 from typing import TYPE_CHECKING, Any
@@ -19,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from amber2_core.errors import SettingError
 from amber2_extract.worker import REST_SECONDS, give_back
 
+from .options import HeadsChoice
 from .service import Service, application
 from .table import Row
 from .turns import Rows, Turns
@@ -54,12 +56,12 @@ def check_extra() -> None:
 
 
 def serve(
-    which: Mapping[str, Any], *, host: str, port: int, windows: Windows, limits: Limits, ready: Callable[[str], None]
+    which: HeadsChoice, *, host: str, port: int, windows: Windows, limits: Limits, ready: Callable[[str], None]
 ) -> None:
     """Answer until SIGINT or SIGTERM comes.
 
     Args:
-        which: heads, as `Predictor.from_pretrained` takes them.
+        which: heads and encoders.
         host: the address to listen on.
         port: 0: any that is free.
         windows: how long recordings are cut.
@@ -79,7 +81,7 @@ def serve(
         about = _about(loaded[0], which, windows, limits)
         service = Service(
             turns, about, windows, limits,
-            listens=loaded[0].listens, transcribes=which.get("transcribe") is not None,
+            listens=loaded[0].listens, transcribes=which.transcribe is not None,
             hosts=_LOCAL | {host.strip("[]").lower()} if is_local else None,
         )  # fmt: skip
         door.listen()
@@ -123,13 +125,13 @@ def _reason(problem: Exception) -> str:
     return str(getattr(problem, "strerror", None) or problem)
 
 
-def _loaded(which: Mapping[str, Any], loaded: list[Predictor]) -> tuple[Rows, int]:
+def _loaded(which: HeadsChoice, loaded: list[Predictor]) -> tuple[Rows, int]:
     """Load everything; what makes rows of units, and of how many at once."""
     import torch
 
     from .predictor import Predictor
 
-    predictor = Predictor.from_pretrained(**which)
+    predictor = Predictor.from_pretrained(**asdict(which))
     loaded.append(predictor)
     rested = time.monotonic()
 
@@ -144,7 +146,7 @@ def _loaded(which: Mapping[str, Any], loaded: list[Predictor]) -> tuple[Rows, in
     return rows, torch.get_num_threads() if predictor.device == "cpu" else _AT_ONCE
 
 
-def _about(predictor: Predictor, which: Mapping[str, Any], windows: Windows, limits: Limits) -> dict[str, Any]:
+def _about(predictor: Predictor, which: HeadsChoice, windows: Windows, limits: Limits) -> dict[str, Any]:
     """What /about tells: what the page needs, and what a caller should know."""
     heads, config = predictor.heads, predictor.heads.config
     recipes = {name: own["recipe"] for name, own in config["features"].items()}
@@ -159,7 +161,7 @@ def _about(predictor: Predictor, which: Mapping[str, Any], windows: Windows, lim
         "reads": {name: recipe["modality"] for name, recipe in recipes.items()},
         "encoders": {name: recipe["model"] for name, recipe in recipes.items()},
         "listens": predictor.listens,
-        "transcribes": which.get("transcribe") is not None,
+        "transcribes": which.transcribe is not None,
         "windows": {"seconds": windows.seconds, "hop": windows.hop, "whole_seconds_with_words": WHOLE_SECONDS},
         "limits": {
             "megabytes": limits.megabytes,

@@ -10,7 +10,7 @@ import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO, Literal, get_args
+from typing import Any, BinaryIO, Literal
 
 from amber2_core.errors import RunFolderError, SettingError, bad_choice
 from amber2_core.files import behind_links, lock, sync, written_whole
@@ -20,7 +20,6 @@ from .units import Key
 
 Row = dict[str, Any]  # of JSON values, by column
 Format = Literal["full", "hf"]
-FORMATS: tuple[Format, ...] = get_args(Format)
 INDEX = ("file", "start", "end")
 # the columns of tables, in order, before the probabilities
 COLUMNS: Mapping[str, type] = {

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,7 @@ import pandas as pd
 from amber2_core.distributions import ambiguity_bins, bc, entropy, js
 
 from .groups import Group
+from .table import ENTRY, SHOWN, Column, Row, Table, metric_columns, scores_of, table_of, title_of
 
 TERTILES = 3
 
@@ -79,3 +80,45 @@ def synthetic_targets(group: Group) -> dict[str, npt.NDArray[np.float32]]:
         if said is not None and not any(np.array_equal(said, other, equal_nan=True) for other in found.values()):
             found[run.name] = said
     return found
+
+
+def synthetic_tables(group: Group) -> list[Table]:
+    """How synthetic raters agree with people, and the scores of every head against them; none where there are none."""
+    targets = synthetic_targets(group)
+    rows: list[Row] = [
+        {"raters": f"of {name}", "ambiguity": what, **asdict(numbers)}
+        for name, said in targets.items()
+        for what, numbers in by_ambiguity(group.predictions.target, said)
+    ]
+    if not rows:
+        return []
+    columns = [
+        Column("raters", "synthetic raters"), Column("ambiguity", "ambiguity of people, bits"), Column("n", "n"),
+        Column("js", title_of("js"), "score"), Column("bc", title_of("bc"), "score"),
+        Column("human_entropy", "entropy of people, bits", "score"),
+        Column("synthetic_entropy", "entropy of models, bits", "score"),
+        Column("pearson", "entropies, Pearson", "score"), Column("spearman", "entropies, Spearman", "score"),
+    ]  # fmt: skip
+    columns = columns if len(targets) > 1 else columns[1:]
+    notes = [
+        "Of the n test utterances that synthetic raters rated, what they say against what people say. Below all stand "
+        "the tertiles of people's entropy, fewer where many utterances are equally ambiguous. Within one of these the "
+        "entropy of people hardly varies, which lowers correlations."
+    ]
+    against_people = table_of("agreement", "Synthetic raters against people", columns, rows, notes, bold=False)
+    rows = [
+        {"entry": entry.label, "n": int(own.drop_duplicates("fold")["n"].sum()), **scores_of(own, SHOWN)}
+        for entry in group.entries
+        if len(own := entry.against_synthetic)
+    ]
+    learnt = [f"{run.name} learnt {voters} votes" for run in group.runs if (voters := run.settings.get("targets"))]
+    notes = [
+        "Not the results of these systems, which are scored by people's targets above: here what synthetic raters say "
+        f"is the target, on the n test utterances that they rated. {'; '.join(learnt)}.",
+        f"{group.spread}.",
+    ]
+    columns = [ENTRY, Column("n", "n"), *metric_columns(group.having(SHOWN))]
+    return [
+        against_people,
+        table_of("against-synthetic", "Every head against synthetic raters", columns, rows, notes, bold=False),
+    ]

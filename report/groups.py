@@ -115,7 +115,18 @@ class Group:
     @property
     def metrics(self) -> list[str]:
         """The metrics that any of the runs has."""
-        return [name for name in METRICS if any(name in run.results for run in self.runs)]
+        return self.having(METRICS)
+
+    def having(self, metrics: Iterable[str]) -> list[str]:
+        """Those of some metrics that any of the runs has."""
+        return [name for name in metrics if any(name in run.results for run in self.runs)]
+
+    @property
+    def spread(self) -> str:
+        """In words, what mean and sd of its scores are of."""
+        seeds = sorted({len(entry.probs) for entry in self.entries if not entry.members})
+        counts = " or ".join(map(str, seeds))
+        return f"Mean ± sd over {counts} seeds of the mean over {len(self.predictions.folds)} test folds"
 
     @cached_property
     def mains(self) -> list[Entry]:

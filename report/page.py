@@ -20,11 +20,12 @@ from .drawing import Drawing
 from .ensembles import with_ensemble
 from .figures import OVERLAID, figures
 from .groups import Group, grouped, slug
+from .notes import constant_notes
 from .provenance import data_notes, differences, remarks, stimulus, stimulus_was_chosen
 from .runs import read_run
 from .significance import COLUMNS, DRAWS, compare, headlines, method_in_words, speaker_clusters
 from .table import Table, csv_text, latex_text, markdown_text
-from .tables import all_tables, confusion_frame, constant_notes, side_by_side
+from .tables import all_tables, confusion_frame, side_by_side
 from .utterances import (
     CorpusFacts,
     Recordings,

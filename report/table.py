@@ -11,7 +11,7 @@ from typing import Any, Literal
 import pandas as pd
 
 from amber2_core.metrics import metric_of
-from amber2_core.run_folder import Floats, mean_and_sd
+from amber2_core.run_folder import Floats, fold_means, mean_and_sd
 
 DIGITS = 3
 MISSING = "–"
@@ -118,6 +118,17 @@ def means_and_sds(names: Iterable[str], of_seeds: Iterable[Floats]) -> Row:
         found = mean_and_sd(values)
         row |= {name: found["mean"], f"{name}_sd": found["sd"]}
     return row
+
+
+def scores_of(rows: pd.DataFrame, metrics: Sequence[str]) -> Row:
+    """Over the seeds of some rows of results.csv, of the mean over folds: every metric, and its spread as NAME_sd."""
+    table = rows.reindex(columns=["seed", "n", *metrics])
+    return means_and_sds(metrics, fold_means(table, metrics))
+
+
+def metric_columns(metrics: Iterable[str]) -> list[Column]:
+    """A column of scores for each metric."""
+    return [Column(name, title_of(name), "score") for name in metrics]
 
 
 def title_of(metric: str) -> str:

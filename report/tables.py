@@ -3,25 +3,26 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 
+from amber2_core.distributions import SHARE_TOLERANCE, largest
 from amber2_core.kinds import MULTI_LABEL
 from amber2_core.metrics import METRICS, MULTI_LABEL_METRICS
-from amber2_core.run_folder import fold_means
 from amber2_core.tables import Texts
 
-from .agreement import by_ambiguity, synthetic_targets
+from .agreement import synthetic_tables
 from .analysis import bins_of, confusion_counts, confusion_shares, scores_by_bin, vote_shares
 from .ensembles import ensemble_notes
 from .groups import Entry, Group, slugs
 from .measures import measure_tables
+from .notes import blank_notes, coverage_notes, expert_notes, head_notes
 from .provenance import remarks, stimulus
-from .subsets import subset_tables
+from .runs import Floats
 from .table import (
     CLASSIFICATION,
     DISTRIBUTION,
@@ -31,6 +32,8 @@ from .table import (
     Row,
     Table,
     means_and_sds,
+    metric_columns,
+    scores_of,
     table_of,
     title_of,
 )
@@ -40,8 +43,13 @@ from .table import (
 PUBLISHED = Path(__file__).parent / "published.csv"
 # SHOWN metrics first, then what was said under other names
 AGAINST_PUBLISHED = (*DISTRIBUTION, "js_distance_nats", *CLASSIFICATION, "uar", "macro_f1_threshold")
-SPREAD = "Mean ± sd over {seeds} seeds of the mean over {folds} test folds; bold is the best of its column."
-CONSTANT = 1e-6  # probabilities that differ by less are the same
+BEST = "bold is the best of its column."
+SUBSET_NOTES = (
+    "Majority: one emotion has more than half of the votes; plurality: one has more than any other; all: every test "
+    "utterance. Each subset holds the one before. The heads are the same for all three: the subsets differ in what is "
+    "tested, not in what was trained on.",
+    "Mean ± sd over seeds of the mean over the test folds that have such utterances.",
+)
 
 
 def all_tables(
@@ -77,11 +85,11 @@ def result_tables(group: Group) -> list[Table]:
         ("systems-classification", "Systems, classification metrics", mains, CLASSIFICATION, "Table 4"),
         ("all-metrics", "Every head, every metric", heads, group.metrics, ""),
     ):
-        rows = [{"entry": entry.label, **_scores(entry.tested, metrics)} for entry in entries]
-        notes = [_spread(group), *_head_notes(group), *_expert_notes(group), *coverage_notes(group, entries)]
+        rows = [{"entry": entry.label, **scores_of(entry.tested, metrics)} for entry in entries]
+        notes = [f"{group.spread}; {BEST}", *head_notes(group), *expert_notes(group), *coverage_notes(group, entries)]
         notes += [*ensemble_notes(group), *blank_notes(group, metrics)]
         notes += remarks(group.runs) if entries is mains else []
-        tables.append(table_of(name, caption, [ENTRY, *_metric_columns(group, metrics)], rows, notes, like=like))
+        tables.append(table_of(name, caption, [ENTRY, *metric_columns(group.having(metrics))], rows, notes, like=like))
     return tables
 
 
@@ -91,14 +99,16 @@ def published_tables(group: Group) -> list[Table]:
     theirs = printed[printed["corpus"] == group.corpus].rename(columns={"method": "entry"})
     if not len(theirs):
         return []
-    ours = [{"entry": f"{entry.label} (this run)", **_scores(entry.tested, AGAINST_PUBLISHED)} for entry in group.mains]
+    ours = [
+        {"entry": f"{entry.label} (this run)", **scores_of(entry.tested, AGAINST_PUBLISHED)} for entry in group.mains
+    ]
     notes = [
-        _spread(group).partition(";")[0] + ".",
+        f"{group.spread}.",
         *coverage_notes(group, group.mains),
         *theirs["note"].dropna().unique(),
         "Printed numbers come from other features, folds and label sets: they orient, they do not compare.",
     ]
-    columns = [ENTRY, *(Column(name, title_of(name), "score") for name in AGAINST_PUBLISHED)]
+    columns = [ENTRY, *metric_columns(AGAINST_PUBLISHED)]
     rows: list[Row] = [*ours, *theirs.to_dict("records")]
     return [table_of("published", "Beside published numbers", columns, rows, notes, like="Table 5", bold=False)]
 
@@ -112,9 +122,8 @@ def side_by_side(groups: Sequence[Group]) -> Table:
             tested_on = f"{group.corpus}, {votes} votes" if votes else group.corpus
             n = len(group.predictions.id)
             label = f"{entry.run.name}: {entry.system} {entry.head}"
-            rows.append({"entry": label, "tested_on": tested_on, "n": n, **_scores(entry.tested, SHOWN)})
-    columns = [ENTRY, Column("tested_on", "tested on"), Column("n", "n")]
-    columns += [Column(name, title_of(name), "score") for name in SHOWN]
+            rows.append({"entry": label, "tested_on": tested_on, "n": n, **scores_of(entry.tested, SHOWN)})
+    columns = [ENTRY, Column("tested_on", "tested on"), Column("n", "n"), *metric_columns(SHOWN)]
     notes = [
         "Not comparable row by row: rows of different test sets have other utterances, folds or targets. A difference "
         "between them is one of what was asked, not of who answered better.",
@@ -131,7 +140,7 @@ def fold_table(group: Group) -> Table:
             "entry": entry.label,
             "fold": fold,
             "n": own["n"].iloc[0],
-            **_scores(own, metrics),
+            **scores_of(own, metrics),
         }
         for entry in group.entries
         for fold, own in entry.tested.groupby("fold")
@@ -140,7 +149,7 @@ def fold_table(group: Group) -> Table:
         ENTRY,
         Column("fold", "fold"),
         Column("n", "n"),
-        *_metric_columns(group, metrics),
+        *metric_columns(group.having(metrics)),
     ]
     notes = ["Mean ± sd over seeds.", *coverage_notes(group, group.entries)]
     return table_of("folds", "Every test fold", columns, rows, notes, bold=False)
@@ -155,7 +164,7 @@ def ambiguity_table(group: Group) -> Table:
         for b, count in enumerate(counts):
             place = {"entry": entry.label, "ambiguity": f"{bins.edges[b]:.2f}–{bins.edges[b + 1]:.2f}", "n": count}
             rows.append({**place, **means_and_sds(scores, (of_seeds[:, b] for of_seeds in scores.values()))})
-    columns = [ENTRY, Column("ambiguity", "ambiguity, bits"), Column("n", "n"), *_metric_columns(group, METRICS)]
+    columns = [ENTRY, Column("ambiguity", "ambiguity, bits"), Column("n", "n"), *metric_columns(group.having(METRICS))]
     note = "Mean ± sd over seeds of the metric over the test utterances of all folds in the bin."
     notes = [note, *coverage_notes(group, group.mains)]
     return table_of("ambiguity", "Scores by ambiguity of the raters", columns, rows, notes, bold=False)
@@ -163,14 +172,14 @@ def ambiguity_table(group: Group) -> Table:
 
 def by_table(group: Group, column: str, name: str, values: Texts) -> Table:
     """Scores of the test utterances by what a column (N,) says of each, such as the gender of who speaks."""
-    metrics = [metric for metric in (*SHOWN, "uar") if metric in group.metrics]
+    metrics = group.having((*SHOWN, "uar"))
     target, rows = group.predictions.target, []
     for entry, value in itertools.product(group.mains, sorted(set(values), key=_natural)):
         own = np.flatnonzero((values == value) & entry.there)
         scores = [METRICS[metric](target[own], entry.probs[:, own]) for metric in metrics]
         place = {"entry": entry.label, "group": value or None, "n": len(own)}
         rows.append({**place, **means_and_sds(metrics, scores)})
-    columns = [ENTRY, Column("group", column), Column("n", "n"), *_metric_columns(group, metrics)]
+    columns = [ENTRY, Column("group", column), Column("n", "n"), *metric_columns(metrics)]
     notes = [
         "Mean ± sd over seeds of the metric over the n test utterances of all folds that are of the group. Few "
         "utterances make noisy scores, and whether groups differ is not tested.",
@@ -179,46 +188,30 @@ def by_table(group: Group, column: str, name: str, values: Texts) -> Table:
     return table_of(f"by-{name}", f"Scores by {column}", columns, rows, notes, bold=False)
 
 
-def synthetic_tables(group: Group) -> list[Table]:
-    """How synthetic raters agree with people, and the scores of every head against them; none where there are none."""
-    targets = synthetic_targets(group)
-    rows: list[Row] = [
-        {"raters": f"of {name}", "ambiguity": what, **asdict(numbers)}
-        for name, said in targets.items()
-        for what, numbers in by_ambiguity(group.predictions.target, said)
-    ]
-    if not rows:
+def subsets(target: npt.NDArray[np.float32]) -> Mapping[str, npt.NDArray[np.bool_]]:
+    """Which targets (N, C) have a majority, which a plurality, and all (N,), each a subset of the next."""
+    return {
+        "majority": np.asarray(target.max(-1) > 0.5 + SHARE_TOLERANCE),
+        "plurality": np.asarray(largest(target).sum(-1) == 1),
+        "all": np.ones(len(target), dtype=bool),
+    }
+
+
+def subset_tables(group: Group) -> list[Table]:
+    """The main scores on the three subsets, side by side; none where every test utterance has a majority."""
+    found = subsets(group.predictions.target)
+    if found["majority"].all():
         return []
-    columns = [
-        Column("raters", "synthetic raters"), Column("ambiguity", "ambiguity of people, bits"), Column("n", "n"),
-        Column("js", title_of("js"), "score"), Column("bc", title_of("bc"), "score"),
-        Column("human_entropy", "entropy of people, bits", "score"),
-        Column("synthetic_entropy", "entropy of models, bits", "score"),
-        Column("pearson", "entropies, Pearson", "score"), Column("spearman", "entropies, Spearman", "score"),
-    ]  # fmt: skip
-    columns = columns if len(targets) > 1 else columns[1:]
-    notes = [
-        "Of the n test utterances that synthetic raters rated, what they say against what people say. Below all stand "
-        "the tertiles of people's entropy, fewer where many utterances are equally ambiguous. Within one of these the "
-        "entropy of people hardly varies, which lowers correlations."
-    ]
-    agreement = table_of("agreement", "Synthetic raters against people", columns, rows, notes, bold=False)
-    rows = [
-        {"entry": entry.label, "n": int(own.drop_duplicates("fold")["n"].sum()), **_scores(own, SHOWN)}
-        for entry in group.entries
-        if len(own := entry.against_synthetic)
-    ]
-    learnt = [f"{run.name} learnt {voters} votes" for run in group.runs if (voters := run.settings.get("targets"))]
-    notes = [
-        "Not the results of these systems, which are scored by people's targets above: here what synthetic raters say "
-        f"is the target, on the n test utterances that they rated. {'; '.join(learnt)}.",
-        _spread(group).partition(";")[0] + ".",
-    ]
-    columns = [ENTRY, Column("n", "n"), *_metric_columns(group, SHOWN)]
-    return [
-        agreement,
-        table_of("against-synthetic", "Every head against synthetic raters", columns, rows, notes, bold=False),
-    ]
+    metrics = group.having(SHOWN)
+    rows: list[Row] = []
+    for entry in group.mains:
+        for name, members in found.items():
+            scores = _of_folds(group, entry, members, metrics)
+            place = {"entry": entry.label, "subset": name, "n": int((members & entry.there).sum())}
+            rows.append({**place, **means_and_sds(metrics, scores)})
+    columns = [ENTRY, Column("subset", "test utterances"), Column("n", "n"), *metric_columns(metrics)]
+    caption = "Scores on utterances with a majority, with a plurality, and on all"
+    return [table_of("subsets", caption, columns, rows, SUBSET_NOTES, bold=False)]
 
 
 def multi_label_tables(group: Group) -> list[Table]:
@@ -230,17 +223,16 @@ def multi_label_tables(group: Group) -> list[Table]:
             label = f"{system} {head}" if len(group.runs) == 1 else f"{run.name}: {system} {head}"
             above = run.arrays.thresholds[str(system)]
             words = f"{above.min():.2f}–{above.max():.2f}" if np.ptp(above) else f"{above.min():.2f}"
-            rows.append({"entry": label, "threshold": words, **_scores(tested, list(MULTI_LABEL_METRICS))})
+            rows.append({"entry": label, "threshold": words, **scores_of(tested, list(MULTI_LABEL_METRICS))})
     if not rows:
         return []
-    columns = [ENTRY, Column("threshold", "threshold, of dev")]
-    columns += [Column(name, title_of(name), "score") for name in MULTI_LABEL_METRICS]
+    columns = [ENTRY, Column("threshold", "threshold, of dev"), *metric_columns(MULTI_LABEL_METRICS)]
     notes = [
         "A class is present where any counting vote is for it. These systems predict the probability of that, and no "
         "distribution: their scores compare with none of other tables. The threshold of each run is that of the best "
         "macro F1 on dev. Acc is, of the classes of an utterance that are present or predicted so, the share that is "
         "both, as papers on CMU-MOSEI and M3ED print it. Precision, recall and micro F1 are over all classes together.",
-        "Mean ± sd over seeds of the mean over test folds; bold is the best of its column.",
+        f"Mean ± sd over seeds of the mean over test folds; {BEST}",
     ]
     return [table_of("multi-label", "Which classes are present", columns, rows, notes)]
 
@@ -272,11 +264,11 @@ def ablation_tables(group: Group) -> list[Table]:
     base, rows = reference.per_seed("js").mean(), []
     for entry in (reference, *versions):
         changed = [f"{name} {value}" for name, value in entry.chosen.items() if value != own[name]]
-        row = {"entry": entry.label, "differs_in": "; ".join(changed) or None, **_scores(entry.tested, SHOWN)}
+        row = {"entry": entry.label, "differs_in": "; ".join(changed) or None, **scores_of(entry.tested, SHOWN)}
         rows.append({**row, "change": entry.per_seed("js").mean() - base})
-    columns = [ENTRY, Column("differs_in", "differs in"), *_metric_columns(group, SHOWN)]
+    columns = [ENTRY, Column("differs_in", "differs in"), *metric_columns(group.having(SHOWN))]
     columns.append(Column("change", "change of JS", "change"))
-    notes = [_spread(group), "Whether a change is more than chance: see the differences on test."]
+    notes = [f"{group.spread}; {BEST}", "Whether a change is more than chance: see the differences on test."]
     notes += coverage_notes(group, [reference, *versions])
     return [table_of("ablation", f"Versions of {reference.label}", columns, rows, notes)]
 
@@ -295,9 +287,11 @@ def setting_tables(group: Group) -> list[Table]:
         rows: list[Row] = []
         for setting, own in main.dev.groupby(varied, sort=False, dropna=False):
             chosen = own.loc[own["selected"] == 1, "fold"].nunique()
-            rows.append(dict(zip(varied, setting, strict=True)) | _scores(own, SHOWN) | {"folds_that_chose_it": chosen})
+            rows.append(
+                dict(zip(varied, setting, strict=True)) | scores_of(own, SHOWN) | {"folds_that_chose_it": chosen}
+            )
         rows.sort(key=lambda row: np.inf if row["js"] is None else row["js"])
-        columns = [*(Column(name, name.replace("_", " ")) for name in varied), *_metric_columns(group, SHOWN)]
+        columns = [*(Column(name, name.replace("_", " ")) for name in varied), *metric_columns(group.having(SHOWN))]
         columns.append(Column("folds_that_chose_it", "chosen in folds"))
         caption = f"Every setting of {main.label}, on dev"
         tables.append(table_of(f"settings-{group.slugs[main.label]}", caption, columns, rows, [note]))
@@ -324,95 +318,6 @@ def significance_table(comparisons: pd.DataFrame, method: str) -> Table:
     return table_of("significance", "Differences on test", columns, frame.to_dict("records"), notes)
 
 
-def coverage_notes(group: Group, entries: Sequence[Entry]) -> list[str]:
-    """In words, which heads were scored on fewer utterances than there are, in fewer folds, or not at all."""
-    sizes = {fold: len(rows) for fold, rows in group.predictions.folds.items()}
-    fewer, notes = [], []
-    for entry in entries:
-        scored = entry.tested[entry.tested["n"] > 0].drop_duplicates("fold", keep="last")
-        count, of = int(scored["n"].sum()), sum(sizes[fold] for fold in scored["fold"])
-        if count < of:
-            fewer.append(f"{entry.label} {count:,} of {of:,}")
-        unscored = entry.tested[entry.tested["n"] == 0]["fold"]
-        if len(unscored):
-            notes.append(
-                f"{entry.label} has no score in fold {', '.join(map(str, sorted(unscored.unique())))}, where no "
-                "utterance of train or none of test has its modality, or a prediction, or none of dev to choose its "
-                "epoch by; its mean is over the other folds."
-            )
-        if entry.diverged:
-            notes.append(f"{entry.label} diverged at once in some run, and has no mean.")
-    notes += constant_notes(group, entries)
-    if fewer:
-        notes.insert(
-            0,
-            f"Some utterances lack a modality, or a prediction, and a head is scored on those that have it: "
-            f"{', '.join(fewer)}. Scores on different utterances do not compare; the differences on test are on common "
-            "ones.",
-        )
-    return notes
-
-
-def constant_notes(group: Group, entries: Sequence[Entry]) -> list[str]:
-    """In words, which heads predict one and the same for all utterances of a test fold, whatever these are."""
-    notes = []
-    for entry in entries:
-        same = []
-        for fold, rows in group.predictions.folds.items():
-            probs = entry.probs[:, rows[entry.there[rows]]]  # (seeds, n, C)
-            if probs.shape[1] > 1 and (np.ptp(probs, axis=1) < CONSTANT).all(axis=-1).any():
-                same.append(fold)
-        if same:
-            where = "any fold" if len(same) == len(group.predictions.folds) else f"fold {', '.join(map(str, same))}"
-            notes.append(
-                f"{entry.label} predicts the same for every utterance of {where}, in some run at least: it learnt "
-                "nothing that tells them apart, as where features are equal (empty transcripts, constant vectors)."
-            )
-    return notes
-
-
-def blank_notes(group: Group, metrics: Iterable[str]) -> list[str]:
-    """Why metrics are blank in every row."""
-    tested = pd.concat([run.tested for run in group.runs])
-    scored = tested[(tested["n"] > 0) & (tested["epoch"] != 0)]
-    notes = []
-    for name in metrics:
-        if name not in scored or not len(scored) or scored[name].notna().any():
-            continue
-        if name == "r2" and len(group.predictions.emotions) == 2:
-            why = "two shares always lie on one line, so that it would be 1 whatever is predicted"
-        elif name == "accuracy_untied":
-            why = "no test utterance has one largest share"
-        else:
-            why = "it tells nothing of these emotions and test folds"
-        notes.append(f"{METRICS[name].title if name in METRICS else name} is blank: {why}.")
-    return notes
-
-
-def _metric_columns(group: Group, metrics: Iterable[str]) -> list[Column]:
-    return [Column(name, title_of(name), "score") for name in metrics if name in group.metrics]
-
-
-def _scores(rows: pd.DataFrame, metrics: Sequence[str]) -> Row:
-    """Over the seeds of some rows of results.csv, of the mean over folds: every metric, and its spread as NAME_sd."""
-    table = rows.reindex(columns=["seed", "n", *metrics])
-    return means_and_sds(metrics, fold_means(table, metrics))
-
-
-def _head_notes(group: Group) -> list[str]:
-    """That a head was asked for, and which systems have none of that name."""
-    if group.head is None:
-        return []
-    told = {(id(entry.run), entry.system) for entry in group.mains}
-    without = [
-        entry.label.removesuffix(f" {entry.head}")
-        for entry in group.entries
-        if (id(entry.run), entry.system) not in told
-    ]
-    lacking = f"; left out, having none: {', '.join(dict.fromkeys(without))}" if without else ""
-    return [f"Systems are told by their head {group.head}, as was asked for{lacking}."]
-
-
 def _natural(text: str) -> tuple[bool, bool, float, str]:
     """What numbers are sorted by as numbers, before words, and nothing at all after both."""
     try:
@@ -421,18 +326,11 @@ def _natural(text: str) -> tuple[bool, bool, float, str]:
         return not text, True, 0.0, text
 
 
-def _expert_notes(group: Group) -> list[str]:
-    """What must be said where heads were trained to teach, not to match the raters."""
-    first = group.mains[0]
-    if not {"lambda_expert", "student"} <= {*first.settings} or first.settings["lambda_expert"].iloc[0] != 0:
-        return []
-    return [
-        f"The heads of {first.system} beside the {first.settings['student'].iloc[0]} head were trained without a rater "
-        "loss of their own (lambda expert 0): their scores tell how the student was taught, they are no results for "
-        "one modality."
-    ]
-
-
-def _spread(group: Group) -> str:
-    seeds = sorted({len(entry.probs) for entry in group.entries if not entry.members})
-    return SPREAD.format(seeds=" or ".join(map(str, seeds)), folds=len(group.predictions.folds))
+def _of_folds(group: Group, entry: Entry, members: npt.NDArray[np.bool_], metrics: list[str]) -> Floats:
+    """Metrics on some utterances (N,), averaged over the folds that have any → (metrics, seeds)."""
+    target, nothing = group.predictions.target, np.full((len(metrics), len(entry.probs)), np.nan)
+    folds = [own for rows in group.predictions.folds.values() if len(own := rows[(members & entry.there)[rows]])]
+    if entry.diverged or not folds:
+        return nothing
+    scores = [[METRICS[name](target[own], entry.probs[:, own]) for name in metrics] for own in folds]
+    return np.asarray(np.mean(scores, axis=0))

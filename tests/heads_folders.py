@@ -11,11 +11,12 @@ from typing import Any
 import torch
 
 from amber2_core.features import fingerprint
+from amber2_core.files import sha256_of
 from amber2_core.heads import Architecture, Heads, initial_parameters
 from amber2_core.heads_folder import TrainedHeads
 from amber2_core.lddu import Lddu, LdduHeads
 from amber2_core.lddu import initial_parameters as lddu_parameters
-from amber2_predict.folder import CONFIG, FORMAT, FORMAT_VERSION, facts_of, sha256
+from amber2_predict.folder import CONFIG, FORMAT, FORMAT_VERSION, facts_of
 
 EMOTIONS = ("neutral", "happy", "sad")
 SIZES = {"audio": 6, "text": 5}
@@ -88,7 +89,7 @@ def write_heads_folder(folder: Path, *members: TrainedHeads, digests: bool = Fal
     for name, one in zip(config["members"], members, strict=True):
         one.write(folder / name)
     if digests:
-        config["digests"] = {name: sha256(folder / name) for name in config["members"]}
+        config["digests"] = {name: sha256_of(folder / name) for name in config["members"]}
     (folder / CONFIG).write_text(json.dumps({**config, **changes}), encoding="utf-8")
     return folder
 

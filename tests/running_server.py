@@ -23,7 +23,7 @@ from speaking_heads import Studio
 pytest.importorskip("uvicorn", reason="the extra app is not installed")
 pytest.importorskip("starlette", reason="the extra app is not installed")
 
-COMMAND = "from amber2_predict.serve_cli import serve_emotion; serve_emotion()"
+COMMAND = "from amber2_predict.cli import serve_emotion; serve_emotion()"
 # Put before the command: predictions wait until a file is there, and count in another what they were asked for.
 GATED = """
 import os, time

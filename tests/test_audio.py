@@ -14,9 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from amber2_core.errors import AudioError
+from amber2_core.files import sha256_of
 from amber2_data.sound import Excerpt, seconds_of
 from amber2_extract.audio import read_waveform, resample
-from amber2_extract.checkpoint import sha256_of
 from amber2_extract.recipe import Resampler
 
 Samples = npt.NDArray[np.floating[Any]]

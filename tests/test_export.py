@@ -31,7 +31,7 @@ from amber2_core.run_folder import read_predictions, read_results
 from amber2_predict import Predictor
 from amber2_predict.card import card, text
 from amber2_predict.chosen import choose
-from amber2_predict.export_cli import export_heads
+from amber2_predict.cli import export_heads
 from amber2_predict.folder import read_folder
 from amber2_predict.graph import write_graph
 from amber2_train.cli import train_heads

@@ -12,12 +12,13 @@ import pytest
 from amber2_core import engine
 from amber2_core.errors import RunFolderError, SettingError
 from amber2_predict import pipeline
-from amber2_predict.pipeline import Request, Survey
+from amber2_predict.options import HeadsChoice
+from amber2_predict.pipeline import Survey
 from amber2_predict.table import check_output, line_of
 from amber2_predict.units import Key, Unit, Windows
 
 HEADS, EMOTIONS = ("audio", "text", "fusion"), ("happy", "sad")
-REQUEST = Request("heads")
+REQUEST = HeadsChoice("heads")
 
 
 def row_of(unit: Unit, *, is_good: bool = False) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from run_folders import Sketch, write_run
 
 from amber2_report.groups import grouped
 from amber2_report.runs import read_run
-from amber2_report.subsets import subset_tables, subsets
+from amber2_report.tables import subset_tables, subsets
 
 VOTES = [
     # votes by class, whether a majority, whether a plurality

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
-from amber2_core.command import DONE, INCOMPLETE, Command, chosen_shard, command_body, fail, ray_options
+from amber2_core.command import DONE, INCOMPLETE, Command, chosen_shard, command_body, fail, policy_options, ray_options
 from amber2_core.errors import Amber2Error, SettingError
 
 if TYPE_CHECKING:
@@ -146,25 +146,7 @@ def _list(text: str) -> list[str]:
     help="Fold protocol: session, speaker, stratified, official, official:SPLIT, column:NAME. "
     "[default: the corpus's own]",
 )
-@click.option(
-    "--emotions",
-    metavar="LIST",
-    help="Label space, in order, or its name: iemocap-4, iemocap-9, msp-podcast-8, msp-podcast-4, crema-d-6. "
-    "[default: the corpus's own]",
-)
-@click.option("--stimulus", help="Whose votes: audio, video, audiovisual. [default: the corpus's own]")
-@click.option("--raters", default="external", help="Other people's votes, or the speaker's own too: external, all.")
-@click.option("--multi-label", default="pooled", help="A rater's several ticks: pooled, split, first.")
-@click.option("--out-of-space", default="drop", help="Votes outside the label space: drop, other.")
-@click.option(
-    "--merge", metavar="LIST", help="Count a word for an emotion, as excited=happy; none. [default: the corpus's own]"
-)
-@click.option("--keep", help="Utterances: consensus, plurality, majority, any-vote. [default: the corpus's own]")
-@click.option(
-    "--secondary",
-    default="drop",
-    help="Secondary labels of raters (MSP-Podcast): drop; merge: further ticks, which --multi-label weighs.",
-)
+@policy_options
 @click.option(
     "--targets",
     default="human",
@@ -307,9 +289,9 @@ def merge_sweep(shards: Sequence[Path], output: Path | None, cache: Path | None)
     from amber2_core.shards import whole_of
 
     from . import run
-    from .parts import check_shards
     from .show import print_table
     from .training_data import find_cache
+    from .unfinished import check_shards
 
     check_shards(shards)
     place, options, words = _saved(shards[0], cache, None)

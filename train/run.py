@@ -36,13 +36,21 @@ from amber2_core.shards import Shard
 from . import worker
 from .grid import Setting, axes_of, kinds_of
 from .options import TrainOptions
-from .parts import check_shards
 from .plan import Plan, plan_sweep
 from .request import Request, identity, prepared, settings_record, utterance_rows
 from .results import Report, Results, results_of
 from .selection import Selection, warn_of_deciders
 from .tasks import FinishedTasks, Run, Task, link
-from .unfinished import LOG, Identity, check_free, difference, earlier_output, new_output, unfinished_sweep
+from .unfinished import (
+    LOG,
+    Identity,
+    check_free,
+    check_shards,
+    difference,
+    earlier_output,
+    new_output,
+    unfinished_sweep,
+)
 
 OnProgress = Callable[[int, int], None]
 _log = logging.getLogger(__name__)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import zlib
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -22,12 +21,12 @@ from amber2_core.cache import (
 )
 from amber2_core.errors import CacheError, LabelError, SettingError
 from amber2_core.features import Side, blocks
+from amber2_core.files import cache_folder
 from amber2_core.label_spaces import policy_with
 from amber2_core.shards import is_part, warn_of_part
 from amber2_core.tables import Texts, take, texts
 from amber2_core.votes import LabelPolicy, Voters, all_ticks, counted_votes, label_distributions
 
-CACHE_DIR_VARIABLE = "AMBER2_CACHE_DIR"
 FOLD_COLUMNS = ("speaker", "session", "dialogue", "split", "language")
 # an utterance without features of some modality is left out, or kept with those that it has
 Missing = Literal["drop", "mask"]
@@ -126,7 +125,7 @@ def find_cache(path: Path | None, cache_dir: Path | None) -> Path:
     """
     if path is not None:
         return path
-    folder = cache_dir or Path(os.environ.get(CACHE_DIR_VARIABLE) or "cache")
+    folder = cache_folder(cache_dir)
     found = sorted(folder.glob("*.h5")) if folder.is_dir() else []
     caches = [path for path in found if not is_part(path)]
     if len(caches) == 1:
@@ -136,7 +135,7 @@ def find_cache(path: Path | None, cache_dir: Path | None) -> Path:
     if not caches:
         raise CacheError(
             f"No feature cache in {folder}: make one with extract-features, or name one with --cache, "
-            f"or its folder with --cache-dir or {CACHE_DIR_VARIABLE}"
+            f"or its folder with --cache-dir or AMBER2_CACHE_DIR"
         )
     raise CacheError(f"Several caches in {folder} ({', '.join(c.name for c in caches)}): name one with --cache")
 

@@ -3,7 +3,7 @@
 Beside the run folder `NAME` there is `NAME.unfinished` with `unfinished.json` (the run folder's path, how many tasks of
 how many are done, and all that the results depend on), the tasks (`train.tasks`), `log.txt` and a lock. The same
 command finds it and goes on; when the run folder is complete, it is removed. A shard of a sweep keeps its tasks in the
-same way in `NAME.shard-3-of-16`, which stays until all shards are merged (`train.merging`).
+same way in `NAME.shard-3-of-16`, which stays until all shards are merged.
 """
 
 from __future__ import annotations
@@ -13,14 +13,15 @@ import itertools
 import json
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from amber2_core.errors import RunFolderError, SettingError
 from amber2_core.files import lock, write_json
-from amber2_core.shards import Shard
+from amber2_core.run_folder import read_settings
+from amber2_core.shards import Shard, check_all, shard_of
 
 from .tasks import FinishedTasks
 
@@ -143,6 +144,33 @@ def read_record(folder: Path) -> dict[str, Any]:
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         raise RunFolderError(f"{folder} is not a sweep that can go on: remove it, or name another --output") from None
     return record
+
+
+def check_shards(folders: Sequence[Path]) -> tuple[Identity, str]:
+    """Check that these are all shards of one sweep, and finished: what its results depend on, and its device.
+
+    Raises:
+        SettingError: one is missing, named twice, or one of another number of shards.
+        RunFolderError: one is no shard, is of another sweep, or is not finished.
+    """
+    records = dict[Path, dict[str, Any]]()
+    shards = dict[Path, Shard]()
+    for folder in folders:
+        record = read_record(folder) if (folder / RECORD).is_file() else {}
+        if (shard := shard_of(record)) is None:
+            raise RunFolderError(f"{folder} is no shard of a sweep: shards are what train-heads --shard writes")
+        if folder in shards:
+            raise RunFolderError(f"{folder} is named twice: name each shard once")
+        if differs := difference(records.get(folders[0], record)["identity"], record["identity"]):
+            raise RunFolderError(f"{folders[0]} is of another sweep than {folder}: {differs}")
+        records[folder], shards[folder] = record, shard
+    check_all(shards, what="sweep")
+    for folder, record in records.items():
+        if (count := FinishedTasks(folder).count) < record["tasks"]:
+            held = f"{folder} is not finished: it holds {count} of {record['tasks']} tasks"
+            raise RunFolderError(f"{held}; run {shards[folder]} again, which goes on from there")
+    first = folders[0]
+    return records[first]["identity"], str(read_settings(first)["device"])
 
 
 def _write(finished: FinishedTasks, output: Path, identity: Identity, tasks: int, shard: Shard | None) -> None:

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from amber2_core.errors import CorpusError, parse_problem
-from amber2_core.files import written_whole
+from amber2_core.files import cache_folder, written_whole
 from amber2_core.utterance import Corpus
 
 from ..manifest_columns import NAMES
@@ -58,7 +58,7 @@ def read(root: Path, *, audio_root: Path | None = None, columns: Mapping[str, st
         raise CorpusError(
             f"To read {root}, install the extra: pip install 'amber2[hf]' (the datasets library)"
         ) from None
-    folder = Path(os.environ.get("AMBER2_CACHE_DIR") or "cache") / "hf" / _digest(os.fsencode(root.resolve()))[:16]
+    folder = cache_folder() / "hf" / _digest(os.fsencode(root.resolve()))[:16]
     records: Records = []
     named = dict(columns or {})
     is_unpacked = False
