@@ -433,7 +433,12 @@ def test_memory_and_files_stay_as_they_are_over_many_requests(studio: Studio, se
     body = Path(studio.recordings[0]).read_bytes()
 
     def held() -> int:
-        return len(list(Path(f"/proc/{server.process.pid}/fd").iterdir()))
+        """Files that are still open a while after the last answer, behind which the server tidies up."""
+        counts = []
+        for _ in range(50):
+            counts.append(len(list(Path(f"/proc/{server.process.pid}/fd").iterdir())))
+            time.sleep(0.02)
+        return min(counts)
 
     def ask(count: int) -> None:
         for k in range(count):
@@ -443,7 +448,7 @@ def test_memory_and_files_stay_as_they_are_over_many_requests(studio: Studio, se
     files, before, threads = held(), server.peak(), threading.active_count()
     ask(150)
     assert threading.active_count() == threads
-    assert held() <= files + 2
+    assert held() <= files
     assert server.peak() - before < 20 * MB
 
 
