@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import socket
+import time
 import warnings
 from collections import deque
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -20,8 +21,8 @@ from typing import Any, ClassVar
 from .engine import Dealt, raised, settle, surroundings
 from .errors import Amber2Error, SettingError, bad_choice
 
-# Seconds within which a machine must answer.
-_PATIENCE = 15.0
+# Seconds within which a machine must answer, and within which it notices that a worker has ended.
+_PATIENCE, _MOMENT = 15.0, 2.0
 # What must be the same everywhere, for the numbers to be.
 _SOFTWARE = ("amber2", "torch", "torchaudio", "transformers", "tokenizers", "numpy", "soundfile", "av")
 _log = logging.getLogger(__name__)
@@ -143,11 +144,7 @@ class Cluster:
             what = f"GPUs for workers with {self.gpus_per_worker:g}" if device == "cuda" else "processors"
             raise SettingError(f"The Ray cluster has no {what}: see `ray status`, or use another --device")
         self._check_software({place.node: place.host for place in found})
-        wanted = {"GPU": sum(place.gpus for place in found), "CPU": float(sum(place.threads for place in found))}
-        kind = "GPU" if wanted["GPU"] else "CPU"
-        free = ray.available_resources().get(kind, 0.0)  # type: ignore[no-untyped-call]
-        if free < wanted[kind]:
-            _log.warning("%g of %g %ss of the Ray cluster are free: some workers wait", free, wanted[kind], kind)
+        _tell_of_others(found)
         return found
 
     def workers(self, entries: Sequence[tuple[Place, Any]], work: tuple[Any, Any, Any]) -> Sequence[_Actor]:
@@ -194,6 +191,20 @@ def _asked(hosts: Collection[str], function: Callable[..., Any], *args: Any) -> 
         except Exception as problem:
             found[node] = str(problem).strip().partition("\n")[0] or type(problem).__name__
     return found
+
+
+def _tell_of_others(places: Sequence[Place]) -> None:
+    """Warn where others have what workers are to have. What our own last workers had is free a moment after them."""
+    import ray
+
+    gpus = sum(place.gpus for place in places)
+    kind, wanted = ("GPU", gpus) if gpus else ("CPU", sum(place.threads for place in places))
+    deadline = time.monotonic() + _MOMENT
+    while (free := ray.available_resources().get(kind, 0.0)) < wanted:  # type: ignore[no-untyped-call]
+        if time.monotonic() > deadline:
+            _log.warning("%g of %g %ss of the Ray cluster are free: some workers wait", free, wanted, kind)
+            return
+        time.sleep(0.05)
 
 
 def _bound(node: str) -> Any:

@@ -226,7 +226,7 @@ def test_a_sweep_has_the_same_digits(joined: str, tmp_path: Path) -> None:
 def test_a_busy_cluster_is_told_and_waited_for(cluster: Cluster, caplog: pytest.LogCaptureFixture) -> None:
     import ray
 
-    holder = ray.remote(num_cpus=1)(lambda: time.sleep(3.0)).remote()
+    holder = ray.remote(num_cpus=1)(lambda: time.sleep(6.0)).remote()
     while ray.available_resources().get("CPU", 0.0) == ray.cluster_resources()["CPU"]:
         time.sleep(0.05)
     places = cluster.places("cpu")
