@@ -21,8 +21,9 @@ from typing import Any, ClassVar
 from .engine import Dealt, raised, settle, surroundings
 from .errors import Amber2Error, SettingError, bad_choice
 
-# Seconds within which a machine must answer, and within which it notices that a worker has ended.
-_PATIENCE, _MOMENT = 15.0, 2.0
+# Seconds within which a port must open; a machine answer, whose processes may have much to load from a slow disk; and a
+# machine notice that a worker has ended.
+_AT_ONCE, _PATIENCE, _MOMENT = 10.0, 60.0, 2.0
 # What must be the same everywhere, for the numbers to be.
 _SOFTWARE = ("amber2", "torch", "torchaudio", "transformers", "tokenizers", "numpy", "soundfile", "av")
 _log = logging.getLogger(__name__)
@@ -101,7 +102,7 @@ def _check_address(address: str) -> None:
     if not host or not port.isdecimal():
         raise SettingError(f"Bad Ray address {address!r}, expected HOST:PORT of the cluster's head, auto or local")
     try:
-        socket.create_connection((host.strip("[]"), int(port)), timeout=_PATIENCE).close()
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_AT_ONCE).close()
     except (OSError, OverflowError) as problem:
         raise SettingError(
             f"No Ray cluster answers at {address}: {getattr(problem, 'strerror', None) or problem}; give "

@@ -200,6 +200,7 @@ def test_a_host_that_is_lost_half_way_costs_its_portions_alone(desk: Desk, slow_
     with desk.started(*desk.extraction(output, *desk.by_ray, slow=True)) as process:
         # Both have worked, and half of it is done.
         until(lambda: len(desk.encoded()) >= COUNT // 2 or process.poll() is not None, "half of the work")
+        assert process.poll() is None, process.communicate()
         assert {place for places in desk.encoded().values() for place in places} == {"a", "b"}
         desk.cluster.worker.power_off()
         _, complained = process.communicate(timeout=180)
@@ -221,6 +222,7 @@ def test_after_ctrl_c_no_worker_is_left_the_cluster_lives_and_the_same_command_g
     command = desk.extraction(output, *desk.by_ray, "--rows=shared", slow=True)
     with desk.started(*command) as process:
         until(lambda: len(desk.encoded()) >= COUNT // 2 or process.poll() is not None, "half of the work")
+        assert process.poll() is None, process.communicate()
         assert desk.actors()
         process.send_signal(signal.SIGINT)
         _, complained = process.communicate(timeout=60)
