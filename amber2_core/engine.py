@@ -181,7 +181,7 @@ def _results(
     engine: Engine, tasks: Iterator[Any], workers: Sequence[Worker], queued: int, on_death: OnDeath[Any] | None
 ) -> Generator[tuple[Any, Any]]:
     again: deque[Dealt] = deque()
-    heard: dict[tuple[str, int, str], object] = {}
+    heard: dict[tuple[str, int, str], int | None] = {}
     longest = 0.0
     try:
         while True:
@@ -200,7 +200,7 @@ def _results(
                             dealt.is_done = True
                             yield dealt.task, result
                     case "logged", record:
-                        _handle_once(record, record.process, heard)
+                        _handle_once(record, heard)
                     case "raised", problem, where:
                         raise problem from RuntimeError(f"in a worker:\n{where}")
                     case _:
@@ -217,14 +217,9 @@ def _deal_one(again: deque[Dealt], tasks: Iterator[Any], workers: Sequence[Worke
     worker = min(left, key=lambda worker: len(worker.dealt))
     if len(worker.dealt) >= queued:
         return False
-    if again:
-        dealt = again.popleft()
-    else:
-        for task in tasks:
-            dealt = Dealt(task)
-            break
-        else:
-            return False
+    dealt = again.popleft() if again else next(map(Dealt, tasks), None)
+    if dealt is None:
+        return False
     dealt.begun = math.inf
     worker.give(dealt)
     _begin(worker)
@@ -273,11 +268,11 @@ def _of_the_dead(worker: Worker, workers: Sequence[Worker], on_death: OnDeath[An
     return [dealt for dealt in (*instead, *others) if not dealt.is_done and dealt not in held]
 
 
-def _handle_once(record: logging.LogRecord, source: object, heard: dict[tuple[str, int, str], object]) -> None:
+def _handle_once(record: logging.LogRecord, heard: dict[tuple[str, int, str], int | None]) -> None:
     """Log what a worker logged, unless another one said so before."""
     logger = logging.getLogger(record.name)
-    first = heard.setdefault((record.name, record.levelno, record.getMessage()), source)
-    if first is source and logger.isEnabledFor(record.levelno):
+    first = heard.setdefault((record.name, record.levelno, record.getMessage()), record.process)
+    if first == record.process and logger.isEnabledFor(record.levelno):
         logger.handle(record)
 
 

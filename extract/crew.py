@@ -1,10 +1,10 @@
-"""Who encodes: the workers of this machine, or those of a Ray cluster, and what becomes of inputs that they die of."""
+"""Who encodes: the workers of this machine, or those of a Ray cluster; which batches they get, and what they die of."""
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Collection, Generator, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -13,9 +13,11 @@ from pathlib import Path
 from amber2_core import engine
 from amber2_core.errors import WorkerError
 from amber2_core.ray_engine import Cluster, machines
+from amber2_core.shards import Shard
 
 from . import worker
-from .batches import Effort, Seat, Survey, one_at_a_time, portions
+from .batches import Effort, Seat, Survey, one_at_a_time, padding_waste, plan_batches, portions
+from .evidence import sample
 from .plan import Job
 from .recipe import OF_TRANSCRIPTS, AudioRecipe
 from .recordings import Batch, Work
@@ -73,6 +75,51 @@ class Crew:
         _log.info("Ray cluster: machines %d, workers %d", len({place.node for place in places}), len(places))
         seats = [Seat(n, place.device, threads_of(place.device, place.threads)) for n, place in enumerate(places)]
         return replace(known, seats=tuple(seats), places=tuple(places))
+
+    def share_of(self, shard: Shard, job: Job, works: Sequence[Work]) -> set[str]:
+        """The digests of what a shard encodes: whole batches, so that all shards give what one call would.
+
+        Batches fall in cost: every so-manieth of them is about as much work for each shard.
+
+        Raises:
+            SettingError, ModelError: as `survey`.
+        """
+        _, planned = self._planned(job, works, self.survey(job, works))
+        return {works[place].digest for places in shard.of(planned) for place in places}
+
+    def batches(
+        self, job: Job, works: Sequence[Work], part: Collection[str], fresh: Collection[str], known: Survey
+    ) -> tuple[list[Batch], float]:
+        """The batches without what is held already, and the share of padding in all of them.
+
+        They are planned over all works, held or not: an interrupted extraction meets the same batches again, and so
+        ends with the same values to the last bit.
+
+        Args:
+            job: what they are encoded as.
+            works: all of them.
+            part: digests of what is this call's to encode; of these some are encoded alone again.
+            fresh: those of the part that are not held.
+            known: of devices and tokens.
+        """
+        sizes, planned = self._planned(job, works, known)
+        together = (works[place].digest for places in planned if len(places) > 1 for place in places)
+        checked = sample(digest for digest in together if digest in part)
+        batches = []
+        for places in planned:
+            missing = [place for place in places if works[place].digest in fresh]
+            if missing:
+                cost = len(missing) * max(sizes[place] for place in missing)
+                some = tuple(works[place] for place in missing)
+                batches.append(Batch(some, cost, checked.intersection(work.digest for work in some)))
+        return batches, padding_waste(sizes, planned)
+
+    def _planned(self, job: Job, works: Sequence[Work], known: Survey) -> tuple[Sequence[float], list[list[int]]]:
+        """The size of each work, and the places of those in each batch."""
+        sizes: Sequence[float] = known.tokens
+        if isinstance(job.recipe, AudioRecipe):
+            sizes = [job.seconds_computed(work.seconds) for work in works]
+        return sizes, plan_batches(sizes, budget=self.effort.budget(job.recipe.modality, known.seats[0].device))
 
     def encode(
         self, job: Job, batches: Sequence[Batch], known: Survey, store: Path

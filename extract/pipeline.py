@@ -46,7 +46,6 @@ from .previous import (
 from .recipe import OF_TRANSCRIPTS
 from .recordings import Inputs, Work, blank_cache, scan_recordings, transcript_inputs
 from .rows import RowStore, work_folder
-from .shares import batches_of, share_of
 
 AUDIO_MODEL = "facebook/wav2vec2-base"
 TEXT_MODEL = "bert-base-uncased"
@@ -296,7 +295,7 @@ def _complete(job: Job, scan: _Scan, folder: Path, crew: Crew, force: bool, on_p
     works = [work for work in inputs.works.values() if work.digest not in elsewhere and work.digest not in lost]
     part = {work.digest for work in works}
     if scan.shard is not None:
-        part = share_of(scan.shard, job, works, crew.survey(job, works), crew.effort) if works else set()
+        part = crew.share_of(scan.shard, job, works) if works else set()
         inputs = inputs.only(part | elsewhere.keys())
         failed = {**lost, **failed}
     missing = part - reusable.keys() - failed.keys()
@@ -356,7 +355,7 @@ def _encode(
     if evidence.singly:
         crew = crew.one_at_a_time()
     known = crew.survey(job, works)
-    batches, padding = batches_of(job, works, part, fresh, known, crew.effort)
+    batches, padding = crew.batches(job, works, part, fresh, known)
     summary = FeatureSummary(
         modality,
         job.name,
