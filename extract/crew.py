@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Collection, Generator, Iterator, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Collection, Generator, Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 from amber2_core import engine
@@ -42,7 +42,11 @@ def crew_of(effort: Effort, recordings: Path) -> Iterator[Crew]:
     Raises:
         SettingError: there is no such cluster.
     """
-    with machines(effort.engine, effort.ray_address, gpus_per_worker=effort.gpus_per_worker) as found:
+    with ExitStack() as stack:
+        joined = machines(effort.engine, effort.ray_address, gpus_per_worker=effort.gpus_per_worker)
+        found = cache(lambda: stack.enter_context(joined))
+        if effort.engine == "local":
+            found()  # a cluster is joined when there is something to encode
         yield Crew(effort, recordings, found)
 
 
@@ -52,8 +56,8 @@ class Crew:
 
     effort: Effort
     recordings: Path
-    # None: this one
-    machines: Cluster | None = None
+    # gives the cluster; None: this machine
+    machines: Callable[[], Cluster | None]
 
     def one_at_a_time(self) -> Crew:
         """The same without batches."""
@@ -67,11 +71,11 @@ class Crew:
             ModelError: the tokenizer cannot be loaded.
         """
         transcripts = works if job.recipe.modality in OF_TRANSCRIPTS else ()
-        here = "cpu" if self.machines is not None else self.effort.device
-        known = engine.call(survey, job, here, transcripts)
-        if self.machines is None:
+        machines = self.machines()
+        known = engine.call(survey, job, self.effort.device if machines is None else "cpu", transcripts)
+        if machines is None:
             return known
-        places = self.machines.places(self.effort.device)
+        places = machines.places(self.effort.device)
         _log.info("Ray cluster: machines %d, workers %d", len({place.node for place in places}), len(places))
         seats = [Seat(n, place.device, threads_of(place.device, place.threads)) for n, place in enumerate(places)]
         return replace(known, seats=tuple(seats), places=tuple(places))
@@ -132,7 +136,7 @@ class Crew:
             ModelError, CorpusError, CacheError: as `worker.encode`, and where a machine lacks encoder or recordings.
             WorkerError: workers die of one utterance after the other.
         """
-        is_afar = self.machines is not None
+        is_afar = self.machines() is not None
         comes_back = is_afar and self.effort.rows == "driver"
         seen = self.recordings.absolute() if isinstance(job.recipe, AudioRecipe) else None
         deadly: dict[str, str] = {}
@@ -143,7 +147,7 @@ class Crew:
             workers=list(zip(known.places, known.seats, strict=True)) if is_afar else known.seats,
             shared=Orders(job, None if comes_back else store.absolute(), is_afar=is_afar, recordings=seen),
             on_death=partial(_instead, deadly),
-            engine=self.machines,
+            engine=self.machines(),
         )
         writer, synced = RowWriter(store, 0) if comes_back else None, time.monotonic()
         with closing(results):

@@ -804,6 +804,14 @@ def test_several_devices_share_one_queue(place: Place, monkeypatch: pytest.Monke
         np.testing.assert_array_equal(place.values(modality, "one.h5"), place.values(modality))
 
 
+def test_a_cluster_is_joined_only_where_there_is_something_to_encode(place: Place) -> None:
+    place.extract()
+    nowhere = Effort(engine="ray", ray_address="127.0.0.1:9")
+    assert counts(place.extract(effort=nowhere), "audio") == (0, 12, 0)
+    with pytest.raises(SettingError, match="Ray"):
+        place.extract(effort=nowhere, force=True)
+
+
 def test_a_failure_of_one_of_several_devices_ends_the_call(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(amber2_core.devices, "choose_devices", lambda name: (torch.device("cpu"),) * 2)
     _narrow(monkeypatch, 4_000)
