@@ -57,11 +57,12 @@ def machines(engine: str, address: str | None = None, *, gpus_per_worker: float 
         gpus_per_worker: below 1, several workers share a GPU.
 
     Raises:
-        SettingError: Ray is not installed, no cluster answers there, or an address is given and not used.
+        SettingError: Ray is not installed, no cluster answers there, or something is given that is not used.
     """
     if engine == "local":
-        if address is not None:
-            raise SettingError("--ray-address without --engine ray: leave it out, or give both")
+        for name, is_given in (("--ray-address", address is not None), ("--gpus-per-worker", gpus_per_worker != 1)):
+            if is_given:
+                raise SettingError(f"{name} without --engine ray: leave it out, or give both")
         yield None
         return
     # It tells nobody that it is used; and workers on one's own machine are no less urgent than what started them.

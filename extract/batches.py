@@ -62,6 +62,8 @@ class Effort:
         for name, known in (("engine", ENGINES), ("rows", ROWS)):
             if getattr(self, name) not in known:
                 raise SettingError(bad_choice(name, getattr(self, name), known))
+        if self.engine == "local" and self.rows == "shared":
+            raise SettingError("--rows shared without --engine ray: leave it out, or give both")
         if not 0 < self.gpus_per_worker < math.inf:
             raise SettingError(f"Bad gpus_per_worker {self.gpus_per_worker}, expected more than 0")
         for name in ("batch_seconds", "batch_tokens"):

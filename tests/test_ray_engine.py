@@ -140,9 +140,13 @@ def test_where_no_cluster_runs_auto_says_how_to_start_one(monkeypatch: pytest.Mo
     assert "`--address`" not in str(caught.value)
 
 
-def test_an_address_is_not_passed_over_in_silence() -> None:
+def test_what_is_said_of_a_cluster_is_not_passed_over_in_silence() -> None:
     with pytest.raises(SettingError, match=r"^--ray-address without --engine ray"), machines("local", "127.0.0.1:9"):
         pass
+    with pytest.raises(SettingError, match=r"^--gpus-per-worker without"), machines("local", gpus_per_worker=0.5):
+        pass
+    with pytest.raises(SettingError, match=r"^--rows shared without --engine ray"):
+        Effort(rows="shared")
 
 
 def test_without_ray_the_line_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
